@@ -1,0 +1,26 @@
+"""Write a trained model as an ordinary transformers folder whose config tells its landmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def export(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    landmark_token_id: int,
+    settings: dict[str, int],
+) -> None:
+    """Save weights, tokenizer and config; `config.json` gains the field `landmarks` that the engine reads."""
+    model.config.landmarks = {"token_id": landmark_token_id, **settings}
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.bos_token_id = None
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = None
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,246 @@
+"""`python -m training.train --run DIR --data FILES…`: train the small landmark model, resumable.
+
+Writes into DIR: `log.jsonl` (one line per report), `checkpoint.pt` (weights, averages, optimiser, counters),
+and by `--export DIR` an ordinary transformers folder. A run that is stopped goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from training import attention
+from training.attention import LandmarkSettings
+from training.corpus import HELD_OUT, Corpus, read_documents
+from training.export import export
+from training.muon import Muon
+from training.names import Names
+from training.tasks import ANSWER_WEIGHT, Mix, Sample, Tasks
+from training.tokenizer import LANDMARK, for_transformers, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of the curriculum: from `start` tokens on, sequences of `slots`, `rows` of them in a step."""
+
+    start: float
+    slots: int
+    rows: int
+    mix: Mix
+
+
+CURRICULUM = (
+    Stage(0, 128, 16, Mix(copying=0.40, language=0.10)),
+    Stage(5e6, 128, 16, Mix(copying=0.20, language=0.15)),
+    Stage(8e6, 256, 12, Mix(copying=0.15, language=0.15)),
+    Stage(16e6, 512, 8, Mix(copying=0.10, language=0.20)),
+)
+
+
+def small_llama(vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        attention_dropout=0.0,
+    )
+
+
+def with_landmarks(sample: Sample, landmark: int, block_size: int) -> tuple[list[int], list[float]]:
+    """Slots and loss weights of a sample: a landmark after every `block_size - 1` text tokens."""
+    slots: list[int] = []
+    weights: list[float] = []
+    for start in range(0, len(sample.tokens), block_size - 1):
+        slots += sample.tokens[start : start + block_size - 1] + [landmark]
+        weights += sample.weights[start : start + block_size - 1] + [0.0]
+    return slots, weights
+
+
+def next_token_loss(logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean cross entropy; logits (rows, slots, vocabulary), slots and weights (rows, slots).
+
+    A landmark has weight 0, so the token before it predicts nothing and the landmark predicts the next token.
+    """
+    target, weight = slots[:, 1:].flatten(), weights[:, 1:].flatten()
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), target, reduction="none")
+    return (losses * weight).sum() / weight.sum()
+
+
+class Trainer:
+    """One run: model, average of its weights, optimiser, and how many tokens it has seen."""
+
+    def __init__(self, run: Path, files: list[Path], *, total: float, rate: float, seed: int, muon: bool) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.run, self.total, self.rate = run, total, rate
+        self.tokenizer = load_tokenizer(run / "tokenizer.json", files)
+        self.settings = LandmarkSettings()
+        self.landmark = int(self.tokenizer.token_to_id(LANDMARK))
+        corpus = Corpus.load(files, self.tokenizer, run / "corpus.npz")
+        self.tasks = Tasks(corpus, self.tokenizer, Names(self.tokenizer.decode(corpus.prose[:2_000_000].tolist())))
+        torch.manual_seed(seed)
+        attention.register()
+        self.model = LlamaForCausalLM(small_llama(self.tokenizer.get_vocab_size()))
+        self.model.set_attn_implementation(attention.NAME)
+        self.inv_freq = self.model.model.rotary_emb.inv_freq.clone()
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.optimizers = optimizers(self.model, rate, muon=muon)
+        self.seen, self.step, self.seed = 0, 0, seed
+        self.resume()
+        torch._dynamo.config.recompile_limit = 64  # each layer and each stage has its own shapes
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=False)
+
+    def resume(self) -> None:
+        path = self.run / "checkpoint.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.average = state["average"]
+            self.seen, self.step = state["seen"], state["step"]
+            print(f"resumed at {self.seen / 1e6:.2f} M tokens", flush=True)
+
+    def save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
+        state |= {"average": self.average, "seen": self.seen, "step": self.step}
+        torch.save(state, self.run / "checkpoint.new")
+        (self.run / "checkpoint.new").replace(self.run / "checkpoint.pt")
+
+    def learning_rate(self) -> float:
+        """Warm up, stay, and in the last third go down to a twentieth."""
+        warm = min(1.0, (self.step + 1) / 200)
+        left = max(0.0, (self.total - self.seen) / (self.total / 3))
+        return self.rate * warm * max(0.05, min(1.0, left))
+
+    def batch(self, rng: random.Random, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Slots and weights, both (rows, slots)."""
+        size = self.settings.block_size
+        text = stage.slots // size * (size - 1)
+        samples = [self.tasks.draw(rng, text, stage.mix) for _ in range(stage.rows)]
+        pairs = [with_landmarks(sample, self.landmark, size) for sample in samples]
+        return torch.tensor([slots for slots, _ in pairs]), torch.tensor([weights for _, weights in pairs])
+
+    def logits(self, slots: Tensor) -> Tensor:
+        """Logits (rows, slots, vocabulary)."""
+        positions = torch.zeros_like(slots)
+        inputs = {"inv_freq": self.inv_freq, "landmarks": self.settings}
+        output = self.model(slots, position_ids=positions, use_cache=False, **inputs)
+        return output.logits
+
+    def update(self, rng: random.Random, stage: Stage) -> float:
+        slots, weights = self.batch(rng, stage)
+        loss = next_token_loss(self.logits(slots), slots, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
+            optimizer.step()
+            optimizer.zero_grad()
+        blend = 1 - min(0.998, (self.step + 1) / (self.step + 20))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], blend)
+        self.seen, self.step = self.seen + slots.numel(), self.step + 1
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self, stage: Stage, batches: int = 4) -> dict[str, float]:
+        """Shares of retrieval answers and of copied tokens that are right, on fresh samples."""
+        rng = random.Random(self.seen)
+        result = {}
+        for name, mix in {"retrieval": Mix(0, 0), "copying": Mix(1, 0)}.items():
+            right, count = 0.0, 0.0
+            for _ in range(batches):
+                slots, weights = self.batch(rng, Stage(0, stage.slots, stage.rows, mix))
+                hit = self.logits(slots)[:, :-1].argmax(-1) == slots[:, 1:]
+                asked = weights[:, 1:] == (ANSWER_WEIGHT if name == "retrieval" else 1.0)
+                right, count = right + float((hit & asked).sum()), count + float(asked.sum())
+            result[name] = round(right / max(count, 1), 4)
+        return result
+
+    def train(self, minutes: float) -> None:
+        """Train until `total` tokens or until `minutes` have passed."""
+        begun, reported, losses = time.time(), time.time(), []
+        while self.seen < self.total and time.time() - begun < minutes * 60:
+            stage = max((s for s in CURRICULUM if s.start <= self.seen), key=lambda s: s.start)
+            losses.append(self.update(random.Random(self.seed * 1_000_003 + self.step), stage))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"loss is {losses[-1]} at step {self.step}; lower --rate")
+            if self.step % 200 == 0:
+                line = {"step": self.step, "seen": self.seen, "slots": stage.slots, "rate": self.learning_rate()}
+                line |= {"loss": round(sum(losses) / len(losses), 4), "seconds": round(time.time() - reported, 1)}
+                line |= self.evaluate(stage)
+                self.report(line)
+                reported, losses = time.time(), []
+                self.save()
+        self.save()
+
+    def report(self, line: dict[str, float]) -> None:
+        print(json.dumps(line), flush=True)
+        with (self.run / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights as a transformers folder."""
+        with torch.no_grad():
+            for parameter, average in zip(self.model.parameters(), self.average, strict=True):
+                parameter.copy_(average)
+        export(folder, self.model, for_transformers(self.tokenizer), self.landmark, asdict(self.settings))
+
+
+def optimizers(model: LlamaForCausalLM, rate: float, *, muon: bool) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest."""
+    hidden = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    table = [model.model.embed_tokens.weight]
+    norms = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": table + ([] if muon else hidden), "weight_decay": 0.1}]
+    adamw = torch.optim.AdamW([*groups, {"params": norms, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.95))
+    return [adamw, Muon(hidden, lr=rate)] if muon else [adamw]
+
+
+def load_tokenizer(path: Path, files: list[Path]) -> Tokenizer:
+    if not path.exists():
+        documents = [d.text for f in files for d in read_documents(f) if d.title not in HELD_OUT]
+        train_tokenizer([t[i : i + 20_000] for t in documents for i in range(0, len(t), 100_000)]).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run: log, checkpoint, tokenizer")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.xz or text files")
+    parser.add_argument("--total-tokens", type=float, default=40e6)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumable) after this long")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--muon", action="store_true", help="Muon for the layers' matrices instead of AdamW")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--export", type=Path, help="write the averaged weights here when training stops")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    settings = {"total": options.total_tokens, "rate": options.rate, "seed": options.seed, "muon": options.muon}
+    trainer = Trainer(options.run, options.data, **settings)
+    trainer.train(options.minutes)
+    if options.export:
+        trainer.export(options.export)
+
+
+if __name__ == "__main__":
+    main()
