@@ -1,0 +1,122 @@
+"""The phases of the demo in their order: server, text, reading, questions, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.demo.api import Api, connect
+from clients.demo.errors import DemoError, RequestError
+from clients.demo.facts import Fact, draw_facts, hide
+from clients.demo.metrics import Metrics
+from clients.demo.process import ServerProcess, served
+from clients.demo.screen import Screen
+from clients.demo.text import long_text, pieces
+
+QUESTIONS = 3
+PART = 200_000  # characters sent at a time: far below what a server limits a body to
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; `url` is a running server, otherwise one is started with `model`."""
+
+    model: str
+    text: Path | None = None
+    tokens: int | None = None
+    seed: int = 7
+    facts: int = 6
+    url: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """What is sent, its number of tokens, and what is asked."""
+
+    parts: list[str]
+    tokens: int
+    asked: list[Fact]
+
+
+def tour(options: Options, screen: Screen) -> list[Fact]:
+    """Run the demo; returns the facts that were asked and not told right.
+
+    Raises:
+        DemoError: it could not be run to its end
+    """
+    screen.opening()
+    with _server(options, screen) as (api, process):
+        try:
+            return _visit(options, screen, api, process)
+        except RequestError:
+            if process:
+                time.sleep(0.5)  # a connection breaks a moment before its process is gone
+                process.check()
+            raise
+
+
+def _visit(options: Options, screen: Screen, api: Api, process: ServerProcess | None) -> list[Fact]:
+    model = api.model()
+    script = _write(options, screen, api)
+    with api.session() as session:
+        _read(screen, api, session, script)
+        wrong = _ask(screen, api, session, model, script)
+        metrics = Metrics(api.metrics())
+    resident = metrics.value("process_resident_memory_bytes") or (process.memory() if process else None)
+    screen.memory(metrics, resident)
+    screen.closing(wrong, len(script.asked))
+    return wrong
+
+
+@contextlib.contextmanager
+def _server(options: Options, screen: Screen) -> Iterator[tuple[Api, ServerProcess | None]]:
+    with contextlib.ExitStack() as stack:
+        with screen.phase("server"):
+            process = None if options.url else stack.enter_context(served(options.model))
+            url = process.url if process else str(options.url)
+            api = Api(stack.enter_context(connect(url, options.key, local=process is not None)))
+            if process:
+                process.wait_until(api.healthy)
+            elif not api.healthy():
+                raise DemoError(f"no server is ready at {url}")
+        screen.server(options.model if process else "a running server", url)
+        yield api, process
+
+
+def _write(options: Options, screen: Screen, api: Api) -> Script:
+    rng = random.Random(options.seed)
+    with screen.phase("text"):
+        text = long_text(options.text, options.tokens, api.count)
+        body, hidden = hide(text.body, draw_facts(rng, options.facts, text.body), rng)
+        parts = list(pieces(body, PART))
+        # Counted again as it is sent: the facts are new, and tokens never reach over the edge of a part.
+        tokens = sum(map(api.count, parts))
+    screen.text(text.title, len(body), tokens, hidden)
+    facts = [item.fact for item in hidden]
+    return Script(parts, tokens, rng.sample(facts, min(QUESTIONS, len(facts))))
+
+
+def _read(screen: Screen, api: Api, session: str, script: Script) -> None:
+    with screen.reading(script.tokens) as advance:
+        for part in script.parts:
+            api.append(session, part, lambda processed, _total: advance(processed))
+        advance(script.tokens)
+
+
+def _ask(screen: Screen, api: Api, session: str, model: str, script: Script) -> list[Fact]:
+    """Ask everything in the session; returns what was answered wrong."""
+    wrong: list[Fact] = []
+    rate = script.tokens / screen.took("reading")
+    with screen.phase("questions"):
+        for fact in script.asked:
+            screen.question(fact)
+            answer = api.ask(session, model, fact.question, screen.heard)
+            screen.answered(fact, answer, rate)
+            if not fact.answered_by(answer.text):
+                wrong.append(fact)
+    return wrong
