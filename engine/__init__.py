@@ -1,0 +1,34 @@
+"""Token ids in, token ids out. Knows no text, no HTTP."""
+
+from engine.attention import Attention, LayerGeometry, PaperAttention, ReferenceAttention, RetrievalSettings
+from engine.errors import (
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    InvalidParameter,
+    ModelError,
+    OutOfRoom,
+    QueueFull,
+    RequestError,
+    SessionBusy,
+    SessionNotFound,
+    SessionTooLong,
+)
+from engine.huggingface import LoadedModel, load_model
+from engine.requests import (
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Passage,
+    Progress,
+    RetrievalParams,
+    RetrievalReport,
+    Timing,
+    Token,
+    Usage,
+)
+from engine.runner import ModelRunner
+from engine.sampling import SamplingParams
+from engine.stats import EngineStats, StepReport, TierStats
+from engine.step import Span, Step

@@ -41,9 +41,9 @@ class Stage:
 
 CURRICULUM = (
     Stage(0, 128, 16, Mix(copying=0.40, language=0.10)),
-    Stage(5e6, 128, 16, Mix(copying=0.20, language=0.15)),
-    Stage(8e6, 256, 12, Mix(copying=0.15, language=0.15)),
-    Stage(16e6, 512, 8, Mix(copying=0.10, language=0.20)),
+    Stage(3e6, 128, 16, Mix(copying=0.20, language=0.15)),
+    Stage(5e6, 256, 12, Mix(copying=0.15, language=0.15)),
+    Stage(11e6, 512, 8, Mix(copying=0.10, language=0.20)),
 )
 
 

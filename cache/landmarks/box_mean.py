@@ -1,0 +1,24 @@
+"""ArkVale (Chen et al. 2024, NeurIPS): the block's centre, and its mean radius in each channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class BoxMean:
+    """q·centre + Σ_channels |q|·radius, with the mean of the keys and their mean absolute deviation from it."""
+
+    name = "box-mean"
+
+    def width(self, head_dim: int) -> int:
+        return 2 * head_dim
+
+    def summarise(self, keys: Tensor) -> Tensor:
+        keys = keys.float()
+        centre = keys.mean(-2, keepdim=True)
+        radius = (keys - centre).abs().mean(-2)
+        return torch.cat((centre.squeeze(-2), radius), dim=-1)
+
+    def encode(self, queries: Tensor) -> Tensor:
+        return torch.cat((queries, queries.abs()), dim=-1)

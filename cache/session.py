@@ -1,0 +1,125 @@
+"""A session: append-only tokens, the blocks that hold their keys and values, and the landmarks of the sealed ones.
+
+Owns the mapping from positions to slots. Does not know a model: tokens are numbers, keys are tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cache.index import LandmarkIndex
+from cache.layout import CacheLayout
+from cache.store import BlockStore
+
+
+class Session:
+    """Tokens [0, len(tokens)) of which the first `computed` have their keys and values stored.
+
+    Args:
+        id: the server's name for it
+        store: where its blocks live
+        widths: channels of a summary, per layer; None for a layer that has no index
+        salt: what keeps equal texts of different owners or models apart in the hash chain
+    """
+
+    def __init__(self, id: str, store: BlockStore, widths: Sequence[int | None], salt: bytes = b"") -> None:
+        layout = store.layout
+        self.id = id
+        self.store = store
+        self.tokens: array[int] = array("l")
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.hashes: list[bytes] = [hashlib.blake2b(salt, digest_size=16).digest()]
+        self.indexes = [None if w is None else LandmarkIndex(layout.kv_heads, w) for w in widths]
+        self.created = self.used = time.time()
+        self.parent: str | None = None
+        # As long as the tier could ever need; the operating system backs only the part that is written.
+        self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
+
+    @property
+    def layout(self) -> CacheLayout:
+        return self.store.layout
+
+    @property
+    def positions(self) -> int:
+        """Positions whose keys and values are stored."""
+        return self.layout.positions(self.computed)
+
+    @property
+    def sealed(self) -> int:
+        """Full blocks."""
+        return self.positions // self.layout.block_size
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Add text tokens; their keys and values are computed later."""
+        self.tokens.extend(tokens)
+        self.used = time.time()
+
+    def reserve(self, text: int) -> None:
+        """Allocate the blocks that the first `text` tokens need; raises OutOfBlocks and then holds what it got."""
+        while len(self.blocks) < self.layout.blocks(text):
+            slot = self.store.allocate()
+            self._table[len(self.blocks)] = slot
+            self.blocks.append(slot)
+
+    def slots(self, blocks: Tensor) -> Tensor:
+        """Slots of block numbers, the same shape int64."""
+        return self._table[blocks]
+
+    def slots_between(self, first: int, last: int) -> Tensor:
+        """Slots of blocks first, …, last - 1: (last - first,)."""
+        return self._table[first:last]
+
+    def advance(self, text: int) -> None:
+        """The first `text` tokens are stored now; newly sealed blocks get their hashes."""
+        self.computed = text
+        for block in range(len(self.hashes) - 1, self.sealed):
+            self.hashes.append(self._hash(block))
+
+    def _hash(self, block: int) -> bytes:
+        """Hash of a sealed block, chained over everything before it."""
+        size = self.layout.text_per_block
+        tokens = self.tokens[block * size : (block + 1) * size]
+        return chain(self.hashes[block], tokens)
+
+    def fork(self, id: str, sealed: int | None = None) -> Session:
+        """A session with the same past that shares the sealed blocks.
+
+        Args:
+            sealed: keep only this many sealed blocks and none of the later tokens; None keeps everything,
+                and what lies in the open block is computed again (fewer than `block_size` tokens)
+        """
+        keep = self.sealed if sealed is None else sealed
+        size = self.layout.text_per_block
+        fork = Session(id, self.store, [None] * len(self.indexes))
+        fork.tokens = self.tokens[:] if sealed is None else self.tokens[: keep * size]
+        fork.computed = keep * size
+        fork.blocks = self.blocks[:keep]
+        fork._table[:keep] = self._table[:keep]
+        fork.hashes = self.hashes[: keep + 1]
+        fork.indexes = [index and index.fork(keep) for index in self.indexes]
+        fork.parent = self.id
+        self.store.share(fork.blocks)
+        return fork
+
+    def trim(self) -> None:
+        """Give back blocks that were reserved and not written."""
+        spare = self.blocks[self.layout.blocks(self.computed) :]
+        del self.blocks[len(self.blocks) - len(spare) :]
+        self.store.release(spare)
+
+    def close(self) -> None:
+        """Give back all blocks; the session must not be used again."""
+        self.store.release(self.blocks)
+        self.blocks = []
+
+
+def chain(previous: bytes, tokens: array[int]) -> bytes:
+    """Hash of a block of tokens that follows everything which `previous` stands for."""
+    return hashlib.blake2b(previous + tokens.tobytes(), digest_size=16).digest()

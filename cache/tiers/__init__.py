@@ -1,0 +1,6 @@
+"""Where blocks are kept: one protocol, one file per kind of storage."""
+
+from cache.tiers.base import Tier
+from cache.tiers.device import DeviceTier
+
+__all__ = ["DeviceTier", "Tier"]

@@ -1,0 +1,7 @@
+"""Attention over a session's blocks: the protocol, the reference, and the paper's own cutting."""
+
+from engine.attention.base import Attention, LayerGeometry, RetrievalSettings
+from engine.attention.paper import PaperAttention
+from engine.attention.reference import ReferenceAttention
+
+__all__ = ["Attention", "LayerGeometry", "PaperAttention", "ReferenceAttention", "RetrievalSettings"]

@@ -1,0 +1,76 @@
+"""What the engine asks of an attention implementation, and the settings that all of them obey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from cache import RULES, LandmarkRule
+from engine.rotation import Rotation
+from engine.step import Step
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """Facts of one attention layer.
+
+    Attributes:
+        rotation: its rotary positions
+        window: a query sees only this many latest positions, itself included; None sees all
+    """
+
+    rotation: Rotation
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """Which blocks a query reads and where they stand.
+
+    Attributes:
+        landmarks: name of the landmark rule
+        blocks_per_head: far blocks that each KV head fetches per position, if the request does not say
+        recent_blocks: blocks before the query's own that are always read, at their true distance
+        sink_blocks: first blocks of the session that are always read
+        positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
+            before the recent blocks, so that no distance exceeds (recent_blocks + 2) * block_size
+    """
+
+    landmarks: str
+    blocks_per_head: int
+    recent_blocks: int
+    sink_blocks: int
+    positions: str
+
+    @property
+    def rule(self) -> LandmarkRule:
+        return RULES[self.landmarks]
+
+    @property
+    def gated(self) -> bool:
+        """Landmarks are tokens that gate their block."""
+        return self.landmarks == "trained"
+
+    @property
+    def bounded(self) -> bool:
+        return self.positions == "bounded"
+
+
+class Attention(Protocol):
+    """Writes the new keys and values of a step into its sessions and attends to what each position may read."""
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
+    ) -> Tensor:
+        """Attention of one layer.
+
+        Args:
+            q: unrotated queries (positions, query_heads, head_dim), the step's spans one after the other
+            k, v: unrotated keys and values (positions, kv_heads, head_dim)
+
+        Returns:
+            (positions, query_heads, head_dim)
+        """
+        ...

@@ -1,0 +1,116 @@
+"""Attention over blocks, in parts that share one softmax.
+
+A part is a set of blocks with its scores and values. In a *dense* part all queries look at the same blocks; in
+a *fetched* part each query and KV head has blocks of its own. `combine` makes one softmax over all parts, so
+it does not matter which part a block came through. Knows no session and no positions: queries and keys come
+in rotated.
+
+Letters in shapes: H KV heads, G query heads per KV head, T queries, M or K blocks, B positions of a block, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """Scores (H, T, G, blocks, B), -inf where a query may not look; values (H, M, B, D) or (H, T, K, B, D)."""
+
+    scores: Tensor
+    values: Tensor
+
+    def read(self, weights: Tensor) -> Tensor:
+        """Sum of values by weights (H, T, G, blocks * B): (H, T, G, D)."""
+        heads, queries, groups, _ = weights.shape
+        if self.values.dim() == 4:
+            dense = weights.reshape(heads, queries * groups, -1) @ self.values.flatten(1, 2).float()
+            return dense.view(heads, queries, groups, -1)
+        return weights @ self.values.flatten(2, 3).float()
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What every score goes through.
+
+    Attributes:
+        gated: blocks end in a landmark that gates them (grouped softmax)
+        softcap: scores are squashed to (-softcap, softcap), as Gemma 2 does
+    """
+
+    gated: bool
+    softcap: float | None = None
+
+    def finish(self, scores: Tensor, allowed: Tensor, own: Tensor | None) -> Tensor:
+        """Cap, gate and mask scores (H, T, G, blocks, B).
+
+        Args:
+            allowed: bool, broadcastable to the scores: which keys a query may read
+            own: bool (T, blocks): blocks that are the query's own and so not gated; None for no such block
+        """
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        if self.gated:
+            scores = gate(scores, own)
+        return scores.masked_fill(~allowed, -torch.inf)
+
+
+def gate(scores: Tensor, own: Tensor | None) -> Tensor:
+    """Grouped softmax as a bias: `landmark score - logsumexp(block)` on each block, landmarks hidden.
+
+    With it one plain softmax gives a token of another block its share within the block times the landmark's
+    share among the local tokens and landmarks (Mohtashami & Jaggi 2023, section 3).
+    """
+    text, landmark = scores[..., :-1], scores[..., -1:]
+    shift = landmark - text.logsumexp(-1, keepdim=True)
+    if own is not None:
+        shift = shift.masked_fill(own[:, None, :, None], 0.0)
+    return torch.cat((text + shift, torch.full_like(landmark, -torch.inf)), dim=-1)
+
+
+def dense_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, allowed: Tensor, own: Tensor) -> Part:
+    """All queries look at the same blocks.
+
+    Args:
+        queries: (H, T, G, D), scaled
+        keys, values: (H, M, B, D)
+        allowed: bool (T, M, B)
+        own: bool (T, M)
+    """
+    heads, count, groups, _ = queries.shape
+    flat = queries.flatten(1, 2) @ keys.flatten(1, 2).mT  # (H, T * G, M * B)
+    scores = flat.view(heads, count, groups, *keys.shape[1:3])
+    return Part(scoring.finish(scores, allowed[:, None], own), values)
+
+
+def fetched_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, valid: Tensor) -> Part:
+    """Each query and head looks at its own blocks.
+
+    Args:
+        queries: (H, T, G, D), or (H, T, K, G, D) where each block is seen from another distance
+        keys, values: (H, T, K, B, D)
+        valid: bool (H, T, K), False where fewer than K blocks were there to fetch
+    """
+    if queries.dim() == 4:
+        scores = (queries @ keys.flatten(2, 3).mT).unflatten(-1, keys.shape[2:4])  # (H, T, G, K, B)
+    else:
+        scores = (queries @ keys.mT).transpose(2, 3)  # (H, T, K, G, B) -> (H, T, G, K, B)
+    return Part(scoring.finish(scores, valid[:, :, None, :, None], None), values)
+
+
+def combine(parts: list[Part]) -> tuple[Tensor, list[Tensor]]:
+    """One softmax over all parts.
+
+    Returns:
+        The output (H, T, G, D), and for each part the attention that each of its blocks got,
+        summed over query heads and positions: (H, T, blocks).
+    """
+    scores = torch.cat([part.scores.flatten(3) for part in parts], dim=-1)
+    weights = scores.softmax(-1).split([part.scores[0, 0, 0].numel() for part in parts], dim=-1)
+    output = sum(part.read(weight) for part, weight in zip(parts, weights, strict=True))
+    assert isinstance(output, Tensor)
+    masses = [w.unflatten(-1, p.scores.shape[3:]).sum((2, 4)) for p, w in zip(parts, weights, strict=True)]
+    return output, masses

@@ -1,0 +1,264 @@
+"""Retrieval attention in plain torch: the meaning that every faster implementation must match.
+
+A query at position p, in block n, reads
+
+- *near*: its own block up to p and the `recent_blocks` before it, at their true distance;
+- *sinks*: the first `sink_blocks`;
+- *fetched*: of the blocks between, the `blocks_per_head` whose landmarks score highest, per KV head.
+
+All three share one softmax. What a query reads depends on its position alone, so the result is the same
+however the tokens were cut into steps. Keys are stored relative to their block (`R(offset) k`): a block is
+seen from any distance by one rotation of the query.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cache import CacheLayout, LandmarkIndex, Session
+from engine.attention.base import LayerGeometry, RetrievalSettings
+from engine.attention.parts import Part, Scoring, combine, dense_part, fetched_part
+from engine.step import Span, Step
+
+WORKING_BYTES = 48 << 20
+"""Queries are taken in as many pieces as keep their gathered blocks and scores below this."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive queries of one session in one layer.
+
+    Attributes:
+        queries: (kv_heads, rows, groups, head_dim) fp32, scaled and unrotated
+        positions: (rows,)
+    """
+
+    session: Session
+    queries: Tensor
+    positions: Tensor
+    block_size: int
+
+    @property
+    def own(self) -> Tensor:
+        """Block of each query (rows,)."""
+        return self.positions // self.block_size
+
+    @property
+    def first_block(self) -> int:
+        return int(self.positions[0]) // self.block_size
+
+    @property
+    def last_block(self) -> int:
+        return int(self.positions[-1]) // self.block_size
+
+
+class ReferenceAttention:
+    """See the module.
+
+    Args:
+        layers: one geometry per layer
+        layout: shapes of the cache
+        settings: what is read
+    """
+
+    def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
+        self.layers = layers
+        self.layout = layout
+        self.settings = settings
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
+    ) -> Tensor:
+        output = torch.empty_like(q)
+        start = 0
+        for span in step.spans:
+            end = start + len(span.token_ids)
+            self.store(layer, span, k[start:end], v[start:end])
+            self._attend(layer, span, q[start:end] * scaling, Scoring(self.settings.gated, softcap), step, output[start:end])
+            start = end
+        return output
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def store(self, layer: int, span: Span, k: Tensor, v: Tensor) -> None:
+        """Write the span's keys and values, and index the blocks that it fills."""
+        session, size = span.session, self.layout.block_size
+        positions = torch.arange(span.first, span.first + len(span.token_ids), device=k.device)
+        offsets = positions % size
+        keys = self.layers[layer].rotation(k.float(), offsets[:, None])
+        session.store.write(layer, session.slots(positions // size), offsets, keys, v)
+        index = session.indexes[layer]
+        if index is not None:
+            self._index(layer, session, index, (span.first + len(span.token_ids)) // size)
+
+    def _index(self, layer: int, session: Session, index: LandmarkIndex, sealed: int) -> None:
+        """Summarise the sealed blocks that the index does not hold yet."""
+        if sealed > index.count:
+            keys, _ = session.store.read(layer, session.slots_between(index.count, sealed))
+            keys = keys.float()
+            if not self.settings.bounded:
+                keys = self._to_absolute(layer, keys, index.count)
+            index.add(self.settings.rule.summarise(keys))
+
+    def _to_absolute(self, layer: int, keys: Tensor, first: int) -> Tensor:
+        """Keys (kv_heads, blocks, block_size, head_dim) of blocks first, first + 1, … rotated to true positions."""
+        starts = torch.arange(first, first + keys.shape[1], device=keys.device) * self.layout.block_size
+        return self.layers[layer].rotation(keys, starts[:, None])
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _attend(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> None:
+        """Attend piece by piece: q and output (positions, query_heads, head_dim)."""
+        grouped = q.float().unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, T, G, D)
+        positions = torch.arange(span.first, span.first + len(span.token_ids), device=q.device)
+        piece = self._piece(layer, span, grouped.shape[2])
+        for start in range(0, len(positions), piece):
+            queries, taken = grouped[:, start : start + piece], positions[start : start + piece]
+            rows = Rows(span.session, queries, taken, self.layout.block_size)
+            attended = self._attend_rows(layer, rows, span, scoring, step)  # (H, rows, G, D)
+            output[start : start + piece] = attended.transpose(0, 1).flatten(1, 2)
+
+    def _piece(self, layer: int, span: Span, groups: int) -> int:
+        """How many queries to take at once."""
+        layout, reach = self.layout, self._recent(layer)
+        far = 0 if self.layers[layer].window else span.session.layout.blocks(span.end)
+        shared = far if span.blocks_per_head is None else self.settings.sink_blocks
+        fetched = min(span.blocks_per_head or 0, far)
+        scores = groups * (shared + reach + 2 * fetched + 16) * layout.block_size
+        gathered = 2 * fetched * layout.block_size * layout.head_dim
+        return max(1, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered)))
+
+    def _recent(self, layer: int) -> int:
+        """Blocks before a query's own that this layer reads at their true distance."""
+        window = self.layers[layer].window
+        if window is None:
+            return self.settings.recent_blocks
+        return -(-(window - 1) // self.layout.block_size)
+
+    def _attend_rows(self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step) -> Tensor:
+        """One softmax over near, sink and fetched blocks: (kv_heads, rows, groups, head_dim)."""
+        parts, far_blocks = [self._near(layer, rows, scoring)], rows.last_block - self._recent(layer)
+        chosen: tuple[Tensor, Tensor] | None = None
+        if self.layers[layer].window is None and far_blocks > 0:
+            fetch = far_blocks if span.blocks_per_head is None else span.blocks_per_head
+            shared = self.settings.sink_blocks if far_blocks - self.settings.sink_blocks > fetch else far_blocks
+            if shared:
+                parts.append(self._shared(layer, rows, scoring, min(shared, far_blocks)))
+            if shared < far_blocks and fetch:
+                begun = time.perf_counter()
+                chosen = self._select(layer, rows, far_blocks, fetch)
+                step.report.retrieval_seconds += time.perf_counter() - begun
+                parts.append(self._fetched(layer, rows, scoring, *chosen))
+        output, masses = combine(parts)
+        self._count(rows, span, step, masses, chosen)
+        return output
+
+    def _near(self, layer: int, rows: Rows, scoring: Scoring) -> Part:
+        """The open block and the recent ones, causally and within the layer's window."""
+        size, reach, rotation = self.layout.block_size, self._recent(layer), self.layers[layer].rotation
+        first, last = max(0, rows.first_block - reach), rows.last_block + 1
+        keys, values = rows.session.store.read(layer, rows.session.slots_between(first, last))
+        starts = torch.arange(last - first, device=keys.device) * size  # relative to the first block
+        queries = rotation(rows.queries, (rows.positions - first * size)[:, None])
+        at = (first * size + starts)[:, None] + torch.arange(size, device=keys.device)  # (blocks, block_size)
+        distance = rows.positions[:, None, None] - at
+        age = rows.own[:, None] - torch.arange(first, last, device=keys.device)
+        allowed = (distance >= 0) & (age <= reach)[..., None]
+        window = self.layers[layer].window
+        if window is not None:
+            allowed &= distance < window
+        return dense_part(queries, rotation(keys.float(), starts[:, None]), values, scoring, allowed, age == 0)
+
+    def _shared(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> Part:
+        """Blocks 0, …, count - 1 for every query whose recent blocks begin after them."""
+        keys, values = rows.session.store.read(layer, rows.session.slots_between(0, count))
+        blocks = torch.arange(count, device=keys.device)
+        far = blocks < (rows.own - self._recent(layer))[:, None]  # (rows, count)
+        if self.settings.bounded:
+            queries, keys = self._far_queries(layer, rows), keys.float()
+        else:
+            queries = self.layers[layer].rotation(rows.queries, rows.positions[:, None])
+            keys = self._to_absolute(layer, keys.float(), 0)
+        allowed = far[..., None].expand(-1, -1, self.layout.block_size)
+        return dense_part(queries, keys, values, scoring, allowed, torch.zeros_like(far))
+
+    def _far_queries(self, layer: int, rows: Rows) -> Tensor:
+        """Queries seen from a block that stands just before the recent ones: (kv_heads, rows, groups, head_dim)."""
+        size = self.layout.block_size
+        distance = (self._recent(layer) + 1) * size + rows.positions % size
+        return self.layers[layer].rotation(rows.queries, distance[:, None])
+
+    def _fetched(self, layer: int, rows: Rows, scoring: Scoring, blocks: Tensor, valid: Tensor) -> Part:
+        """The chosen blocks (kv_heads, rows, fetch) of each query and head."""
+        keys, values = rows.session.store.gather(layer, rows.session.slots(blocks))
+        if self.settings.bounded:
+            queries = self._far_queries(layer, rows)
+        else:
+            distance = rows.positions[:, None] - blocks * self.layout.block_size  # (H, T, K)
+            queries = self.layers[layer].rotation(rows.queries[:, :, None], distance[..., None])  # (H, T, K, G, D)
+        return fetched_part(queries, keys.float(), values, scoring, valid)
+
+    # -- choosing --------------------------------------------------------------------------------------------
+
+    def _select(self, layer: int, rows: Rows, far_blocks: int, fetch: int) -> tuple[Tensor, Tensor]:
+        """Blocks (kv_heads, rows, fetch) that each query's head fetches, and which of them are valid."""
+        sinks, end = self.settings.sink_blocks, rows.own - self._recent(layer)  # far blocks are [sinks, end)
+        if self.settings.gated and layer == 0:
+            # Every landmark key of layer 0 is the same vector: all blocks tie and the most recent win.
+            blocks = end[:, None] - 1 - torch.arange(fetch, device=end.device)
+            blocks = blocks.expand(self.layout.kv_heads, -1, -1)
+            return blocks.clamp(min=0), blocks >= sinks
+        scores = self._landmark_scores(layer, rows, far_blocks)  # (H, T, G, far_blocks)
+        candidates = torch.arange(far_blocks, device=end.device)
+        hidden = (candidates < sinks) | (candidates >= end[:, None])
+        best = self._aggregate(scores, hidden).topk(fetch, dim=-1)
+        return best.indices, best.values > -torch.inf
+
+    def _landmark_scores(self, layer: int, rows: Rows, far_blocks: int) -> Tensor:
+        """(kv_heads, rows, groups, far_blocks)."""
+        index = rows.session.indexes[layer]
+        assert index is not None
+        if self.settings.bounded:
+            queries = self._far_queries(layer, rows)
+        else:
+            queries = self.layers[layer].rotation(rows.queries, rows.positions[:, None])
+        encoded = self.settings.rule.encode(queries).flatten(1, 2)  # (H, T * G, width)
+        return index.scores(encoded, far_blocks).unflatten(1, rows.queries.shape[1:3])
+
+    def _aggregate(self, scores: Tensor, hidden: Tensor) -> Tensor:
+        """One score per KV head: the group's mean *after* the softmax, -inf where hidden: (H, T, far_blocks)."""
+        scores = scores.masked_fill_(hidden[:, None], -torch.inf)
+        if scores.shape[2] == 1:
+            return scores[:, :, 0]
+        shares = scores.softmax(-1).nan_to_num_(0.0).mean(2)
+        return shares.masked_fill_(hidden, -torch.inf)
+
+    # -- measuring -------------------------------------------------------------------------------------------
+
+    def _count(
+        self, rows: Rows, span: Span, step: Step, masses: list[Tensor], chosen: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Metrics of the step, and what the span's queries read if somebody wants to know."""
+        report = step.report
+        report.queries += self.layout.kv_heads * len(rows.positions)
+        if chosen is not None:
+            fetched = int(chosen[1].sum())
+            report.blocks_selected += fetched
+            tier = rows.session.store.tier.name
+            report.hits[tier] = report.hits.get(tier, 0) + fetched
+        if span.tally is None:
+            return
+        span.tally.local += float(masses[0].sum())
+        rest = masses[1:]
+        if chosen is not None:
+            blocks = chosen[0].flatten()
+            span.tally.add(blocks.tolist(), rest.pop().flatten().tolist())
+        for mass in rest:
+            shared = mass.sum((0, 1)).tolist()
+            sinks = self.settings.sink_blocks
+            span.tally.sinks += sum(shared[:sinks])
+            span.tally.add(list(range(sinks, len(shared))), shared[sinks:])

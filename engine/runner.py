@@ -1,0 +1,40 @@
+"""`ModelRunner`: a step goes through the model once and logits come out. Knows no queue and no sampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.attention import Attention
+from engine.huggingface import LoadedModel
+from engine.step import Step
+
+
+class ModelRunner:
+    """Runs steps; the attention writes into the sessions of the spans and reads from them."""
+
+    def __init__(self, model: LoadedModel, attention: Attention) -> None:
+        self._model = model.model
+        self._attention = attention
+
+    @torch.inference_mode()
+    def run(self, step: Step, rows: list[int] | None = None) -> Tensor:
+        """Logits (len(rows), vocabulary) fp32 at these rows of the flattened step; None gives all rows.
+
+        A row at a landmark predicts the text token after it.
+        """
+        ids = [token for span in step.spans for token in span.token_ids]
+        tokens = torch.tensor([ids], device=self._model.device)
+        output = self._model(
+            input_ids=tokens,
+            position_ids=torch.zeros_like(tokens),
+            use_cache=False,
+            logits_to_keep=0 if rows is None else torch.tensor(rows, device=tokens.device),
+            cairn_attention=self._attention,
+            cairn_step=step,
+        )
+        for span in step.spans:
+            span.session.advance(span.end)
+        logits = output.logits[0].float()
+        assert isinstance(logits, Tensor)
+        return logits

@@ -1,0 +1,48 @@
+"""Counts what the tokens of an answer read, over all layers and heads."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from cache import CacheLayout
+from engine.requests import Passage, RetrievalReport
+
+
+class Tally:
+    """Attention mass by block; one unit is the whole attention of one query head for one position."""
+
+    def __init__(self) -> None:
+        self.blocks: defaultdict[int, float] = defaultdict(float)
+        self.sinks = 0.0
+        self.local = 0.0
+
+    def add(self, blocks: list[int], masses: list[float]) -> None:
+        """Mass of fetched blocks; a block may stand several times."""
+        for block, mass in zip(blocks, masses, strict=True):
+            if mass:
+                self.blocks[block] += mass
+
+    def report(self, layout: CacheLayout, passages: int) -> RetrievalReport:
+        """Shares of the whole mass; neighbouring blocks among the most read ones are joined to one passage."""
+        fetched = sum(self.blocks.values())
+        whole = fetched + self.sinks + self.local or 1.0
+        most_read = sorted(self.blocks, key=lambda block: -self.blocks[block])[: 2 * passages]
+        found = [self._passage(run, layout, whole) for run in runs(sorted(most_read))]
+        found.sort(key=lambda passage: -passage.share)
+        return RetrievalReport(tuple(found[:passages]), fetched / whole, self.sinks / whole, self.local / whole)
+
+    def _passage(self, run: list[int], layout: CacheLayout, whole: float) -> Passage:
+        size = layout.text_per_block
+        share = sum(self.blocks[block] for block in run) / whole
+        return Passage(run[0] * size, (run[-1] + 1) * size, share)
+
+
+def runs(numbers: list[int]) -> list[list[int]]:
+    """Ascending numbers, cut where one is missing."""
+    cut: list[list[int]] = []
+    for number in numbers:
+        if cut and number == cut[-1][-1] + 1:
+            cut[-1].append(number)
+        else:
+            cut.append([number])
+    return cut
