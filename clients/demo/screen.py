@@ -7,14 +7,15 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from clients.demo.api import Answer, Passage
-from clients.demo.excerpt import excerpt
+from clients.demo.excerpt import excerpt, locate
 from clients.demo.facts import Fact, Hidden
 from clients.demo.metrics import Metrics
 from clients.demo.progress import Advance, rate, reading
+
+INDENT = 10  # columns of the labels
 
 
 class Screen:
@@ -39,11 +40,11 @@ class Screen:
         self._console.print(Text("Cairn: a long text, read once, asked again and again", style="bold"))
         self._console.print()
 
-    def server(self, model: str, url: str) -> None:
-        self._row("server", f"{model} at {url}, ready after {self.took('server'):.1f} s")
+    def server(self, name: str, url: str) -> None:
+        self._row("server", f"{name} at {url}, ready after {self.took('server'):.1f} s")
 
     def text(self, title: str, characters: int, tokens: int, hidden: list[Hidden]) -> None:
-        self._row("text", f"{title}: {tokens:,} tokens, {characters:,} characters ({self.took('text'):.1f} s)")
+        self._row("text", f"{title}: {tokens:,} tokens, {characters:,} characters, {self.took('text'):.1f} s")
         told = ", ".join(f"{item.fact.city} {item.fact.key} at {item.depth:.0%}" for item in hidden)
         self._row("hidden", told)
 
@@ -60,7 +61,7 @@ class Screen:
     def question(self, fact: Fact) -> None:
         self._console.print()
         self._row("asked", Text(fact.question, style="bold"))
-        self._console.print(Text(f"{'answer':<10}", style="cyan"), end="")
+        self._console.print(Text(f"{'answer':<{INDENT}}", style="cyan"), end="")
 
     def heard(self, piece: str) -> None:
         """A piece of the answer, as it comes; what a terminal would obey is not passed on."""
@@ -76,9 +77,9 @@ class Screen:
         )
         saved = answer.cached_tokens / tokens_per_second
         cached = f"{answer.cached_tokens:,} of {answer.prompt_tokens:,} tokens cached"
-        self._row("", f"{cached}: about {saved:.1f} s of reading saved (as measured above)")
-        for passage in answer.passages:
-            self._row("", self._passage(passage, fact, answer.prompt_tokens))
+        self._row("", f"{cached}, {saved:.1f} s saved (as measured above)")
+        for number, passage in enumerate(answer.passages):
+            self._passage("" if number else "it read", passage, fact, answer.prompt_tokens)
         if not answer.passages:
             self._row("", "the server did not tell which passages were read")
 
@@ -109,21 +110,26 @@ class Screen:
             self._console.print(Text("The last lines of the server's log:"))
             self._console.print(Text(log), soft_wrap=True)
 
-    def _passage(self, passage: Passage, fact: Fact, tokens: int) -> Text:
-        part = excerpt(passage.text, fact.told)
+    def _passage(self, label: str, passage: Passage, fact: Fact, tokens: int) -> None:
+        """Two rows or three: where and how much, and what is written there."""
+        place = passage.start / max(1, tokens)
+        span = f"tokens {passage.start:,} to {passage.end:,}"
+        self._row(label, f"{passage.share:.1%} of attention to {span}, {place:.0%} into the text")
+        found = locate(passage.text, fact.told) is not None
+        part = excerpt(passage.text, fact.told, 130 if found else 64)
         # A log has no colours, so brackets mark the fact there.
         marked = part.fact if self._console.is_terminal or not part.fact else f"[[{part.fact}]]"
-        place = passage.start / max(1, tokens)
-        head = f"{passage.share:6.1%} of attention to tokens {passage.start:,} to {passage.end:,}, {place:.0%} in: "
-        return Text.assemble((head, "dim"), part.before, (marked, "black on yellow"), part.after)
+        self._row("", Text.assemble((part.before, "dim"), (marked, "black on yellow"), (part.after, "dim")))
 
     def _row(self, label: str, body: Text | str) -> None:
         """A line, or several under each other, to the right of its label."""
-        grid = Table.grid(padding=0)
-        grid.add_column(width=10, style="cyan")
-        grid.add_column()
-        grid.add_row(label, Text(body) if isinstance(body, str) else body)
-        self._console.print(grid)
+        text = Text(body) if isinstance(body, str) else body
+        lines = text.wrap(self._console, max(20, self._console.width - INDENT))
+        for line in lines:
+            line.rstrip()
+            head = Text(label.ljust(INDENT) if line else label, style="cyan")
+            self._console.print(Text.assemble(head, line), soft_wrap=True)
+            label = ""
 
 
 def _told(metrics: Metrics) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,7 @@ def _server(options: Options, screen: Screen) -> Iterator[tuple[Api, ServerProce
                 process.wait_until(api.healthy)
             elif not api.healthy():
                 raise DemoError(f"no server is ready at {url}")
-        screen.server(options.model if process else "a running server", url)
+        screen.server(options.model if process else "running", url)
         yield api, process
 
 

@@ -50,6 +50,7 @@ def test_a_log_has_no_control_codes_and_80_columns() -> None:
     lines = log.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert all(c.isprintable() for line in lines for c in line)
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_a_log_says_all_that_matters() -> None:
@@ -61,7 +62,7 @@ def test_a_log_says_all_that_matters() -> None:
         " 10% 10,000 tokens",
         "100% 100,000 tokens",
         "right, first token after 0.21 s",
-        "100,000 of 100,012 tokens cached: about 50.0 s of reading saved",
+        "100,000 of 100,012 tokens cached, 50.0 s saved",
         "42.0% of attention to tokens 900 to 950",
         f"[[{LISBON.told}]]",
         "server process 1.20 GB",
