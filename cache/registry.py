@@ -44,17 +44,21 @@ class SessionRegistry:
         """The tenant's session of this id."""
         return self._named.get((tenant, session_id))
 
-    def list(self, tenant: str) -> list[Session]:
-        """The tenant's named sessions, oldest first."""
-        return [session for (owner, _), session in self._named.items() if owner == tenant]
+    def named(self, tenant: str | None = None) -> list[Session]:
+        """The tenant's named sessions, oldest first; without a tenant, everybody's."""
+        return [session for (owner, _), session in self._named.items() if tenant in (None, owner)]
 
     def fork(self, session: Session, tenant: str) -> Session:
         """A named session with the same past."""
         return self._name(tenant, session.fork(secrets.token_hex(12)))
 
     def branch(self, session: Session) -> Session:
-        """An anonymous session with the same past."""
-        return session.fork(secrets.token_hex(12))
+        """An anonymous session with the same tokens, of which at least the last is left to compute."""
+        size = self.store.layout.text_per_block
+        keep = min(session.sealed, (len(session.tokens) - 1) // size)
+        branch = session.fork(secrets.token_hex(12), keep)
+        branch.append(session.tokens[keep * size :])
+        return branch
 
     def delete(self, session: Session, tenant: str) -> None:
         """Forget a named session and give its blocks back."""
@@ -64,6 +68,10 @@ class SessionRegistry:
     def _name(self, tenant: str, session: Session) -> Session:
         self._named[tenant, session.id] = session
         return session
+
+    def unmatched(self, tokens: Sequence[int], tenant: str) -> Session:
+        """As `match`, when nothing is to be shared."""
+        return self.anonymous(tenant)
 
     def match(self, tokens: Sequence[int], tenant: str) -> Session:
         """An anonymous session that already holds the longest known prefix of `tokens`, short of the last one.
@@ -82,10 +90,10 @@ class SessionRegistry:
             found = holder
         if found is None:
             return fresh
-        holder_session, blocks = found
-        if holder_session.id in self._kept:
-            self._kept.move_to_end(holder_session.id)
-        match = holder_session.fork(fresh.id, blocks)
+        session, blocks = found
+        if session.id in self._kept:
+            self._kept.move_to_end(session.id)
+        match = session.fork(fresh.id, blocks)
         match.parent = None
         return match
 
@@ -107,10 +115,6 @@ class SessionRegistry:
         _, session = self._kept.popitem(last=False)
         self._forget(session)
         return True
-
-    def evictable(self) -> int:
-        """Blocks that dropping all anonymous sessions would free at least."""
-        return sum(self.store.exclusive(session.blocks) for session in self._kept.values())
 
     def _forget(self, session: Session) -> None:
         for digest in session.hashes[1:]:

@@ -46,10 +46,6 @@ class BlockStore:
                 del self._references[slot]
                 self.tier.release(slot)
 
-    def exclusive(self, slots: list[int]) -> int:
-        """How many of these slots nobody else references."""
-        return sum(self._references[slot] == 1 for slot in slots)
-
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
         """See Tier.write."""
         self.tier.write(layer, slots, offsets, keys, values)

@@ -1,6 +1,9 @@
 """Token ids in, token ids out. Knows no text, no HTTP."""
 
 from engine.attention import Attention, LayerGeometry, PaperAttention, ReferenceAttention, RetrievalSettings
+from engine.config import EngineConfig
+from engine.description import ModelDescription, SessionInfo
+from engine.engine import Engine, load_engine
 from engine.errors import (
     EmptyPrompt,
     EngineError,
@@ -32,3 +35,47 @@ from engine.runner import ModelRunner
 from engine.sampling import SamplingParams
 from engine.stats import EngineStats, StepReport, TierStats
 from engine.step import Span, Step
+
+__all__ = [
+    "Attention",
+    "EmptyPrompt",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineStats",
+    "EngineStopped",
+    "Event",
+    "Failed",
+    "Finished",
+    "Generation",
+    "InvalidParameter",
+    "LayerGeometry",
+    "LoadedModel",
+    "ModelDescription",
+    "ModelError",
+    "ModelRunner",
+    "OutOfRoom",
+    "PaperAttention",
+    "Passage",
+    "Progress",
+    "QueueFull",
+    "ReferenceAttention",
+    "RequestError",
+    "RetrievalParams",
+    "RetrievalReport",
+    "RetrievalSettings",
+    "SamplingParams",
+    "SessionBusy",
+    "SessionInfo",
+    "SessionNotFound",
+    "SessionTooLong",
+    "Span",
+    "Step",
+    "StepReport",
+    "TierStats",
+    "Timing",
+    "Token",
+    "Usage",
+    "load_engine",
+    "load_model",
+]

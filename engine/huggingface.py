@@ -23,7 +23,7 @@ from engine.step import Step
 
 ATTENTION = "cairn"
 SUPPORTED = frozenset(
-    "llama qwen2 qwen3 qwen3_moe mistral mixtral gemma2 gemma3_text phi phi3 gpt_neox olmo2 smollm3 granite".split()
+    ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma2", "gemma3_text", "phi", "phi3", "gpt_neox", "olmo2", "smollm3", "granite"]
 )
 """Families whose logits were checked against full attention (tests/engine/test_families.py)."""
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
@@ -84,7 +84,9 @@ def load_config(name: str) -> PretrainedConfig:
     """The model's config, if we can serve such a model; raises ModelError."""
     folder = Path(name).expanduser()
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ModelError(f"{name}: there is no such folder; give a folder with config.json, or a hub name (owner/model)")
+        raise ModelError(
+            f"{name}: there is no such folder; give a folder with config.json, or a hub name (owner/model)"
+        )
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ModelError(f"{name}: the folder has no config.json, so it is not a transformers model")
     try:

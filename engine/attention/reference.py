@@ -78,7 +78,9 @@ class ReferenceAttention:
         for span in step.spans:
             end = start + len(span.token_ids)
             self.store(layer, span, k[start:end], v[start:end])
-            self._attend(layer, span, q[start:end] * scaling, Scoring(self.settings.gated, softcap), step, output[start:end])
+            self._attend(
+                layer, span, q[start:end] * scaling, Scoring(self.settings.gated, softcap), step, output[start:end]
+            )
             start = end
         return output
 

@@ -1,0 +1,80 @@
+"""May a generation run: refuse at once what never can, hold back what must wait. Plain Python.
+
+Owns the checks and the count of blocks that are promised to running sequences. Does not run anything.
+"""
+
+from __future__ import annotations
+
+from cache import Session, SessionRegistry
+from engine.description import ModelDescription
+from engine.errors import EmptyPrompt, InvalidParameter, OutOfRoom, SessionTooLong
+from engine.requests import Generation
+from engine.sequence import Sequence
+
+
+class Admission:
+    """Checks against one model and one store.
+
+    Args:
+        description: the model's limits
+        registry: whose blocks are counted
+        max_choices: largest `n` of a generation
+    """
+
+    def __init__(self, description: ModelDescription, registry: SessionRegistry, max_choices: int) -> None:
+        self._description = description
+        self._registry = registry
+        self._store = registry.store
+        self._max_choices = max_choices
+
+    def validate(self, generation: Generation, session: Session | None) -> None:
+        """Raise what is wrong with a generation; `session` is the one that it continues."""
+        held = len(session.tokens) if session else 0
+        if not generation.tokens and (held == 0 or generation.sampling.max_tokens == 0):
+            raise EmptyPrompt("the prompt is empty; give at least one token")
+        self._validate_tokens(generation)
+        if not 1 <= generation.n <= self._max_choices:
+            raise InvalidParameter("n", f"must lie between 1 and {self._max_choices}")
+        if generation.n > 1 and session is not None:
+            raise InvalidParameter("n", "must be 1 in a session, which has one future; fork it for more")
+        wanted = held + len(generation.tokens) + generation.sampling.max_tokens
+        if wanted > self._description.max_session_tokens:
+            raise SessionTooLong(wanted, self._description.max_session_tokens)
+        self._validate_room(generation, session)
+
+    def _validate_tokens(self, generation: Generation) -> None:
+        vocabulary, landmark = self._description.vocab_size, self._description.landmark_token_id
+        if generation.tokens and not 0 <= min(generation.tokens) <= max(generation.tokens) < vocabulary:
+            raise InvalidParameter("prompt", f"token ids must lie between 0 and {vocabulary - 1}")
+        if landmark is not None and landmark in generation.tokens:
+            raise InvalidParameter("prompt", f"token {landmark} is the model's landmark and cannot be given")
+        for name in ("logit_bias", "stop_token_ids"):
+            if not all(0 <= token < vocabulary for token in getattr(generation.sampling, name)):
+                raise InvalidParameter(name, f"token ids must lie between 0 and {vocabulary - 1}")
+
+    def _validate_room(self, generation: Generation, session: Session | None) -> None:
+        """Refuse what could not run even if everything that may end had ended."""
+        others = {slot for s in self._registry.named() if s is not session for slot in s.blocks}
+        room = self._store.tier.capacity - len(others)
+        needed = self._whole(generation, session)
+        if needed > room:
+            raise OutOfRoom(
+                f"the request needs {needed} blocks of the cache and the kept sessions leave {room}; "
+                "delete sessions or give the server more memory for keys and values"
+            )
+
+    def _whole(self, generation: Generation, session: Session | None) -> int:
+        """Blocks that a generation and its session come to at the end."""
+        prompt = (len(session.tokens) if session else 0) + len(generation.tokens)
+        layout, answer = self._store.layout, generation.sampling.max_tokens
+        # Every further choice has blocks of its own for its answer and for the prompt's open block.
+        return layout.blocks(prompt + answer) + (generation.n - 1) * (layout.blocks(answer) + 2)
+
+    def fits(self, generation: Generation, session: Session | None, running: list[Sequence]) -> bool:
+        """Whether the generation can start beside what runs, dropping kept anonymous prompts if need be."""
+        needed = self._whole(generation, session) - (len(session.blocks) if session else 0)
+        promised = sum(self._store.layout.blocks(s.limit) - len(s.session.blocks) for s in running)
+        while needed + promised > self._store.free:
+            if not self._registry.evict():
+                return False
+        return True

@@ -1,0 +1,129 @@
+"""How an engine is set up: the operator's choices, completed by what the model says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache import RULES, CacheLayout
+from engine.attention import RetrievalSettings
+from engine.errors import InvalidParameter
+from engine.huggingface import LoadedModel
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The operator's choices; None leaves one to the model or to the machine.
+
+    Attributes:
+        max_session_tokens: text tokens that a session may hold; None is the model's trained length with absolute
+            positions and what the cache holds with bounded ones
+        kv_bytes: memory for keys and values; None takes half of the free memory
+        max_running: requests that are computed together
+        max_waiting: requests that may wait; one more is refused
+        step_tokens: text tokens of one forward pass
+        landmarks: `mean`, `box` or `box-mean`; None is the trained landmarks of the model, or `box-mean`
+        block_size: positions of a block
+        blocks_per_head: far blocks that each KV head fetches per position
+        recent_blocks, sink_blocks: blocks that are always read
+        positions: `absolute` or `bounded`
+        dtype: of the weights, as transformers takes it
+        prefix_cache: keep finished prompts for the next one with the same beginning
+    """
+
+    max_session_tokens: int | None = None
+    kv_bytes: int | None = None
+    max_running: int = 16
+    max_waiting: int = 256
+    step_tokens: int = 512
+    landmarks: str | None = None
+    block_size: int | None = None
+    blocks_per_head: int | None = None
+    recent_blocks: int | None = None
+    sink_blocks: int | None = None
+    positions: str | None = None
+    dtype: str = "auto"
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        lowest = {"max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1}
+        lowest |= {"block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InvalidParameter(name, f"must be at least {low}, not {value}")
+        if self.landmarks is not None and self.landmarks not in RULES:
+            raise InvalidParameter("landmarks", f"must be one of {', '.join(RULES)}, not {self.landmarks!r}")
+        if self.positions not in (None, "absolute", "bounded"):
+            raise InvalidParameter("positions", f"must be absolute or bounded, not {self.positions!r}")
+
+    def retrieval(self, model: LoadedModel) -> RetrievalSettings:
+        """What is read, for this model."""
+        trained = model.landmarks
+        if trained is not None:
+            self._refuse_for_trained()
+            return RetrievalSettings(
+                landmarks="trained",
+                blocks_per_head=choose(self.blocks_per_head, trained.blocks_per_head),
+                recent_blocks=trained.recent_blocks,
+                sink_blocks=trained.sink_blocks,
+                positions="bounded",
+            )
+        if self.landmarks == "trained":
+            raise InvalidParameter("landmarks", f"{model.name} has no trained landmarks; use mean, box or box-mean")
+        return RetrievalSettings(
+            landmarks=self.landmarks or "box-mean",
+            blocks_per_head=choose(self.blocks_per_head, 64),
+            recent_blocks=choose(self.recent_blocks, 8),
+            sink_blocks=choose(self.sink_blocks, 1),
+            positions=self.positions or "absolute",
+        )
+
+    def _refuse_for_trained(self) -> None:
+        """The geometry of trained landmarks is part of the weights."""
+        for name in ("block_size", "recent_blocks", "sink_blocks"):
+            if getattr(self, name) is not None:
+                raise InvalidParameter(name, "is fixed by the model's training; leave it out")
+        if self.landmarks not in (None, "trained") or self.positions == "absolute":
+            raise InvalidParameter(
+                "landmarks", "the model has trained landmarks with bounded positions; leave both out"
+            )
+
+    def layout(self, model: LoadedModel) -> CacheLayout:
+        """Shapes of the cache, for this model."""
+        size = model.landmarks.block_size if model.landmarks else choose(self.block_size, 16)
+        return model.layout(size)
+
+    def storage_bytes(self, layout: CacheLayout) -> int:
+        """Bytes for keys and values; raises InvalidParameter if not even two blocks fit."""
+        budget = choose(self.kv_bytes, free_memory() // 2)
+        if budget < 2 * layout.block_bytes:
+            raise InvalidParameter("kv_bytes", f"must hold two blocks of {layout.block_bytes} bytes, not {budget}")
+        return budget
+
+    def session_limit(self, model: LoadedModel, layout: CacheLayout, capacity: int, *, bounded: bool) -> int:
+        """Text tokens that one session may hold."""
+        fits = capacity * layout.text_per_block
+        limit = fits if bounded else min(fits, model.max_positions)
+        if self.max_session_tokens is None:
+            return limit
+        if not bounded and self.max_session_tokens > model.max_positions:
+            raise InvalidParameter(
+                "max_session_tokens",
+                f"{model.name} was trained for {model.max_positions} positions; for longer sessions use positions=bounded",
+            )
+        return min(self.max_session_tokens, fits)
+
+
+def choose(wanted: int | None, otherwise: int) -> int:
+    return otherwise if wanted is None else wanted
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, also within a container's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text))
+    return free

@@ -1,0 +1,36 @@
+"""What the engine tells about its model and its sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is served, and how."""
+
+    model: str
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    landmark_token_id: int | None
+    landmarks: str
+    block_size: int
+    blocks_per_head: int
+    recent_blocks: int
+    sink_blocks: int
+    positions: str
+    max_session_tokens: int
+    dtype: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A named session as its owner sees it; times in seconds since 1970."""
+
+    id: str
+    tokens: int
+    created: float
+    used: float
+    parent: str | None
+    busy: bool

@@ -1,0 +1,370 @@
+"""`Engine`: takes generations, runs steps on a thread of its own, delivers events.
+
+Owns who runs, who waits, and the sessions. One lock guards them; a forward pass runs outside it, so asking
+for a session never waits for a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cache import BlockStore, DeviceTier, OutOfBlocks, Session, SessionRegistry
+from engine.admission import Admission
+from engine.attention import Attention, ReferenceAttention, RetrievalSettings
+from engine.config import EngineConfig
+from engine.description import ModelDescription, SessionInfo
+from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
+from engine.huggingface import LoadedModel, load_model
+from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
+from engine.runner import ModelRunner
+from engine.sampler import Sampler
+from engine.scheduler import Scheduler, step_of
+from engine.sequence import Sequence
+from engine.stats import EngineStats, StepReport, TierStats
+from engine.step import Span
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A generation that has not started."""
+
+    generation: Generation
+    deliver: Callable[[Event], None]
+    submitted: float
+
+
+class Engine:
+    """See the module.
+
+    Args:
+        model: what runs
+        config: the operator's choices
+        observe: takes a report after each step, on the engine's thread
+    """
+
+    def __init__(
+        self, model: LoadedModel, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None
+    ) -> None:
+        settings, layout = config.retrieval(model), config.layout(model)
+        self._config, self._observe = config, observe
+        self._store = BlockStore(DeviceTier(layout, config.storage_bytes(layout)))
+        self._registry = registry(model, settings, self._store)
+        self.description = describe(model, settings, config, self._store)
+        self._admission = Admission(self.description, self._registry, config.max_running)
+        attention: Attention = ReferenceAttention(model.layers, layout, settings)
+        self._runner = ModelRunner(model, attention)
+        landmark = self.description.landmark_token_id
+        self._hidden = [] if landmark is None else [landmark]
+        self._scheduler = Scheduler(config.step_tokens, settings.blocks_per_head, landmark, layout)
+        self._waiting: deque[Waiting] = deque()
+        self._running: dict[Sequence, Sampler] = {}
+        self._cancelled: set[Sequence] = set()
+        self._busy: set[str] = set()
+        self._changed = threading.Condition()  # its lock guards everything that changes
+        self._accepting, self._stopping = True, False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    # -- from any thread -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to run steps."""
+        self._thread.start()
+
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, finish what runs within `drain_seconds`, cancel the rest, end the thread."""
+        with self._changed:
+            self._accepting = False
+            self._changed.wait_for(lambda: not (self._running or self._waiting), timeout=drain_seconds)
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> None:
+        """Queue a generation; raises at once what is wrong with it.
+
+        Args:
+            deliver: takes the events on the engine's thread and must not block
+        """
+        with self._changed:
+            self._check_accepting()
+            name = generation.session_id
+            session = None if name is None else self._idle_session(name, generation.tenant)
+            self._admission.validate(generation, session)
+            if len(self._waiting) >= max(self._config.max_waiting, 1):
+                raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
+            if name is not None:
+                self._busy.add(name)
+            self._waiting.append(Waiting(generation, deliver, time.perf_counter()))
+            self._changed.notify_all()
+
+    def cancel(self, generation_id: str, index: int | None = None) -> None:
+        """End a generation, or one choice of it; one that has ended already is left alone."""
+        with self._changed:
+            for waiting in [w for w in self._waiting if w.generation.id == generation_id]:
+                self._waiting.remove(waiting)
+                self._end_waiting(waiting, None)
+            mine = (s for s in self._running if s.generation.id == generation_id)
+            self._cancelled.update(s for s in mine if index in (None, s.index))
+            self._changed.notify_all()
+
+    def create_session(self, tenant: str) -> SessionInfo:
+        """A new, empty session."""
+        with self._changed:
+            self._check_accepting()
+            return self._info(self._registry.create(tenant))
+
+    def get_session(self, session_id: str, tenant: str) -> SessionInfo:
+        """Raises SessionNotFound."""
+        with self._changed:
+            return self._info(self._session(session_id, tenant))
+
+    def list_sessions(self, tenant: str) -> list[SessionInfo]:
+        """The tenant's sessions, oldest first."""
+        with self._changed:
+            return [self._info(session) for session in self._registry.named(tenant)]
+
+    def session_tokens(self, session_id: str, tenant: str) -> list[int]:
+        """All text tokens; raises SessionNotFound."""
+        with self._changed:
+            return self._session(session_id, tenant).tokens.tolist()
+
+    def fork_session(self, session_id: str, tenant: str) -> SessionInfo:
+        """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
+        with self._changed:
+            self._check_accepting()
+            return self._info(self._registry.fork(self._idle_session(session_id, tenant), tenant))
+
+    def delete_session(self, session_id: str, tenant: str) -> None:
+        """Raises SessionNotFound, SessionBusy."""
+        with self._changed:
+            self._registry.delete(self._idle_session(session_id, tenant), tenant)
+
+    def stats(self) -> EngineStats:
+        """The engine now."""
+        with self._changed:
+            tier, size = self._store.tier, self._store.layout.block_bytes
+            active = len(self._busy)
+            sessions = {"active": active, "idle": len(self._registry) - active}
+            running = {sequence.generation.id for sequence in self._running}
+            tiers = {tier.name: TierStats(tier.used * size, tier.capacity * size, tier.used)}
+            return EngineStats(len(running), len(self._waiting), sessions, tiers)
+
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            raise EngineStopped("the engine is shutting down and takes no requests")
+
+    def _session(self, session_id: str, tenant: str) -> Session:
+        session = self._registry.get(session_id, tenant)
+        if session is None:
+            raise SessionNotFound(f"there is no session {session_id!r}")
+        return session
+
+    def _idle_session(self, session_id: str, tenant: str) -> Session:
+        session = self._session(session_id, tenant)
+        if session_id in self._busy:
+            raise SessionBusy(f"another request is running in session {session_id!r}; wait for its end")
+        return session
+
+    def _info(self, session: Session) -> SessionInfo:
+        busy = session.id in self._busy
+        return SessionInfo(session.id, len(session.tokens), session.created, session.used, session.parent, busy)
+
+    # -- the engine's thread ---------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._running or self._waiting)
+                if self._stopping:
+                    break
+                self._retire_cancelled()
+                self._admit()
+                planned = self._plan()
+            if planned:
+                self._step(planned)
+        self._finish_all()
+
+    def _admit(self) -> None:
+        """Start waiting generations, first come first served, while they fit."""
+        while self._waiting and len(self._running) + self._waiting[0].generation.n <= self._config.max_running:
+            generation = self._waiting[0].generation
+            session = None
+            if generation.session_id is not None:
+                session = self._session(generation.session_id, generation.tenant)
+            if not self._admission.fits(generation, session, list(self._running)):
+                if self._running:
+                    return  # what runs will give room back
+                error = OutOfRoom("the cache is full of kept sessions; delete some or give it more memory")
+                self._end_waiting(self._waiting.popleft(), error)
+                continue
+            self._begin(self._waiting.popleft(), session)
+
+    def _begin(self, waiting: Waiting, session: Session | None) -> None:
+        generation = waiting.generation
+        if session is None:
+            use_prefix = self._config.prefix_cache
+            start = self._registry.match if use_prefix else self._registry.unmatched
+            session = start(generation.tokens, generation.tenant)
+            session.append(generation.tokens[len(session.tokens) :])
+        else:
+            session.append(generation.tokens)
+        self._run(Sequence(generation, 0, session, waiting.deliver, waiting.submitted))
+
+    def _run(self, sequence: Sequence) -> None:
+        self._running[sequence] = Sampler(sequence.generation.sampling, sequence.index, self._hidden)
+        sequence.deliver(sequence.progress())
+
+    def _plan(self) -> list[tuple[Sequence, Span]]:
+        """The next step with its blocks allocated; a sequence that gets none fails alone."""
+        planned = []
+        for sequence, span in self._scheduler.plan(list(self._running)):
+            try:
+                self._reserve(span)
+                planned.append((sequence, span))
+            except OutOfBlocks:
+                self._end(sequence, Failed(OutOfRoom("the cache is full; delete sessions or give it more memory")))
+        return planned
+
+    def _reserve(self, span: Span) -> None:
+        while True:
+            try:
+                return span.session.reserve(span.end)
+            except OutOfBlocks:
+                if not self._registry.evict():
+                    raise
+
+    def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
+        """One forward pass and what follows from it."""
+        begun = time.perf_counter()
+        step, rows = step_of(planned)
+        try:
+            logits = self._runner.run(step, rows)
+        except Exception as error:  # whatever fails in a pass fails its requests, not the server
+            logger.exception("a step failed")
+            with self._changed:
+                for sequence, _ in planned:
+                    self._end(sequence, Failed(EngineError(f"the step failed: {error}")))
+            return
+        step.report.seconds = time.perf_counter() - begun
+        if self._observe:
+            self._observe(step.report)
+        with self._changed:
+            for (sequence, _), row in zip(planned, logits, strict=True):
+                self._after(sequence, row)
+
+    def _after(self, sequence: Sequence, logits: Tensor) -> None:
+        """Report progress, or draw a token once everything so far is computed; logits (vocabulary,)."""
+        if sequence.reading:
+            sequence.deliver(sequence.progress())
+        if sequence.remaining or sequence in self._cancelled:
+            return
+        if not sequence.samples:
+            self._end(sequence, sequence.finished("length"))
+            return
+        if sequence.reading and sequence.index == 0:
+            for choice in self._branch(sequence):
+                self._draw(choice, logits)
+        self._draw(sequence, logits)
+
+    def _branch(self, sequence: Sequence) -> list[Sequence]:
+        """The other choices of a generation whose prompt has just been read."""
+        generation = sequence.generation
+        choices = []
+        for index in range(1, generation.n):
+            session = self._registry.branch(sequence.session)
+            choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted)
+            choice.cached = sequence.cached
+            self._running[choice] = Sampler(generation.sampling, index, self._hidden)
+            choices.append(choice)
+        return choices
+
+    def _draw(self, sequence: Sequence, logits: Tensor) -> None:
+        prompt = sequence.session.tokens[: sequence.prompt].tolist() if sequence.penalises_prompt else []
+        token = self._running[sequence].sample(logits, prompt, sequence.generated)
+        reason = sequence.take(token, self.description.eos_token_ids)
+        sequence.deliver(token)
+        if reason:
+            self._end(sequence, sequence.finished(reason))
+
+    # -- ending, under the lock ------------------------------------------------------------------------------
+
+    def _retire_cancelled(self) -> None:
+        for sequence in [s for s in self._running if s in self._cancelled]:
+            self._end(sequence, sequence.finished("cancelled"))
+        self._cancelled.clear()
+
+    def _end(self, sequence: Sequence, event: Finished | Failed) -> None:
+        """Give room and session back, and tell."""
+        del self._running[sequence]
+        self._cancelled.discard(sequence)
+        session = sequence.session
+        if sequence.generation.session_id is not None:
+            self._busy.discard(session.id)
+            session.trim()
+            self._registry.publish(session)
+        elif self._config.prefix_cache and sequence.index == 0:
+            self._registry.keep(session)
+        else:
+            session.close()
+        sequence.deliver(event)
+        self._changed.notify_all()
+
+    def _end_waiting(self, waiting: Waiting, error: EngineError | None) -> None:
+        """Answer a generation that never started."""
+        generation = waiting.generation
+        self._busy.discard(generation.session_id or "")
+        if error is not None:
+            waiting.deliver(Failed(error))
+            return
+        timing = Timing(time.perf_counter() - waiting.submitted, 0.0, 0.0)
+        for index in range(generation.n):
+            waiting.deliver(Finished(index, "cancelled", Usage(len(generation.tokens), 0, 0), timing))
+
+    def _finish_all(self) -> None:
+        with self._changed:
+            for sequence in list(self._running):
+                self._end(sequence, sequence.finished("cancelled"))
+            while self._waiting:
+                self._end_waiting(self._waiting.popleft(), EngineStopped("the engine was stopped"))
+
+
+def load_engine(model: str, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None) -> Engine:
+    """An engine for a model folder or hub name; raises ModelError, InvalidParameter."""
+    return Engine(load_model(model, config.dtype), config, observe=observe)
+
+
+def registry(model: LoadedModel, settings: RetrievalSettings, store: BlockStore) -> SessionRegistry:
+    """Sessions of this model; the fingerprint keeps other models' blocks apart."""
+    width = settings.rule.width(model.head_dim)
+    widths = [None if layer.window else width for layer in model.layers]
+    fingerprint = hashlib.blake2b(repr((model.name, settings, store.layout)).encode()).digest()
+    return SessionRegistry(store, widths, fingerprint)
+
+
+def describe(
+    model: LoadedModel, settings: RetrievalSettings, config: EngineConfig, store: BlockStore
+) -> ModelDescription:
+    """The description of a model that is served this way."""
+    return ModelDescription(
+        **dataclasses.asdict(settings),
+        model=model.name,
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        landmark_token_id=model.landmarks.token_id if model.landmarks else None,
+        block_size=store.layout.block_size,
+        max_session_tokens=config.session_limit(model, store.layout, store.tier.capacity, bounded=settings.bounded),
+        dtype=str(model.dtype).removeprefix("torch."),
+        parameters=sum(p.numel() for p in model.model.parameters()),
+    )

@@ -1,0 +1,89 @@
+"""`Sampler`: one row of logits -> one token. Greedy, or drawn with the request's own generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.requests import Token
+from engine.sampling import SamplingParams
+
+
+class Sampler:
+    """Draws the tokens of one choice.
+
+    Args:
+        params: the request's
+        index: the choice's number; with a seed, choices draw from seed, seed + 1, …
+        hidden: token ids that are never drawn (landmarks)
+    """
+
+    def __init__(self, params: SamplingParams, index: int, hidden: list[int]) -> None:
+        self._params = params
+        self._index = index
+        self._hidden = hidden
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed((params.seed + index) % (1 << 63))
+
+    def sample(self, logits: Tensor, prompt: list[int], generated: list[int]) -> Token:
+        """The next token from logits (vocabulary,) fp32.
+
+        Args:
+            prompt, generated: the tokens so far; only penalties look at them
+        """
+        params = self._params
+        logits = logits.clone()
+        logits[self._hidden] = -torch.inf
+        adjusted = self._penalise(self._bias(logits), prompt, generated)
+        if params.temperature == 0.0:
+            token = int(adjusted.argmax())
+        else:
+            shares = self._narrow((adjusted / params.temperature).softmax(-1))
+            token = int(torch.multinomial(shares, 1, generator=self._generator))
+        return self._token(token, logits)
+
+    def _bias(self, logits: Tensor) -> Tensor:
+        if self._params.logit_bias:
+            logits = logits.clone()
+            tokens = torch.tensor(list(self._params.logit_bias))
+            logits[tokens] += torch.tensor(list(self._params.logit_bias.values()))
+        return logits
+
+    def _penalise(self, logits: Tensor, prompt: list[int], generated: list[int]) -> Tensor:
+        """OpenAI's presence and frequency penalties, and CTRL's repetition penalty (arXiv 1909.05858)."""
+        params = self._params
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(list({*prompt, *generated}))
+            found = logits[seen]
+            logits = logits.index_copy(
+                0, seen, torch.where(found > 0, found / params.repetition_penalty, found * params.repetition_penalty)
+            )
+        if generated and (params.presence_penalty or params.frequency_penalty):
+            counts = torch.bincount(torch.tensor(generated), minlength=len(logits)).float()
+            logits = logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+        return logits
+
+    def _narrow(self, shares: Tensor) -> Tensor:
+        """Zero what top-k, top-p and min-p leave out; shares (vocabulary,) need not sum to 1 after."""
+        params = self._params
+        if params.min_p:
+            shares = shares.masked_fill(shares < params.min_p * shares.max(), 0.0)
+        if 0 < params.top_k < len(shares):
+            shares = shares.masked_fill(shares < shares.topk(params.top_k).values[-1], 0.0)
+        if params.top_p < 1.0:
+            ordered, tokens = (shares / shares.sum()).sort(descending=True)
+            beyond = ordered.cumsum(0) - ordered >= params.top_p  # the first token always stays
+            shares = shares.index_fill(0, tokens[beyond], 0.0)
+        return shares
+
+    def _token(self, token: int, logits: Tensor) -> Token:
+        """The token with its log-probability under the model, before penalties and temperature."""
+        if self._params.logprobs is None:
+            return Token(self._index, token)
+        logprobs = logits.log_softmax(-1)
+        top = logprobs.topk(self._params.logprobs)
+        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        return Token(self._index, token, float(logprobs[token]), pairs)

@@ -1,0 +1,102 @@
+"""`Sequence`: one choice of one generation, in flight over a Session. Plain Python.
+
+Its phase follows from counters: while the session has more tokens than are computed beyond the next one it
+reads the prompt, after that it decodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cache import CacheLayout, Session
+from engine.requests import Event, Finished, Generation, Progress, Timing, Token, Usage
+from engine.step import Span, with_landmarks
+from engine.tally import Tally
+
+
+class Sequence:
+    """One choice.
+
+    Args:
+        generation: the request
+        index: the choice's number
+        session: where it reads and writes; already holds the prompt
+        deliver: takes its events
+        submitted: when the request came in, as time.perf_counter()
+    """
+
+    def __init__(
+        self, generation: Generation, index: int, session: Session, deliver: Callable[[Event], None], submitted: float
+    ) -> None:
+        self.generation = generation
+        self.index = index
+        self.session = session
+        self.deliver = deliver
+        self.submitted = submitted
+        self.started = time.perf_counter()
+        self.first_token: float | None = None
+        self.prompt = len(session.tokens)
+        self.cached = session.computed
+        self.generated: list[int] = []
+        self.tally = Tally() if generation.retrieval.provenance else None
+
+    @property
+    def limit(self) -> int:
+        """Text tokens of the session when the generation has reached its maximum."""
+        return self.prompt + self.generation.sampling.max_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Text tokens that are not computed yet."""
+        return len(self.session.tokens) - self.session.computed
+
+    @property
+    def reading(self) -> bool:
+        """Still reads the prompt."""
+        return not self.generated
+
+    @property
+    def samples(self) -> bool:
+        """Wants a token after its prompt is read."""
+        return self.generation.sampling.max_tokens > 0
+
+    @property
+    def penalises_prompt(self) -> bool:
+        return self.generation.sampling.repetition_penalty != 1.0
+
+    def span(self, budget: int, blocks_per_head: int, landmark: int | None, layout: CacheLayout) -> Span:
+        """The next at most `budget` text tokens."""
+        start = self.session.computed
+        end = min(len(self.session.tokens), start + budget)
+        if self.tally and self.reading and end - start > 1:
+            end = min(end, self.prompt - 1)  # the prompt's last token reads for the answer: alone, so it can be told
+        tokens = with_landmarks(self.session.tokens[start:end].tolist(), start, landmark, layout)
+        retrieval = self.generation.retrieval
+        fetch = blocks_per_head if retrieval.blocks_per_head is None else retrieval.blocks_per_head
+        tally = self.tally if start >= self.prompt - 1 else None
+        return Span(self.session, start, end, tokens, None if retrieval.exact else fetch, tally)
+
+    def progress(self) -> Progress:
+        milliseconds = 1000 * (time.perf_counter() - self.started)
+        return Progress(self.prompt, self.cached, self.session.computed, milliseconds)
+
+    def take(self, token: Token, end_tokens: frozenset[int]) -> str | None:
+        """Append a sampled token; the reason to finish, if there is one."""
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+        self.generated.append(token.token)
+        self.session.append([token.token])
+        sampling = self.generation.sampling
+        if token.token in sampling.stop_token_ids or (token.token in end_tokens and not sampling.ignore_eos):
+            return "stop"
+        return "length" if len(self.generated) >= sampling.max_tokens else None
+
+    def finished(self, reason: str) -> Finished:
+        """The closing event."""
+        now = time.perf_counter()
+        first = self.first_token or now
+        timing = Timing(self.started - self.submitted, first - self.started, now - first)
+        usage = Usage(self.prompt, self.cached, len(self.generated))
+        retrieval = self.tally and self.tally.report(self.session.layout, self.generation.retrieval.passages)
+        return Finished(self.index, reason, usage, timing, retrieval)
