@@ -1,0 +1,58 @@
+"""Events of running generations become text: the one loop behind every answer, streamed or whole.
+
+Owns the way from (generation, event) to outputs of numbered choices. Knows no JSON.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from engine import Finished, Generation, Progress, Token
+from server.async_engine import EventStream
+from server.choices import Choice, Delta, Ended
+from server.pieces import Pieces
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Nothing came for a while."""
+
+
+Output = Delta | Ended | Progress | Silence
+Choices = dict[tuple[int, int], Choice]
+
+
+def choices_of(generations: Sequence[Generation], pieces: Pieces, stops: Sequence[str]) -> Choices:
+    """A choice for each answer, numbered through all generations as OpenAI numbers them."""
+    keys = [(place, index) for place, generation in enumerate(generations) for index in range(generation.n)]
+    return {key: Choice(number, pieces, stops) for number, key in enumerate(keys)}
+
+
+async def outputs(stream: EventStream, choices: Choices, silence: float | None = None) -> AsyncIterator[Output]:
+    """What the generations produce, until all have ended; a Silence after `silence` seconds without anything."""
+    spoke = time.monotonic()
+    while not stream.ended:
+        left = None if silence is None else max(0.0, spoke + silence - time.monotonic())
+        item = await stream.next(left)
+        made: list[Output] = [Silence()] if item is None else list(_made(stream, choices, *item))
+        for output in made:
+            yield output
+        if made:
+            spoke = time.monotonic()
+
+
+def _made(stream: EventStream, choices: Choices, place: int, event: object) -> Sequence[Output]:
+    if isinstance(event, Progress):
+        return [event]
+    assert isinstance(event, Token | Finished)
+    choice = choices[place, event.index]
+    if isinstance(event, Finished):
+        rest, ended = choice.finish(event)
+        return [rest, ended] if rest else [ended]
+    already = choice.stopped
+    delta = choice.push(event)
+    if choice.stopped and not already:
+        stream.cut(place, event.index)
+    return [delta] if delta else []

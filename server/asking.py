@@ -1,0 +1,99 @@
+"""From a request's fields to the engine's: sampling, retrieval, limits, and one Generation per prompt.
+
+Owns the defaults of what a request leaves out. Knows no text and no HTTP.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine import Generation, RetrievalParams, SamplingParams
+from server.errors import ApiError
+from server.schemas import ChatRequest, CompletionRequest, GenerationFields, RetrievalOptions
+
+SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request ready to run."""
+
+    generations: tuple[Generation, ...]
+    stops: tuple[str, ...]
+    tenant: str
+    session_id: str | None
+    stream: bool
+    include_usage: bool
+    return_progress: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where prompts go: whose they are, and the session that they continue, with the tokens that it holds."""
+
+    tenant: str
+    session_id: str | None = None
+    held: int = 0
+
+
+def ask(
+    body: ChatRequest | CompletionRequest,
+    prompts: Sequence[Sequence[int]],
+    place: Place,
+    *,
+    default_tokens: int,
+    room: int,
+    stops: Sequence[str] = (),
+) -> Asked:
+    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit."""
+    refuse_combinations(body, len(prompts), place)
+    retrieval = retrieval_params(body.retrieval)
+    generations = [
+        Generation(
+            id=uuid.uuid4().hex,
+            tokens=tuple(tokens),
+            sampling=sampling_params(body, max(1, min(default_tokens, room - place.held - len(tokens)))),
+            retrieval=retrieval,
+            session_id=place.session_id,
+            tenant=place.tenant,
+            n=body.choices,
+        )
+        for tokens in prompts
+    ]
+    usage = bool(body.stream_options and body.stream_options.include_usage)
+    stop = (*(body.stop or ()), *stops)
+    return Asked(
+        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress
+    )
+
+
+def sampling_params(body: ChatRequest | CompletionRequest, default_tokens: int) -> SamplingParams:
+    """The engine's sampling parameters; what the request leaves out takes the engine's defaults."""
+    given = {name: getattr(body, name) for name in SAMPLING if getattr(body, name) is not None}
+    return SamplingParams(
+        **given,
+        max_tokens=default_tokens if body.limit is None else body.limit,
+        top_k=max(0, body.top_k or 0),  # vLLM's clients say -1 for all
+        logprobs=body.alternatives,
+        ignore_eos=body.ignore_eos,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+    )
+
+
+def retrieval_params(options: RetrievalOptions | None) -> RetrievalParams:
+    """The engine's retrieval parameters."""
+    if options is None:
+        return RetrievalParams()
+    return RetrievalParams(options.blocks_per_head, options.exact, options.provenance, options.passages)
+
+
+def refuse_combinations(body: GenerationFields, prompts: int, place: Place) -> None:
+    """ApiError for what makes no sense together."""
+    single = prompts == 1 and body.choices == 1
+    if place.session_id is not None and not single:
+        raise ApiError(400, "n: a session is continued by one answer to one prompt", "n", "invalid_value")
+    if body.retrieval and body.retrieval.provenance and not single:
+        raise ApiError(400, "retrieval.provenance: needs one prompt and n = 1", "retrieval.provenance", "invalid_value")

@@ -1,0 +1,147 @@
+"""The engine's thread and the event loop: requests go one way, events come back through one bounded queue each.
+
+Owns that queue and its policy: a client that reads too slowly is cut off, the engine's thread never waits for it.
+Knows no text and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TypeVar
+
+from engine import Engine, Event, Failed, Finished, Generation, Progress
+from server.errors import ApiError
+from server.metrics import Metrics, RequestClock
+
+Result = TypeVar("Result")
+
+
+class AsyncEngine:
+    """An engine for one event loop."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, capacity: int) -> None:
+        self._engine, self._metrics, self._capacity = engine, metrics, capacity
+        self.description = engine.description
+
+    def open(self, generations: Sequence[Generation]) -> EventStream:
+        """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
+        return EventStream(self._engine, self._metrics, generations, self._capacity)
+
+    async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
+        """A method of the engine, off the event loop: it may wait for a step to end."""
+        return await asyncio.to_thread(method, self._engine, *arguments)
+
+    def stop(self) -> None:
+        self._engine.stop()
+
+
+class EventStream:
+    """The events of one or more generations, as (place of the generation, event), in the order they came."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, generations: Sequence[Generation], capacity: int) -> None:
+        self._engine, self._generations, self._capacity = engine, generations, capacity
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[int, Event]] = deque()
+        self._arrived = asyncio.Event()
+        self._overflowed = False
+        self._clocks = [RequestClock(metrics) for _ in generations]
+        self._open = {(place, index) for place, each in enumerate(generations) for index in range(each.n)}
+
+    async def __aenter__(self) -> EventStream:
+        """Submit all; if one is refused, none runs."""
+        submitting = asyncio.ensure_future(asyncio.to_thread(self._submit))
+        try:
+            await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            await asyncio.wait({submitting})
+            submitting.exception()
+            self._cancel_all()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._cancel_all()
+
+    @property
+    def ended(self) -> bool:
+        """Whether every choice has ended and nothing is left to read."""
+        return not self._open
+
+    async def next(self, timeout: float | None = None) -> tuple[int, Event] | None:
+        """The next event; None after `timeout` seconds without one. Raises what made a generation fail."""
+        while not self._queue and not self._overflowed:
+            if not await self._wait(timeout):
+                return None
+        place, event = self._take()
+        if isinstance(event, Failed):
+            self._open = {choice for choice in self._open if choice[0] != place}
+            raise event.error
+        if isinstance(event, Finished):
+            self._open.discard((place, event.index))
+        return place, event
+
+    async def _wait(self, timeout: float | None) -> bool:
+        self._arrived.clear()
+        if self._queue or self._overflowed:  # came between the look and the clearing
+            return True
+        try:
+            await asyncio.wait_for(self._arrived.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def cut(self, place: int, index: int) -> None:
+        """End one choice at a stop string; its Finished still comes."""
+        self._clocks[place].stopped.add(index)
+        self._engine.cancel(self._generations[place].id, index)
+
+    def _submit(self) -> None:
+        for place, generation in enumerate(self._generations):
+            try:
+                self._engine.submit(generation, partial(self._deliver, place))
+            except Exception:
+                self._cancel_all()
+                raise
+
+    def _deliver(self, place: int, event: Event) -> None:
+        """On the engine's thread: never wait."""
+        self._clocks[place].observe(event)
+        with self._lock:
+            first = not self._queue
+            fits = self._put(place, event)
+        if not fits:
+            self._call(self._cancel_all)
+        if first or not fits:
+            self._call(self._arrived.set)
+
+    def _put(self, place: int, event: Event) -> bool:
+        newest = self._queue[-1] if self._queue else None
+        if isinstance(event, Progress) and newest and newest[0] == place and isinstance(newest[1], Progress):
+            self._queue[-1] = (place, event)  # only the latest progress tells anything
+        elif len(self._queue) < self._capacity:
+            self._queue.append((place, event))
+        else:
+            self._overflowed = True
+        return not self._overflowed
+
+    def _call(self, action: Callable[[], None]) -> None:
+        # The loop may have closed: then nobody reads any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(action)
+
+    def _take(self) -> tuple[int, Event]:
+        with self._lock:
+            if self._overflowed:
+                raise ApiError(429, "the client reads the stream too slowly", code="slow_reader")
+            return self._queue.popleft()
+
+    def _cancel_all(self) -> None:
+        for place in {place for place, _ in self._open}:
+            self._engine.cancel(self._generations[place].id)

@@ -1,0 +1,63 @@
+"""The command line: `cairn serve`. Checks what is cheap to check before anything heavy is imported.
+
+Owns arguments and exit codes: 0 after a clean stop, 2 for a model or a setting that cannot work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from server.settings import SettingError, Settings, parse, read_settings, variable
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+ENVIRONMENT_ONLY = ("api_keys",)  # a command line can be read by every user of the machine
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    given = vars(_parser().parse_args(arguments))
+    given.pop("command")
+    try:
+        settings = read_settings({name: parse(name, text) for name, text in given.items() if text is not None})
+        check_model_exists(settings.model)
+    except SettingError as error:
+        print(f"cairn: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    from server.serving import serve  # torch and transformers: seconds
+
+    return serve(settings)
+
+
+def check_model_exists(model: str) -> None:
+    """SettingError if `model` is neither a model folder nor the name of one on the hub."""
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return
+    if folder.exists():
+        raise SettingError(f"model: {model} holds no config.json, so it is no model folder")
+    if not HUB_NAME.fullmatch(model) or folder.parent.is_dir():
+        raise SettingError(f"model: there is no folder {model}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cairn", description="An inference server whose KV cache is a memory.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve a model over HTTP", description="Serve a model over HTTP.")
+    for each in fields(Settings):
+        if each.name not in ENVIRONMENT_ONLY:
+            _add(serve, each.name, each.metadata["help"], each.default)
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, name: str, description: str, default: Any) -> None:
+    shown = "" if default is None else f" (default: {default})"
+    text = f"{description}{shown} [{variable(name)}]".replace("%", "%%")
+    parser.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=text)

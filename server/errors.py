@@ -1,0 +1,128 @@
+"""Which error is which status: one table from exceptions to OpenAI's error body.
+
+Owns the shape of error answers. Knows no route.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine import (
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    InvalidParameter,
+    ModelError,
+    OutOfRoom,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+    SessionTooLong,
+)
+from server.chat import ConversationError
+
+log = logging.getLogger("cairn")
+RETRY_SECONDS = "1"
+REFUSED = ("extra_forbidden", "none_required")
+
+
+class ApiError(Exception):
+    """An error of the server's own, ready to be sent."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as clients see it."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        return TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error body."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {**error, **self.extra}}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": RETRY_SECONDS} if self.status in (429, 503) else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
+
+TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (EmptyPrompt, 400, "empty_prompt"),
+    (InvalidParameter, 400, "invalid_parameter"),
+    (ConversationError, 400, "invalid_messages"),
+    (SessionNotFound, 404, "session_not_found"),
+    (SessionBusy, 409, "session_busy"),
+    (SessionTooLong, 413, "session_too_long"),
+    (QueueFull, 429, "queue_full"),
+    (OutOfRoom, 429, "out_of_room"),
+    (EngineStopped, 503, "unavailable"),
+    (ModelError, 503, "model_error"),
+)
+
+
+def problem_of(error: Exception) -> Problem:
+    """How `error` is told to the client; what is in no table is a failure of ours and keeps its details."""
+    if isinstance(error, ApiError):
+        return Problem(error.status, str(error), error.param, error.code)
+    if isinstance(error, RequestValidationError):
+        return _validation_problem(error)
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, str(error.detail))
+    for kind, status, code in TABLE:
+        if isinstance(error, kind):
+            return Problem(status, str(error) or code, getattr(error, "parameter", None), code, _limits(error))
+    log.error("request failed", exc_info=error)
+    shown = str(error) if isinstance(error, EngineError) else "the server failed to handle this request"
+    return Problem(500, shown, code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in the same shape."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return problem_of(error).response()
+
+    for kind in (ApiError, ConversationError, EngineError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _limits(error: Exception) -> dict[str, Any]:
+    return {"limit": error.limit, "wanted": error.wanted} if isinstance(error, SessionTooLong) else {}
+
+
+def _validation_problem(error: RequestValidationError) -> Problem:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(place) or None
+    if first["type"] == "json_invalid":
+        return Problem(
+            400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None, "invalid_json"
+        )
+    if first["type"] in REFUSED:
+        return Problem(400, f"{param}: this server does not support this parameter", param, "unsupported_parameter")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return Problem(400, f"{param or 'the body'}: {message}", param, "invalid_value")

@@ -1,0 +1,1 @@
+"""One file per resource: each validates, asks, and responds."""

@@ -1,0 +1,51 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.asking import ask
+from server.context import Serving, check_model, place_of
+from server.errors import ApiError
+from server.responding import respond
+from server.schemas import CompletionRequest
+from server.service import Model, Service
+from server.shapes import CompletionShape
+
+router = APIRouter(tags=["completions"])
+
+DEFAULT_TOKENS = 16  # OpenAI's and vLLM's
+
+
+@router.post("/v1/completions")
+async def create_completion(body: CompletionRequest, request: Request, service: Serving) -> Response:
+    """Continue a text, or each of several."""
+    check_model(service, body.model)
+    _check_choices(body, service)
+    place = await place_of(request, service, body.session_id)
+    model = service.model
+    prompts = await asyncio.to_thread(_tokens, model, body.prompt, place.held == 0)
+    asked = ask(body, prompts, place, default_tokens=DEFAULT_TOKENS, room=model.description.max_session_tokens)
+    echoes = await asyncio.to_thread(_echoes, model, body) if body.echo else []
+    return await respond(request, service, asked, CompletionShape(service.settings.model_name, echoes=echoes))
+
+
+def _check_choices(body: CompletionRequest, service: Service) -> None:
+    limit = service.settings.max_choices
+    if len(body.prompt) * body.choices > limit:
+        raise ApiError(400, f"prompt: prompts times n may not exceed {limit}", "prompt", "invalid_value")
+
+
+def _tokens(model: Model, prompts: Sequence[str | list[int]], begin: bool) -> list[list[int]]:
+    tokenizer = model.tokenizer
+    return [tokenizer.encode(each, begin=begin) if isinstance(each, str) else each for each in prompts]
+
+
+def _echoes(model: Model, body: CompletionRequest) -> list[str]:
+    """The prompts as text, once for each of their answers."""
+    texts = [each if isinstance(each, str) else model.tokenizer.pieces.text(each) for each in body.prompt]
+    return [text for text in texts for _ in range(body.choices)]

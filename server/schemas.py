@@ -1,0 +1,223 @@
+"""What clients send: every field is honoured, or refused by name. Knows no engine and no text.
+
+A parameter of OpenAI's that this server cannot honour is accepted only in the form that asks for nothing
+(`tools: []`, `response_format: {"type": "text"}`); fields in no model here are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1000
+MAX_MESSAGES = 4096
+MAX_TOKENS = (1 << 31) - 1
+
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+
+
+def _stop_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _joined_text(value: Any) -> Any:
+    """A message's content: a string, or OpenAI's list of parts, all of them text."""
+    if isinstance(value, str) or not isinstance(value, list):
+        return value
+    parts = [part for part in value if isinstance(part, dict) and part.keys() == {"type", "text"}]
+    if len(parts) != len(value) or any(part["type"] != "text" or not isinstance(part["text"], str) for part in parts):
+        raise ValueError('every part must be {"type": "text", "text": "..."}: this server reads text only')
+    return "".join(part["text"] for part in parts)
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def _prompt_list(value: Any) -> Any:
+    """A completion's prompt as a list of prompts, each a string or a list of tokens."""
+    if isinstance(value, str) or _is_tokens(value):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(each, str) or _is_tokens(each) for each in value):
+        return value
+    raise ValueError("must be a string, a list of strings, a list of tokens or a list of such lists, and not empty")
+
+
+Text = Annotated[str, BeforeValidator(_joined_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt_list)]
+
+
+class Wire(BaseModel):
+    """Base of all bodies: unknown fields, NaN, and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Message(Wire):
+    """One message of a conversation; the fields that may only be null come back in OpenAI's own answers."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text
+    refusal: None = None
+    annotations: list[None] | None = Field(default=None, max_length=0)
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[None] | None = Field(default=None, max_length=0)
+
+    def rendered(self) -> dict[str, str]:
+        """As chat templates take it; OpenAI's newer name for `system` is unknown to them."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class TextFormat(Wire):
+    type: Literal["text"]
+
+
+class RetrievalOptions(Wire):
+    """How the answer reads the memory, and whether it tells what it read."""
+
+    blocks_per_head: int | None = Field(default=None, ge=0, le=4096)
+    exact: bool = False
+    provenance: bool = False
+    passages: int = Field(default=5, ge=1, le=100)
+    audit: Literal[False] = False
+
+
+class GenerationFields(Wire):
+    """What both kinds of completion have in common."""
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=1, ge=1, le=1024)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
+    seed: int | None = Field(default=None, ge=-(1 << 63), le=(1 << 63) - 1)
+    stop: Annotated[list[Stop] | None, BeforeValidator(_stop_list)] = Field(default=None, max_length=MAX_STOPS)
+    max_tokens: Count | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
+    ignore_eos: bool = False
+    stop_token_ids: list[Count] | None = Field(default=None, max_length=MAX_STOPS)
+    session_id: str | None = Field(default=None, min_length=1, max_length=128)
+    retrieval: RetrievalOptions | None = None
+    return_progress: bool = False
+    # Harmless: nothing depends on them.
+    user: str | None = Field(default=None, max_length=1024)
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = Field(default=None, max_length=1024)
+    prompt_cache_key: str | None = Field(default=None, max_length=1024)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerationFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        if self.return_progress and not self.stream:
+            raise ValueError("return_progress is only allowed when stream is true")
+        for token in self.logit_bias or {}:
+            if not token.isdecimal() or int(token) > MAX_TOKENS:
+                raise ValueError(f"logit_bias: {token[:40]!r} is not a token id")
+        return self
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+
+class ChatRequest(GenerationFields):
+    """Body of /v1/chat/completions; in a session, `messages` are the new ones."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    # Accepted only where they ask for nothing.
+    response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = Field(default=None, max_length=1)
+    tools: list[None] | None = Field(default=None, max_length=0)
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise ValueError("max_tokens and max_completion_tokens contradict each other")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to report for each token; None reports no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(GenerationFields):
+    """Body of /v1/completions; in a session, `prompt` is what is new."""
+
+    prompt: Prompts
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = False
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+    @model_validator(mode="after")
+    def _echo_alone(self) -> CompletionRequest:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+
+class AppendRequest(Wire):
+    """Body of /v1/sessions/{id}/append."""
+
+    text: str
+    stream: bool | None = False
+
+
+class TokenizeRequest(Wire):
+    """Body of /tokenize: a text or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Wire):
+    """Body of /detokenize."""
+
+    model: str | None = None
+    tokens: list[Count]

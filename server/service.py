@@ -1,0 +1,102 @@
+"""The served model's life: loading, ready, draining, failed; and what routes need once it is ready.
+
+Owns the loaded parts and the count of running requests. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from engine import EngineConfig, ModelDescription, load_engine
+from server.async_engine import AsyncEngine
+from server.chat import Conversations
+from server.metrics import Metrics
+from server.settings import ENGINE_SETTINGS, Settings
+from server.tokenizer import TextTokenizer, load_tokenizer
+
+log = logging.getLogger("cairn")
+
+
+class State(Enum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is loaded."""
+
+    engine: AsyncEngine
+    tokenizer: TextTokenizer
+    conversations: Conversations
+    description: ModelDescription
+
+
+class Service:
+    """One model being served."""
+
+    def __init__(self, settings: Settings, on_failure: Callable[[], None] | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.state = State.LOADING
+        self.failure: str | None = None
+        self.created = int(time.time())
+        self.running = 0  # requests in flight, probes left out
+        self._loaded: Model | None = None
+        self._on_failure = on_failure
+        self._thread = threading.Thread(target=self._load, name="cairn-load", daemon=True)
+
+    @property
+    def model(self) -> Model:
+        """The loaded model; only asked for once the state is past LOADING."""
+        assert self._loaded is not None
+        return self._loaded
+
+    def start(self) -> None:
+        """Load in the background."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        if self.state is not State.FAILED:
+            self.state = State.DRAINING
+
+    def stop(self) -> None:
+        """Wait for the loading to end, then stop the engine."""
+        self.drain()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._loaded is not None:
+            self._loaded.engine.stop()
+
+    def _load(self) -> None:
+        begin = time.monotonic()
+        try:
+            self._loaded = self._load_model()
+        except Exception as error:
+            self.state, self.failure = State.FAILED, str(error) or type(error).__name__
+            log.error("cannot serve %s: %s", self.settings.model, self.failure)
+            if self._on_failure:
+                self._on_failure()
+            return
+        if self.state is State.LOADING:
+            self.state = State.READY
+            log.info("serving %s, loaded in %.1f s", self.settings.model_name, time.monotonic() - begin)
+
+    def _load_model(self) -> Model:
+        config = EngineConfig(**{name: getattr(self.settings, name) for name in ENGINE_SETTINGS})
+        engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step)
+        description = engine.description
+        tokenizer, renderer = load_tokenizer(self.settings.model, description.landmark_token_id)
+        conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
+        engine.start()
+        self.metrics.watch(engine.stats)
+        wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
+        return Model(wrapped, tokenizer, conversations, description)

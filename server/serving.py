@@ -1,0 +1,77 @@
+"""The process that serves: uvicorn with a drain. SIGTERM refuses new requests, waits for running ones, then stops.
+
+Owns the life of the process once the settings are known. Knows no route.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from server.app import create_app
+from server.service import Service, State
+from server.settings import Settings
+
+KEEP_CONNECTION_SECONDS = 65  # longer than the 60 s after which usual proxies drop an idle connection
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn closes its door at SIGTERM; this one goes on answering (503, or what runs) while it drains."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; a second one, or Ctrl-C, stops at once."""
+        if self._deadline is not None or sig == signal.SIGINT:
+            self.should_exit = True
+            self._service.drain()
+            return
+        self._service.drain()
+        self._deadline = time.monotonic() + self._service.settings.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; asked ten times a second."""
+        if self._service.state is State.FAILED:
+            return True
+        if self._deadline is not None and (self._service.running == 0 or time.monotonic() > self._deadline):
+            return True
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; the exit code."""
+    service = Service(settings)
+    server = DrainingServer(server_config(settings, service), service)
+    print(
+        f"Cairn on http://{settings.host}:{settings.port}, loading {settings.model_name}", file=sys.stderr, flush=True
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if service.failure is not None:
+        print(f"cairn: cannot serve {settings.model}: {service.failure}", file=sys.stderr)
+        return 2
+    return 0 if server.started else 1
+
+
+def server_config(settings: Settings, service: Service) -> uvicorn.Config:
+    """Uvicorn's configuration."""
+    return uvicorn.Config(
+        create_app(settings, service),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning" if settings.log_level == "info" else settings.log_level,
+        access_log=settings.access_log,
+        log_config=None,
+        server_header=False,
+        lifespan="on",
+        timeout_keep_alive=KEEP_CONNECTION_SECONDS,
+        timeout_graceful_shutdown=5,
+    )

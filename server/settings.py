@@ -1,0 +1,143 @@
+"""What can be set: one frozen value, read from `CAIRN_*` variables and the command line. See docs/settings.md.
+
+Owns names, types, defaults and bounds of the settings; the only reader of environment variables.
+Knows no HTTP and no model; what the engine's own settings mean is the engine's.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PREFIX = "CAIRN_"
+TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+class SettingError(ValueError):
+    """A setting has a value that it can not have; the message names it."""
+
+
+def _setting(default: Any, description: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": description, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the server; a field `x_y` is `CAIRN_X_Y` in the environment and `--x-y` on the command line."""
+
+    model: str = _setting("models/cairn-4m", "model folder, or a hub name such as org/name")
+    served_model_name: str | None = _setting(None, "name of the model in the API (default: the folder's name)")
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8000, "port to listen on", 0, 65535)
+    api_keys: tuple[str, ...] = _setting((), "keys that clients may use, separated by commas; none: no key is needed")
+    log_level: str = _setting("info", "critical, error, warning, info or debug")
+    access_log: bool = _setting(False, "log each HTTP request")
+
+    max_body_bytes: int = _setting(64 << 20, "largest request body", 1024)
+    max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
+    default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
+    event_capacity: int = _setting(8192, "events kept for a client that reads slowly, before it is cut off", 16)
+    keepalive_seconds: float = _setting(10.0, "silence in a stream after which a comment is sent", 0.01)
+    drain_seconds: float = _setting(30.0, "time for running requests to end after SIGTERM", 0.0)
+
+    max_session_tokens: int | None = _setting(None, "most text tokens in a session (default: what the model allows)", 1)
+    kv_bytes: int | None = _setting(None, "bytes for keys and values (default: half of the free memory)", 1)
+    max_running: int = _setting(16, "requests that run at once", 1)
+    max_waiting: int = _setting(256, "requests that may wait; more are refused with 429", 0)
+    step_tokens: int = _setting(512, "tokens of one forward pass", 1)
+    landmarks: str | None = _setting(None, "mean, box or box-mean (default: the model's trained landmarks, else mean)")
+    block_size: int | None = _setting(None, "tokens in a block (default: the model's)", 2)
+    blocks_per_head: int | None = _setting(None, "far blocks that each head fetches (default: the model's)", 0)
+    recent_blocks: int | None = _setting(None, "latest blocks that are always attended (default: the model's)", 0)
+    sink_blocks: int | None = _setting(None, "first blocks that are always attended (default: the model's)", 0)
+    positions: str | None = _setting(None, "absolute or bounded (default: the model's)")
+    dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
+    prefix_cache: bool = _setting(True, "share the blocks of identical beginnings within a tenant")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_range(each.name, getattr(self, each.name), each.metadata["low"], each.metadata["high"])
+        if self.log_level not in ("critical", "error", "warning", "info", "debug"):
+            raise SettingError(f"log_level: unknown level {self.log_level!r}")
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in the API."""
+        return self.served_model_name or os.path.basename(os.path.abspath(self.model))
+
+
+ENGINE_SETTINGS = (
+    "max_session_tokens",
+    "kv_bytes",
+    "max_running",
+    "max_waiting",
+    "step_tokens",
+    "landmarks",
+    "block_size",
+    "blocks_per_head",
+    "recent_blocks",
+    "sink_blocks",
+    "positions",
+    "dtype",
+    "prefix_cache",
+)
+"""The settings that are handed on to the engine under the same names."""
+
+
+def setting_types() -> dict[str, Any]:
+    """The type of each setting by name, `None` taken out of unions."""
+    hints = typing.get_type_hints(Settings)
+    return {each.name: _without_none(hints[each.name]) for each in fields(Settings)}
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def parse(name: str, text: str) -> Any:
+    """The value that `text` stands for in setting `name`; SettingError if it stands for none."""
+    kind = setting_types()[name]
+    try:
+        return _convert(kind, text.strip())
+    except ValueError as error:
+        raise SettingError(f"{name}: {text!r} is not a valid {_kind_name(kind)}") from error
+
+
+def read_settings(given: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment, with `given` (values by name, already parsed) on top."""
+    environment = os.environ if environment is None else environment
+    names = [each.name for each in fields(Settings)]
+    values = {name: parse(name, environment[variable(name)]) for name in names if environment.get(variable(name))}
+    return Settings(**{**values, **given})
+
+
+def _without_none(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _convert(kind: Any, text: str) -> Any:
+    if kind is bool:
+        if text.lower() not in TRUE | FALSE:
+            raise ValueError(text)
+        return text.lower() in TRUE
+    if kind in (int, float, str):
+        return kind(text)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _kind_name(kind: Any) -> str:
+    return {int: "whole number", float: "number", bool: "yes or no"}.get(kind, "value")
+
+
+def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
+    if value is None or isinstance(value, str | tuple):
+        return
+    if not (low is None or value >= low) or not (high is None or value <= high):  # a NaN fails too
+        raise SettingError(f"{name}: {value} is outside {low} to {'any' if high is None else high}")

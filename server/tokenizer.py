@@ -1,0 +1,86 @@
+"""Text to tokens: what users write is encoded literally, so that no text of theirs can become a control token.
+
+Owns the loaded tokenizer. Knows no HTTP; how a conversation is laid out is `server.chat`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from engine import ModelError
+from server.pieces import Pieces
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a prompt: `control` text may hold control tokens, other text is taken literally."""
+
+    text: str
+    control: bool = False
+
+
+class TextTokenizer:
+    """The model's tokenizer, twice: one that knows control tokens and one that reads their names as plain text."""
+
+    def __init__(self, control: Tokenizer, landmark: int | None = None) -> None:
+        self._control = control
+        self._literal = Tokenizer.from_str(control.to_str())
+        self._literal.encode_special_tokens = True
+        self._landmark = landmark
+        self._landmark_text = None if landmark is None else control.id_to_token(landmark)
+        self.pieces = Pieces(control)
+        added = control.get_added_tokens_decoder().values()
+        names = {token.content for token in added if token.special} | {self._landmark_text}
+        self._control_names = tuple(name for name in names if name)
+
+    def encode(self, text: str, *, begin: bool = False) -> list[int]:
+        """Tokens of a user's text; `begin` adds what the model wants at the start of a sequence."""
+        tokens: list[int] = self._literal.encode(text, add_special_tokens=begin).ids
+        return tokens if self._landmark not in tokens else self._around_landmark(text, begin)
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """Tokens of a prompt whose control parts may hold control tokens, but never a landmark."""
+        tokens: list[int] = []
+        for segment in segments:
+            tokens += self._encode_control(segment.text) if segment.control else self.encode(segment.text)
+        return tokens
+
+    def names_control(self, text: str) -> bool:
+        """Whether `text` holds the name of a control token."""
+        return any(name in text for name in self._control_names)
+
+    def _encode_control(self, text: str) -> list[int]:
+        tokens: list[int] = self._control.encode(text, add_special_tokens=False).ids
+        return [token for token in tokens if token != self._landmark]
+
+    def _around_landmark(self, text: str, begin: bool) -> list[int]:
+        """A landmark that is no special token is matched even in literal text: cut its name in two."""
+        assert self._landmark_text is not None
+        head, *rest = text.split(self._landmark_text)
+        half = len(self._landmark_text) // 2
+        tokens: list[int] = self._literal.encode(head + self._landmark_text[:half], add_special_tokens=begin).ids
+        for number, part in enumerate(rest, 1):
+            again = self._landmark_text[:half] if number < len(rest) else ""
+            tokens += self._literal.encode(self._landmark_text[half:] + part + again, add_special_tokens=False).ids
+        return tokens
+
+
+def load_tokenizer(model: str, landmark: int | None) -> tuple[TextTokenizer, Any]:
+    """The tokenizer of a model folder, and transformers' own object for it (which renders chat templates)."""
+    from transformers import AutoTokenizer  # seconds of import, needed only here
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model} has no tokenizer that can be read: {error}") from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(f"{model} has no fast tokenizer (tokenizer.json)")
+    control = Tokenizer.from_str(backend.to_str())
+    control.no_truncation()
+    control.no_padding()
+    return TextTokenizer(control, landmark), loaded
