@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
-ENOUGH = 8  # characters of a fact that make it recognisable where a passage begins or ends inside it
+from clients.demo.facts import Fact
+
+TELLING = 3  # characters of a place or a key that are hardly there by chance
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,10 @@ class Excerpt:
     after: str
 
 
-def excerpt(passage: str, told: str, width: int = 150) -> Excerpt:
-    """About `width` characters of `passage`, white space made single spaces, `told` in the middle if it is there."""
+def excerpt(passage: str, fact: Fact, width: int = 150) -> Excerpt:
+    """About `width` characters of `passage`, white space made single spaces, the fact in the middle if it is there."""
     text = " ".join(passage.split())
-    start, end = locate(text, told) or (0, 0)
+    start, end = locate(text, fact) or (0, 0)
     room = max(0, width - (end - start))
     left = max(0, start - room // 2, start - room) if end else 0
     right = min(len(text), end + room - (start - left))
@@ -27,14 +30,17 @@ def excerpt(passage: str, told: str, width: int = 150) -> Excerpt:
     return Excerpt(before, text[start:end], text[end:right] + ("…" if right < len(text) else ""))
 
 
-def locate(text: str, told: str) -> tuple[int, int] | None:
-    """Where `told` is in `text`: whole, or its beginning at the end of `text`, or its end at the beginning."""
-    at = text.find(told)
-    if at >= 0:
-        return at, at + len(told)
-    for size in range(len(told) - 1, ENOUGH - 1, -1):
-        if text.endswith(told[:size]):
-            return len(text) - size, len(text)
-        if text.startswith(told[-size:]):
-            return 0, size
-    return None
+def locate(text: str, fact: Fact) -> tuple[int, int] | None:
+    """Where `text` tells the fact, or as much of its place or key as tells it from other facts.
+
+    A passage is made of blocks, which begin and end anywhere: often it has a part of the sentence only.
+    """
+    told = fact.told
+    common = SequenceMatcher(None, text, told, autojunk=False).find_longest_match()
+    start, end = common.b, common.b + common.size
+    telling = max(_overlap(start, end, told.index(part), len(part)) for part in (fact.city, fact.key))
+    return (common.a, common.a + common.size) if telling >= TELLING else None
+
+
+def _overlap(start: int, end: int, at: int, size: int) -> int:
+    return min(end, at + size) - max(start, at)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clients.demo.api import Answer, Passage
-from clients.demo.excerpt import excerpt, locate
+from clients.demo.excerpt import excerpt
 from clients.demo.facts import Fact, Hidden
 from clients.demo.metrics import Metrics
 from clients.demo.progress import Advance, rate, reading
@@ -115,8 +115,9 @@ class Screen:
         place = passage.start / max(1, tokens)
         span = f"tokens {passage.start:,} to {passage.end:,}"
         self._row(label, f"{passage.share:.1%} of attention to {span}, {place:.0%} into the text")
-        found = locate(passage.text, fact.told) is not None
-        part = excerpt(passage.text, fact.told, 130 if found else 64)
+        part = excerpt(passage.text, fact)
+        if not part.fact:
+            part = excerpt(passage.text, fact, 64)  # one line is enough for what is not asked for
         # A log has no colours, so brackets mark the fact there.
         marked = part.fact if self._console.is_terminal or not part.fact else f"[[{part.fact}]]"
         self._row("", Text.assemble((part.before, "dim"), (marked, "black on yellow"), (part.after, "dim")))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from clients.demo.excerpt import excerpt, locate
+from clients.demo.facts import Fact
 
-TOLD = "The pass key for Lisbon is 71432. Remember it."
+LISBON = Fact("Lisbon", "71432")
+TOLD = LISBON.told
 
 
 def test_the_fact_is_in_the_middle() -> None:
-    part = excerpt("a " * 500 + "\n" + TOLD + "\n" + " b" * 500, TOLD, width=100)
+    part = excerpt("a " * 500 + "\n" + TOLD + "\n" + " b" * 500, LISBON, width=100)
     assert part.fact == TOLD
     assert part.before.startswith("…")
     assert part.after.endswith("…")
@@ -18,12 +20,12 @@ def test_the_fact_is_in_the_middle() -> None:
 
 
 def test_a_short_passage_is_shown_whole() -> None:
-    part = excerpt(f"before\n\n{TOLD}\n  after", TOLD)
+    part = excerpt(f"before\n\n{TOLD}\n  after", LISBON)
     assert (part.before, part.fact, part.after) == ("before ", TOLD, " after")
 
 
 def test_a_passage_without_the_fact() -> None:
-    part = excerpt("word " * 100, TOLD, width=20)
+    part = excerpt("word " * 100, LISBON, width=20)
     assert (part.before, part.fact) == ("", "")
     assert part.after == "word word word word …"
 
@@ -33,11 +35,13 @@ def test_a_passage_without_the_fact() -> None:
     [
         (f"x {TOLD} y", TOLD),
         ("some text. The pass key for Lis", "The pass key for Lis"),
-        ("71432. Remember it. More", "71432. Remember it."),
-        ("it. More", None),
+        ("432. Remember it. More", "432. Remember it."),
+        ("key for Lisbon is 71", "key for Lisbon is 71"),
+        ("2. Remember it. More", None),
+        ("The pass key for Leuven is 55555. Remember it.", None),
         ("", None),
     ],
 )
 def test_a_fact_over_the_edge_is_found(text: str, found: str | None) -> None:
-    place = locate(text, TOLD)
+    place = locate(text, LISBON)
     assert (text[slice(*place)] if place else None) == found
