@@ -111,7 +111,7 @@ class EngineConfig:
         if not bounded and self.max_session_tokens > model.max_positions:
             raise InvalidParameter(
                 "max_session_tokens",
-                f"{model.name} was trained for {model.max_positions} positions; for longer sessions use positions=bounded",
+                f"{model.name} was trained for {model.max_positions} positions; beyond them use positions=bounded",
             )
         return min(self.max_session_tokens, fits)
 

@@ -23,7 +23,7 @@ from engine.step import Step
 
 ATTENTION = "cairn"
 SUPPORTED = frozenset(
-    ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma2", "gemma3_text", "phi", "phi3", "gpt_neox", "olmo2", "smollm3", "granite"]
+    "llama qwen2 qwen3 qwen3_moe mistral mixtral gemma2 gemma3_text phi phi3 gpt_neox olmo2 smollm3 granite".split()
 )
 """Families whose logits were checked against full attention (tests/engine/test_families.py)."""
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})

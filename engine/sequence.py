@@ -98,5 +98,6 @@ class Sequence:
         first = self.first_token or now
         timing = Timing(self.started - self.submitted, first - self.started, now - first)
         usage = Usage(self.prompt, self.cached, len(self.generated))
-        retrieval = self.tally and self.tally.report(self.session.layout, self.generation.retrieval.passages)
+        passages = self.generation.retrieval.passages
+        retrieval = self.tally.report(self.session.layout, passages) if self.tally else None
         return Finished(self.index, reason, usage, timing, retrieval)

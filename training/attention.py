@@ -115,7 +115,7 @@ def landmark_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = placed_scores(query * scaling, key, inv_freq, landmarks)
-    weights = grouped_softmax(scores, landmarks, tied=module.layer_idx == 0)
+    weights = grouped_softmax(scores, landmarks, tied=bool(module.layer_idx == 0))
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 

@@ -9,13 +9,37 @@ import random
 import re
 from collections import Counter
 
-PLACES = ["Aberdeen", "Accra", "Adelaide", "Aleppo", "Algiers", "Almaty", "Amsterdam", "Ankara", "Antwerp", "Asmara", "Astana", "Athens", "Auckland", "Austin", "Baghdad", "Baku", "Bamako", "Bangkok", "Barcelona", "Basel", "Bath", "Beirut", "Belfast", "Belgrade", "Bergen", "Berlin", "Bern", "Bilbao", "Bogota", "Bologna", "Bombay", "Bonn", "Boston", "Bratislava", "Bremen", "Brisbane", "Bristol", "Brno", "Brussels", "Bucharest", "Budapest", "Cairo", "Calcutta", "Calgary", "Canberra", "Caracas", "Cardiff", "Chicago", "Cologne", "Colombo", "Cordoba", "Cork", "Crete", "Cusco", "Dakar", "Dallas", "Damascus", "Danzig", "Delhi", "Denver", "Detroit", "Dhaka", "Dresden", "Dublin", "Durban", "Edinburgh", "Essen", "Fez", "Florence", "Frankfurt", "Galway", "Gdansk", "Geneva", "Genoa", "Ghent", "Glasgow", "Granada", "Graz", "Haifa", "Hamburg", "Hanoi", "Harare", "Havana", "Helsinki", "Houston", "Innsbruck", "Istanbul", "Jaipur", "Jakarta", "Jerusalem", "Kabul", "Kampala", "Karachi", "Khartoum", "Kiev", "Kingston", "Kobe", "Krakow", "Kyoto", "Lagos", "Lahore", "Leeds", "Leipzig", "Lima", "Limerick", "Linz", "Liverpool", "London", "Luanda", "Lucca", "Lusaka", "Lyon", "Madras", "Malmo", "Managua", "Manchester", "Manila", "Maputo", "Marseille", "Medina", "Melbourne", "Memphis", "Miami", "Milan", "Minsk", "Modena", "Montreal", "Moscow", "Munich", "Muscat", "Nagoya", "Nairobi", "Nantes", "Naples", "Nice", "Odessa", "Oran", "Osaka", "Ostend", "Ottawa", "Oxford", "Padua", "Palermo", "Panama", "Paris", "Parma", "Perth", "Phoenix", "Pisa", "Porto", "Prague", "Pretoria", "Quebec", "Ravenna", "Reims", "Rennes", "Riga", "Rome", "Rotterdam", "Rouen", "Salerno", "Salzburg", "Samarkand", "Santiago", "Sarajevo", "Seattle", "Seoul", "Seville", "Shanghai", "Siena", "Sofia", "Split", "Stockholm", "Stuttgart", "Surat", "Sydney", "Taipei", "Tallinn", "Tampere", "Tangier", "Tashkent", "Tehran", "Tirana", "Tokyo", "Toledo", "Toronto", "Toulouse", "Trieste", "Tripoli", "Tunis", "Turin", "Utrecht", "Valencia", "Vancouver", "Venice", "Verona", "Vienna", "Vilnius", "Warsaw", "Weimar", "Windsor", "Winnipeg", "Wroclaw", "Yerevan", "York", "Zagreb"]
-PEOPLE = ["Aaron", "Abigail", "Adam", "Agnes", "Alan", "Albert", "Alice", "Amelia", "Amir", "Andrea", "Anita", "Anton", "Arthur", "Astrid", "Barbara", "Beatrice", "Benjamin", "Boris", "Bruno", "Carlos", "Carmen", "Cecilia", "Charlotte", "Chen", "Clara", "Daniel", "David", "Diana", "Dmitri", "Edith", "Edward", "Eleanor", "Elena", "Emil", "Esther", "Eva", "Fatima", "Felix", "Fiona", "Frank", "Freda", "George", "Gloria", "Greta", "Hannah", "Harold", "Hassan", "Helen", "Henry", "Hiroshi", "Hugo", "Ibrahim", "Ingrid", "Irene", "Isaac", "Ivan", "Jack", "Jane", "Jasmine", "Jonas", "Jorge", "Joseph", "Julia", "Karl", "Kate", "Kenji", "Laura", "Leo", "Lina", "Louis", "Lucy", "Magnus", "Maria", "Martin", "Mei", "Miguel", "Mina", "Mohammed", "Monica", "Nadia", "Nathan", "Nina", "Noah", "Olga", "Oscar", "Otto", "Patrick", "Paul", "Pedro", "Philip", "Priya", "Quentin", "Rachel", "Rafael", "Ravi", "Rebecca", "Richard", "Robert", "Rosa", "Ruth", "Samuel", "Sandra", "Sarah", "Simon", "Sonia", "Stefan", "Susan", "Tamara", "Theo", "Thomas", "Ursula", "Vera", "Victor", "Walter", "Wendy", "Yusuf", "Zoe"]
-SYLLABLES = ["ba", "be", "bi", "bo", "bu", "ca", "ce", "co", "da", "de", "di", "do", "dra", "el", "en", "fa", "fe", "fi", "fo", "ga", "ge", "go", "gra", "ha", "he", "hi", "ho", "in", "ja", "jo", "ka", "ke", "ki", "ko", "la", "le", "li", "lo", "lu", "ma", "me", "mi", "mo", "mu", "na", "ne", "ni", "no", "nu", "or", "pa", "pe", "pi", "po", "qua", "ra", "re", "ri", "ro", "ru", "sa", "se", "shi", "so", "sta", "ta", "te", "ti", "to", "tra", "tu", "ul", "va", "ve", "vi", "vo", "wa", "we", "wi", "xa", "ya", "yo", "za", "ze", "zi", "zo"]
+PLACES = """Aberdeen Accra Adelaide Aleppo Algiers Almaty Amsterdam Ankara Antwerp Asmara Astana Athens Auckland Austin
+Baghdad Baku Bamako Bangkok Barcelona Basel Bath Beirut Belfast Belgrade Bergen Berlin Bern Bilbao Bogota Bologna Bombay
+Bonn Boston Bratislava Bremen Brisbane Bristol Brno Brussels Bucharest Budapest Cairo Calcutta Calgary Canberra Caracas
+Cardiff Chicago Cologne Colombo Cordoba Cork Crete Cusco Dakar Dallas Damascus Danzig Delhi Denver Detroit Dhaka Dresden
+Dublin Durban Edinburgh Essen Fez Florence Frankfurt Galway Gdansk Geneva Genoa Ghent Glasgow Granada Graz Haifa Hamburg
+Hanoi Harare Havana Helsinki Houston Innsbruck Istanbul Jaipur Jakarta Jerusalem Kabul Kampala Karachi Khartoum Kiev
+Kingston Kobe Krakow Kyoto Lagos Lahore Leeds Leipzig Lima Limerick Linz Liverpool London Luanda Lucca Lusaka Lyon
+Madras Malmo Managua Manchester Manila Maputo Marseille Medina Melbourne Memphis Miami Milan Minsk Modena Montreal
+Moscow Munich Muscat Nagoya Nairobi Nantes Naples Nice Odessa Oran Osaka Ostend Ottawa Oxford Padua Palermo Panama Paris
+Parma Perth Phoenix Pisa Porto Prague Pretoria Quebec Ravenna Reims Rennes Riga Rome Rotterdam Rouen Salerno Salzburg
+Samarkand Santiago Sarajevo Seattle Seoul Seville Shanghai Siena Sofia Split Stockholm Stuttgart Surat Sydney Taipei
+Tallinn Tampere Tangier Tashkent Tehran Tirana Tokyo Toledo Toronto Toulouse Trieste Tripoli Tunis Turin Utrecht
+Valencia Vancouver Venice Verona Vienna Vilnius Warsaw Weimar Windsor Winnipeg Wroclaw Yerevan York Zagreb""".split()
+PEOPLE = """Aaron Abigail Adam Agnes Alan Albert Alice Amelia Amir Andrea Anita Anton Arthur Astrid Barbara Beatrice
+Benjamin Boris Bruno Carlos Carmen Cecilia Charlotte Chen Clara Daniel David Diana Dmitri Edith Edward Eleanor Elena
+Emil Esther Eva Fatima Felix Fiona Frank Freda George Gloria Greta Hannah Harold Hassan Helen Henry Hiroshi Hugo Ibrahim
+Ingrid Irene Isaac Ivan Jack Jane Jasmine Jonas Jorge Joseph Julia Karl Kate Kenji Laura Leo Lina Louis Lucy Magnus
+Maria Martin Mei Miguel Mina Mohammed Monica Nadia Nathan Nina Noah Olga Oscar Otto Patrick Paul Pedro Philip Priya
+Quentin Rachel Rafael Ravi Rebecca Richard Robert Rosa Ruth Samuel Sandra Sarah Simon Sonia Stefan Susan Tamara Theo
+Thomas Ursula Vera Victor Walter Wendy Yusuf Zoe""".split()
+SYLLABLES = """ba be bi bo bu ca ce co da de di do dra el en fa fe fi fo ga ge go gra ha he hi ho in ja jo ka ke ki ko
+la le li lo lu ma me mi mo mu na ne ni no nu or pa pe pi po qua ra re ri ro ru sa se shi so sta ta te ti to tra tu ul va
+ve vi vo wa we wi xa ya yo za ze zi zo""".split()
 ENDINGS = ["", "", "n", "r", "s", "l", "th", "m", "ck", "burg", "ton", "ville", "land", "ford", "nia", "x"]
 
 
-BENCH_NAMES = ["Lisbon", "Madrid", "Oslo", "Zurich", "Nicosia", "Valletta", "Reykjavik", "Montevideo", "Quito", "Asuncion", "Wellington", "Hobart", "Kathmandu", "Thimphu", "Vientiane", "Yangon", "Jakobstad", "Turku", "Aarhus", "Uppsala", "Bruges", "Leuven", "Lausanne", "Lugano", "Bolzano", "Ferrara", "Catania", "Murcia", "Oviedo", "Braga", "Coimbra", "Nimes", "Dijon", "Mainz", "Erfurt", "Rostock", "Poznan", "Lublin", "Debrecen", "Szeged", "Timisoara", "Varna", "Plovdiv", "Skopje", "Tbilisi", "Batumi", "Isfahan", "Shiraz", "Multan", "Nagpur", "Mysore", "Penang", "Cebu", "Davao", "Sapporo", "Niigata", "Busan", "Incheon", "Darwin", "Cairns", "Winona", "Tulsa", "Omaha", "Fresno"]
+BENCH_NAMES = """Lisbon Madrid Oslo Zurich Nicosia Valletta Reykjavik Montevideo Quito Asuncion Wellington Hobart
+Kathmandu Thimphu Vientiane Yangon Jakobstad Turku Aarhus Uppsala Bruges Leuven Lausanne Lugano Bolzano Ferrara Catania
+Murcia Oviedo Braga Coimbra Nimes Dijon Mainz Erfurt Rostock Poznan Lublin Debrecen Szeged Timisoara Varna Plovdiv
+Skopje Tbilisi Batumi Isfahan Shiraz Multan Nagpur Mysore Penang Cebu Davao Sapporo Niigata Busan Incheon Darwin Cairns
+Winona Tulsa Omaha Fresno""".split()
 """Names that no training sample tells or asks; `bench.passkey` and the demo use only these."""
 
 

@@ -7,6 +7,7 @@ when it is first told), `ANSWER_WEIGHT` where an answer is given.
 
 from __future__ import annotations
 
+import itertools
 import random
 import string
 import uuid
@@ -248,7 +249,7 @@ class Tasks:
         variables = ["".join(rng.choices(string.ascii_uppercase, k=5)) for _ in range(min(count, 3) + 1)]
         value = digits(rng, 5)
         told = [f"VAR {variables[0]} = {value}"]
-        told += [f"VAR {new} = VAR {old}" for old, new in zip(variables, variables[1:], strict=False)]
+        told += [f"VAR {new} = VAR {old}" for old, new in itertools.pairwise(variables)]
         lead = SAY_CHAIN.format(count=len(variables), value=value).rstrip()
         return [Fact("\n".join(told), ASK_CHAIN.format(value=value), lead, " " + " ".join(variables))]
 

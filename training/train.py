@@ -91,7 +91,9 @@ class Trainer:
         self.run, self.total, self.rate = run, total, rate
         self.tokenizer = load_tokenizer(run / "tokenizer.json", files)
         self.settings = LandmarkSettings()
-        self.landmark = int(self.tokenizer.token_to_id(LANDMARK))
+        landmark = self.tokenizer.token_to_id(LANDMARK)
+        assert landmark is not None
+        self.landmark = landmark
         corpus = Corpus.load(files, self.tokenizer, run / "corpus.npz")
         self.tasks = Tasks(corpus, self.tokenizer, Names(self.tokenizer.decode(corpus.prose[:2_000_000].tolist())))
         torch.manual_seed(seed)

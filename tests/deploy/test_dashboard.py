@@ -1,0 +1,1 @@
+"""The Grafana dashboard asks only for what the server exports."""

@@ -1,0 +1,96 @@
+"""A result depends on tokens and their positions: not on chunks, turns, batches, forks or restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache import Session
+from engine import Step
+from tests.models import Bench, random_tokens
+
+LENGTH = 170
+CONFIGS = {
+    "trained": {},
+    "absolute": {"block_size": 8, "recent_blocks": 2, "landmarks": "box"},
+    "bounded": {"block_size": 8, "recent_blocks": 2, "landmarks": "mean", "positions": "bounded"},
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def bench(request: pytest.FixtureRequest, tiny_folder: Path, landmark_folder: Path) -> Bench:
+    folder = landmark_folder if request.param == "trained" else tiny_folder
+    return Bench(folder, **CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench) -> torch.Tensor:
+    """Logits of all tokens in one pass."""
+    session = bench.session()
+    logits = bench.logits(session, random_tokens(LENGTH), [LENGTH], fetch=3)
+    session.close()
+    return logits
+
+
+def same(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_split_gives_the_same_logits(bench: Bench, whole: torch.Tensor, data: st.DataObject) -> None:
+    borders = data.draw(st.lists(st.integers(1, LENGTH - 1), max_size=20, unique=True).map(sorted))
+    cuts = [end - start for start, end in zip([0, *borders], [*borders, LENGTH], strict=True)]
+    session = bench.session()
+    same(bench.logits(session, random_tokens(LENGTH), cuts, fetch=3), whole)
+    session.close()
+
+
+def test_token_by_token_gives_the_same_logits(bench: Bench, whole: torch.Tensor) -> None:
+    session = bench.session()
+    same(bench.logits(session, random_tokens(LENGTH), [90] + [1] * (LENGTH - 90), fetch=3), whole)
+    session.close()
+
+
+def test_small_pieces_of_working_memory_give_the_same_logits(
+    bench: Bench, whole: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.attention.reference.WORKING_BYTES", 100_000)
+    session = bench.session()
+    same(bench.logits(session, random_tokens(LENGTH), [LENGTH], fetch=3), whole)
+    session.close()
+
+
+def test_two_sessions_in_one_step_give_what_each_gives_alone(bench: Bench, whole: torch.Tensor) -> None:
+    other_tokens = random_tokens(LENGTH, seed=1)
+    alone = bench.logits(bench.session(), other_tokens, [LENGTH], fetch=3)
+    first, second = bench.session(), bench.session()
+    first.append(random_tokens(LENGTH))
+    second.append(other_tokens)
+    rows: dict[Session, list[torch.Tensor]] = {first: [], second: []}
+    for ends in ((100, 31), (101, 32), (LENGTH, LENGTH)):
+        spans = [bench.span(session, end, 3) for session, end in zip((first, second), ends, strict=True)]
+        logits = bench.runner.run(Step(spans))
+        for span, part in zip(spans, logits.split([len(s.token_ids) for s in spans]), strict=True):
+            rows[span.session].append(part[bench.predicting(span)])
+    same(torch.cat(rows[first]), whole)
+    same(torch.cat(rows[second]), alone)
+
+
+def test_a_fork_goes_on_as_its_parent_does(bench: Bench, whole: torch.Tensor) -> None:
+    tokens = random_tokens(LENGTH)
+    parent = bench.session()
+    bench.logits(parent, tokens[:100], [100], fetch=3)
+    forks = [parent.fork("a"), parent.fork("b"), parent.fork("c").fork("d")]
+    used = bench.store.tier.used
+    for session in (parent, *forks):
+        recomputed = len(session.tokens) - session.computed
+        logits = bench.logits(session, tokens[100:], [recomputed + 20, 50], fetch=3)
+        same(logits[recomputed:], whole[100:])
+    assert bench.store.tier.used - used < 4 * bench.layout.blocks(LENGTH)  # the past is shared
+    for session in (parent, *forks):
+        session.close()
