@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from engine import Finished, Generation, Progress, Token
+from engine import Event, Finished, Generation, Progress, Token
 from server.async_engine import EventStream
 from server.choices import Choice, Delta, Ended
 from server.pieces import Pieces
@@ -30,23 +30,29 @@ def choices_of(generations: Sequence[Generation], pieces: Pieces, stops: Sequenc
     return {key: Choice(number, pieces, stops) for number, key in enumerate(keys)}
 
 
-async def outputs(stream: EventStream, choices: Choices, silence: float | None = None) -> AsyncIterator[Output]:
-    """What the generations produce, until all have ended; a Silence after `silence` seconds without anything."""
+async def outputs(
+    stream: EventStream, choices: Choices, silence: float | None = None, progress: bool = True
+) -> AsyncIterator[Output]:
+    """What the generations produce, until all have ended; a Silence after `silence` seconds without an output.
+
+    Without `progress`, reading the prompt is silent: it must not hide from the client's point of view how long
+    nothing has been sent.
+    """
     spoke = time.monotonic()
     while not stream.ended:
         left = None if silence is None else max(0.0, spoke + silence - time.monotonic())
         item = await stream.next(left)
-        made: list[Output] = [Silence()] if item is None else list(_made(stream, choices, *item))
+        made: Sequence[Output] = [Silence()] if item is None else _made(stream, choices, *item)
         for output in made:
-            yield output
-        if made:
-            spoke = time.monotonic()
+            if progress or not isinstance(output, Progress):
+                yield output
+                spoke = time.monotonic()
 
 
-def _made(stream: EventStream, choices: Choices, place: int, event: object) -> Sequence[Output]:
+def _made(stream: EventStream, choices: Choices, place: int, event: Event) -> Sequence[Output]:
     if isinstance(event, Progress):
         return [event]
-    assert isinstance(event, Token | Finished)
+    assert isinstance(event, Token | Finished)  # the stream raises what failed
     choice = choices[place, event.index]
     if isinstance(event, Finished):
         rest, ended = choice.finish(event)

@@ -6,6 +6,7 @@ Owns the shape of error answers. Knows no route.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from server.chat import ConversationError
 
 log = logging.getLogger("cairn")
 RETRY_SECONDS = "1"
+NAMED = re.compile(r"(\w+): ")
 REFUSED = ("extra_forbidden", "none_required")
 
 
@@ -116,8 +118,7 @@ def _limits(error: Exception) -> dict[str, Any]:
 
 def _validation_problem(error: RequestValidationError) -> Problem:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(place) or None
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     if first["type"] == "json_invalid":
         return Problem(
             400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None, "invalid_json"
@@ -125,4 +126,6 @@ def _validation_problem(error: RequestValidationError) -> Problem:
     if first["type"] in REFUSED:
         return Problem(400, f"{param}: this server does not support this parameter", param, "unsupported_parameter")
     message = str(first["msg"]).removeprefix("Value error, ")
+    if param is None and (named := NAMED.match(message)):  # a rule over several fields names the one to change
+        return Problem(400, message, named[1], "invalid_value")
     return Problem(400, f"{param or 'the body'}: {message}", param, "invalid_value")

@@ -74,7 +74,8 @@ class Answer:
         for choice in choices.values():
             if opening := self.shape.opening(choice.index):
                 yield self._chunk([opening])
-        async for output in outputs(stream, choices, self.service.settings.keepalive_seconds):
+        silence = self.service.settings.keepalive_seconds
+        async for output in outputs(stream, choices, silence, self.asked.return_progress):
             if isinstance(output, Delta):
                 yield self._chunk([self.shape.delta(output)])
             elif isinstance(output, Ended):
@@ -82,7 +83,7 @@ class Answer:
                 yield self._chunk([self.shape.closing(output)], **await self._extras([output]))
             elif isinstance(output, Silence):
                 yield KEEPALIVE
-            elif self.asked.return_progress:
+            else:
                 yield self._chunk([], prompt_progress=progress_body(output))
         if self.asked.include_usage:
             yield self._chunk([], usage=usage_body(self.ends))

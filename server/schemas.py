@@ -124,9 +124,9 @@ class GenerationFields(Wire):
     @model_validator(mode="after")
     def _consistent(self) -> GenerationFields:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed when stream is true")
+            raise ValueError("stream_options: only allowed when stream is true")
         if self.return_progress and not self.stream:
-            raise ValueError("return_progress is only allowed when stream is true")
+            raise ValueError("return_progress: only allowed when stream is true")
         for token in self.logit_bias or {}:
             if not token.isdecimal() or int(token) > MAX_TOKENS:
                 raise ValueError(f"logit_bias: {token[:40]!r} is not a token id")
@@ -154,9 +154,9 @@ class ChatRequest(GenerationFields):
     @model_validator(mode="after")
     def _one_limit(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs is only allowed when logprobs is true")
+            raise ValueError("top_logprobs: only allowed when logprobs is true")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise ValueError("max_tokens and max_completion_tokens contradict each other")
+            raise ValueError("max_tokens: contradicts max_completion_tokens")
         return self
 
     @property
@@ -181,7 +181,7 @@ class CompletionRequest(GenerationFields):
     @model_validator(mode="after")
     def _echo_alone(self) -> CompletionRequest:
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported")
+            raise ValueError("echo: not supported together with logprobs")
         return self
 
     @property
@@ -212,7 +212,7 @@ class TokenizeRequest(Wire):
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt or messages")
+            raise ValueError("prompt: give either prompt or messages")
         return self
 
 

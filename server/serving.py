@@ -67,6 +67,7 @@ def server_config(settings: Settings, service: Service) -> uvicorn.Config:
         create_app(settings, service),
         host=settings.host,
         port=settings.port,
+        http="h11",  # bounds the size of headers, which httptools does not
         log_level="warning" if settings.log_level == "info" else settings.log_level,
         access_log=settings.access_log,
         log_config=None,
