@@ -9,12 +9,26 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-WORKDIR /build
+WORKDIR /app
 COPY pyproject.toml constraints.txt ./
 # The dependencies only, so that a change of our code does not install torch anew.
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
     && pip install ${PIP_FLAGS} -c constraints.txt -r requirements.txt
+# The `cairn` command and the version: an installation that points to the packages in /app, empty here, filled below.
+RUN python -c "import os, tomllib; [os.makedirs(name.replace('.', '/'), exist_ok=True) for name in tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']['packages']]" \
+    && touch README.md \
+    && pip install --no-deps --no-build-isolation -e .
+
+FROM ${PYTHON_IMAGE} AS app
+WORKDIR /app
+COPY models/cairn-4m/ models/cairn-4m/
+COPY pyproject.toml ./
+COPY cache/ cache/
+COPY engine/ engine/
+COPY server/ server/
+# A model that was just trained may be readable by its owner only.
+RUN chmod -R a+rX,go-w .
 
 FROM ${PYTHON_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="cairn" \
@@ -29,11 +43,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TRANSFORMERS_OFFLINE=1
 WORKDIR /app
 COPY --from=builder /opt/venv /opt/venv
-COPY models/cairn-4m/ models/cairn-4m/
-COPY pyproject.toml ./
-COPY cache/ cache/
-COPY engine/ engine/
-COPY server/ server/
+COPY --from=app /app /app
 # By number, so that an orchestrator can see that it is not root.
 USER 10001:10001
 EXPOSE 8000
