@@ -20,7 +20,7 @@ Message = Mapping[str, str]
 
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{ message['role'] | capitalize }}: {{ message['content'] }}\n"
+    "{{ message['role'] | capitalize + ': ' + message['content'] + '\n' }}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}"
 )
