@@ -23,12 +23,12 @@ Count = Callable[[str], int]
 
 
 @dataclass(frozen=True)
-class LongText:
-    """A text, its number of tokens as counted in pieces, and how to call it."""
+class Source:
+    """Where the text comes from: all of it, what to call it, and whether it is read whole unless told otherwise."""
 
     body: str
-    tokens: int
     title: str
+    whole: bool
 
 
 def reference() -> str:
@@ -54,18 +54,22 @@ def load(path: Path) -> str:
     return text
 
 
-def long_text(path: Path | None, tokens: int | None, count: Count) -> LongText:
+def source(path: Path | None) -> Source:
+    """The user's file, or Python's language reference."""
+    if path is None:
+        return Source(reference(), "Python's language reference", whole=False)
+    return Source(load(path), path.name, whole=True)
+
+
+def long_text(source: Source, tokens: int | None, count: Count) -> str:
     """The text of the demo: `tokens` long or a little more; a file keeps its own length unless `tokens` is given."""
-    body = reference() if path is None else load(path)
-    title = "Python's language reference" if path is None else path.name
-    if path is not None and tokens is None:
-        return LongText(body, sum(map(count, pieces(body, 100_000))), title)
-    cut, total = fit(body, tokens or DEFAULT_TOKENS, count)
-    return LongText(cut, total, title)
+    if source.whole and tokens is None:
+        return source.body
+    return fit(source.body, tokens or DEFAULT_TOKENS, count)
 
 
-def fit(body: str, tokens: int, count: Count) -> tuple[str, int]:
-    """`body` cut, or repeated and cut, to the first piece's end at which it has `tokens` tokens; and their number."""
+def fit(body: str, tokens: int, count: Count) -> str:
+    """`body` cut, or repeated and cut, to the first piece's end at which it has `tokens` tokens."""
     parts = list(pieces(body + "\n\n"))
     known = functools.cache(count)
     chosen: list[str] = []
@@ -77,7 +81,7 @@ def fit(body: str, tokens: int, count: Count) -> tuple[str, int]:
             break
         if len(chosen) == len(parts) and not reached:
             raise TextError("the text has no tokens")
-    return "".join(chosen), reached
+    return "".join(chosen)
 
 
 def boundaries(text: str) -> list[int]:

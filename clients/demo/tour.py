@@ -15,7 +15,7 @@ from clients.demo.facts import Fact, draw_facts, hide
 from clients.demo.metrics import Metrics
 from clients.demo.process import ServerProcess, served
 from clients.demo.screen import Screen
-from clients.demo.text import long_text, pieces
+from clients.demo.text import Source, long_text, pieces, source
 
 QUESTIONS = 3
 PART = 200_000  # characters sent at a time: far below what a server limits a body to
@@ -50,9 +50,10 @@ def tour(options: Options, screen: Screen) -> list[Fact]:
         DemoError: it could not be run to its end
     """
     screen.opening()
+    text = source(options.text)  # before the server: what is wrong with a file is told at once
     with _server(options, screen) as (api, process):
         try:
-            return _visit(options, screen, api, process)
+            return _visit(options, text, screen, api, process)
         except RequestError:
             if process:
                 time.sleep(0.5)  # a connection breaks a moment before its process is gone
@@ -60,9 +61,9 @@ def tour(options: Options, screen: Screen) -> list[Fact]:
             raise
 
 
-def _visit(options: Options, screen: Screen, api: Api, process: ServerProcess | None) -> list[Fact]:
+def _visit(options: Options, text: Source, screen: Screen, api: Api, process: ServerProcess | None) -> list[Fact]:
     model = api.model()
-    script = _write(options, screen, api)
+    script = _write(options, text, screen, api)
     with api.session() as session:
         _read(screen, api, session, script)
         wrong = _ask(screen, api, session, model, script)
@@ -88,13 +89,13 @@ def _server(options: Options, screen: Screen) -> Iterator[tuple[Api, ServerProce
         yield api, process
 
 
-def _write(options: Options, screen: Screen, api: Api) -> Script:
+def _write(options: Options, text: Source, screen: Screen, api: Api) -> Script:
     rng = random.Random(options.seed)
     with screen.phase("text"):
-        text = long_text(options.text, options.tokens, api.count)
-        body, hidden = hide(text.body, draw_facts(rng, options.facts, text.body), rng)
+        plain = long_text(text, options.tokens, api.count)
+        body, hidden = hide(plain, draw_facts(rng, options.facts, plain), rng)
         parts = list(pieces(body, PART))
-        # Counted again as it is sent: the facts are new, and tokens never reach over the edge of a part.
+        # Counted as it is sent: with the facts, and no token reaches over the edge of a part.
         tokens = sum(map(api.count, parts))
     screen.text(text.title, len(body), tokens, hidden)
     facts = [item.fact for item in hidden]

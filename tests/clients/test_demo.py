@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -18,9 +19,13 @@ MODEL = ROOT / "models" / "cairn-4m"
 DEMO = [sys.executable, "-m", "clients.demo"]
 
 
+# One thread: on few cores that other work keeps busy, more of them wait for each other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [*DEMO, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def short() -> subprocess.CompletedProcess[str]:
 def test_it_runs_through(short: subprocess.CompletedProcess[str]) -> None:
     assert short.returncode in (0, 1), short.stdout + short.stderr
     assert short.stderr == ""
-    assert short.stdout.count("asked") == 3
+    assert short.stdout.count("\nasked ") == 3
     assert "KV on" in short.stdout
 
 
@@ -67,7 +72,7 @@ def test_a_file_of_the_user(tmp_path: Path) -> None:
     result = demo("--model", MODEL, "--text", book, "--facts", "2")
     assert result.returncode in (0, 1), result.stdout + result.stderr
     assert "book.txt" in result.stdout
-    assert result.stdout.count("asked") == 2
+    assert result.stdout.count("\nasked ") == 2
 
 
 def test_wrong_answers_are_named(tmp_path: Path) -> None:
