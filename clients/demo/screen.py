@@ -141,9 +141,10 @@ def _told(metrics: Metrics) -> Iterator[tuple[str, str]]:
         "found in the cache": metrics.value("cairn_prefix_cache_hits_total"),
     }
     yield "tokens", ", ".join(f"{name} {value:,.0f}" for name, value in values.items() if value is not None)
-    selected = metrics.value("cairn_retrieval_blocks_selected_sum") or metrics.value("cairn_retrieval_blocks_selected")
-    if selected is not None:
-        yield "retrieval", f"{selected:,.0f} blocks selected"
+    selected = metrics.value("cairn_retrieval_block_hits_total")
+    each = metrics.mean("cairn_retrieval_blocks_selected")
+    if selected is not None and each is not None:
+        yield "retrieval", f"{selected:,.0f} blocks selected, {each:.1f} for a token and head on average"
     mean = metrics.mean("cairn_time_to_first_token_seconds")
     if mean is not None:
         yield "latency", f"{mean:.2f} s to the first token on average"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,18 +116,37 @@ def test_wrong_options(arguments: tuple[str, ...]) -> None:
     assert "usage:" in result.stderr
 
 
+@pytest.fixture
+def started() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A demo whose server is ready, and the server's URL."""
+    command = [*DEMO, "--model", str(MODEL)]
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+),", line)))
+        process.terminate()  # not killed: it would leave its server behind
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_ends_its_server(number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [*DEMO, "--model", str(MODEL)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    url = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+),", line)))
+def test_an_interrupted_demo_ends_its_server(
+    started: tuple[subprocess.Popen[str], str], number: signal.Signals
+) -> None:
+    process, url = started
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
     assert "interrupted" in out
     assert _refused(url)
+
+
+def test_a_server_that_dies_while_it_reads(started: tuple[subprocess.Popen[str], str]) -> None:
+    process, _ = started
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("   10%"))
+    server = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
+    os.kill(int(server), signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    assert "the server ended by itself with exit code -9" in " ".join(out.split())
 
 
 def _refused(url: str) -> bool:

@@ -20,6 +20,7 @@ SCRAPE = Metrics(
     'cairn_kv_tier_usage_bytes{tier="device"} 4.2e8\ncairn_kv_tier_blocks{tier="device"} 1234\n'
     "cairn_prompt_tokens_total 100012\ncairn_time_to_first_token_seconds_sum 3\n"
     "cairn_time_to_first_token_seconds_count 2\ncairn_retrieval_blocks_selected_sum 77\n"
+    'cairn_retrieval_blocks_selected_count 11\ncairn_retrieval_block_hits_total{tier="device"} 4321\n'
 )
 
 
@@ -67,7 +68,7 @@ def test_a_log_says_all_that_matters() -> None:
         f"[[{LISBON.told}]]",
         "server process 1.20 GB",
         "KV on device: 420.0 MB in 1,234 blocks",
-        "77 blocks selected",
+        "4,321 blocks selected, 7.0 for a token and head",
         "1.50 s to the first token",
         "All 3 answers are right.",
     ):
