@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from engine import Event, Finished, Generation, Progress, Token
+from engine import EngineStopped, Event, Finished, Generation, Progress, Token
 from server.async_engine import EventStream
 from server.choices import Choice, Delta, Ended
 from server.pieces import Pieces
@@ -55,6 +55,8 @@ def _made(stream: EventStream, choices: Choices, place: int, event: Event) -> Se
     assert isinstance(event, Token | Finished)  # the stream raises what failed
     choice = choices[place, event.index]
     if isinstance(event, Finished):
+        if event.reason == "cancelled" and not choice.stopped:  # not by us: who leaves reads no more events
+            raise EngineStopped("the server is shutting down; the answer is not complete")
         rest, ended = choice.finish(event)
         return [rest, ended] if rest else [ended]
     already = choice.stopped

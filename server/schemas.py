@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1000
 MAX_MESSAGES = 4096
@@ -44,6 +44,13 @@ def _prompt_list(value: Any) -> Any:
     raise ValueError("must be a string, a list of strings, a list of tokens or a list of such lists, and not empty")
 
 
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half a surrogate pair at character {error.start}") from None
+
+
 Text = Annotated[str, BeforeValidator(_joined_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt_list)]
@@ -53,6 +60,15 @@ class Wire(BaseModel):
     """Base of all bodies: unknown fields, NaN, and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:
+        """JSON can spell half a surrogate pair, which is no text: no tokenizer takes it."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                _check_encodable(text)
+        return value
 
 
 class Message(Wire):
@@ -87,7 +103,14 @@ class RetrievalOptions(Wire):
     exact: bool = False
     provenance: bool = False
     passages: int = Field(default=5, ge=1, le=100)
-    audit: Literal[False] = False
+    audit: bool = False
+
+    @field_validator("audit")
+    @classmethod
+    def _no_audit(cls, audit: bool) -> bool:
+        if audit:
+            raise ValueError("the sampled audit is not available in this version")
+        return audit
 
 
 class GenerationFields(Wire):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -42,7 +41,7 @@ class Model:
 class Service:
     """One model being served."""
 
-    def __init__(self, settings: Settings, on_failure: Callable[[], None] | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.state = State.LOADING
@@ -50,7 +49,6 @@ class Service:
         self.created = int(time.time())
         self.running = 0  # requests in flight, probes left out
         self._loaded: Model | None = None
-        self._on_failure = on_failure
         self._thread = threading.Thread(target=self._load, name="cairn-load", daemon=True)
 
     @property
@@ -69,10 +67,8 @@ class Service:
             self.state = State.DRAINING
 
     def stop(self) -> None:
-        """Wait for the loading to end, then stop the engine."""
+        """Stop the engine; a loading that goes on is left to end with the process."""
         self.drain()
-        if self._thread.is_alive():
-            self._thread.join()
         if self._loaded is not None:
             self._loaded.engine.stop()
 
@@ -82,9 +78,7 @@ class Service:
             self._loaded = self._load_model()
         except Exception as error:
             self.state, self.failure = State.FAILED, str(error) or type(error).__name__
-            log.error("cannot serve %s: %s", self.settings.model, self.failure)
-            if self._on_failure:
-                self._on_failure()
+            log.debug("cannot serve %s", self.settings.model, exc_info=error)
             return
         if self.state is State.LOADING:
             self.state = State.READY

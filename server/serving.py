@@ -5,6 +5,7 @@ Owns the life of the process once the settings are known. Knows no route.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import sys
@@ -29,19 +30,17 @@ class DrainingServer(uvicorn.Server):
         self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second one, or Ctrl-C, stops at once."""
-        if self._deadline is not None or sig == signal.SIGINT:
-            self.should_exit = True
-            self._service.drain()
-            return
+        """SIGTERM drains; Ctrl-C, or a second signal, ends what runs at once."""
+        patience = 0.0 if sig == signal.SIGINT or self._deadline else self._service.settings.drain_seconds
         self._service.drain()
-        self._deadline = time.monotonic() + self._service.settings.drain_seconds
+        self._deadline = time.monotonic() + patience
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; asked ten times a second."""
         if self._service.state is State.FAILED:
             return True
-        if self._deadline is not None and (self._service.running == 0 or time.monotonic() > self._deadline):
+        if self._deadline is not None and (self._service.running == 0 or time.monotonic() >= self._deadline):
+            await asyncio.to_thread(self._service.stop)  # answers end in an error, not in a broken connection
             return True
         return await super().on_tick(counter)
 

@@ -78,7 +78,7 @@ def tiny(start: Start, tiny_folder: Path) -> Iterator[httpx.Client]:
 def guarded(start: Start, tiny_folder: Path) -> Iterator[httpx.Client]:
     """The random model behind two keys, with small limits; the client has no key."""
     limits = {"max_session_tokens": 4000, "max_body_bytes": 100_000, "max_running": 1, "max_waiting": 1}
-    with start(tiny_folder, api_keys="first-key,second-key", kv_bytes=8 << 20, **limits) as (client, _):
+    with start(tiny_folder, api_keys="first-key,second-key", kv_bytes=3 << 20, **limits) as (client, _):
         yield client
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 MESSAGES: list[Any] = [{"role": "user", "content": "The pass key for Lisbon is 71432. What is the pass key?"}]
 MODEL = "cairn-4m"
@@ -130,9 +131,7 @@ def test_provenance_quotes_the_prompt(cairn: httpx.Client) -> None:
     text = filler * 12 + "The pass key for Lisbon is 71432. Remember it. " + filler * 12
     messages = [{"role": "user", "content": text + "What is the pass key for Lisbon?"}]
     retrieval = answer(cairn, messages=messages, retrieval={"provenance": True, "passages": 3})["retrieval"]
-    assert retrieval["fetched"] + retrieval["sinks"] + retrieval["local"] == 1 or abs(
-        retrieval["fetched"] + retrieval["sinks"] + retrieval["local"] - 1
-    ) < 1e-3
+    assert retrieval["fetched"] + retrieval["sinks"] + retrieval["local"] == pytest.approx(1, abs=1e-3)
     assert 1 <= len(retrieval["passages"]) <= 3
     rendered = f"<|user|>{messages[0]['content']}<|end|><|assistant|>"
     for passage in retrieval["passages"]:

@@ -140,12 +140,13 @@ def test_a_busy_session_is_refused(cairn: httpx.Client) -> None:
     session = create(cairn)
     asked = question(session, "Tell me all.", stream=True, max_tokens=2000, ignore_eos=True)
     with cairn.stream("POST", "/v1/chat/completions", json=asked) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # dropping it would close the stream
+        next(lines)
         assert cairn.get(f"/v1/sessions/{session}").json()["busy"]
         for refused in (
             cairn.post("/v1/chat/completions", json=question(session)),
             cairn.post(f"/v1/sessions/{session}/fork"),
             cairn.delete(f"/v1/sessions/{session}"),
         ):
-            assert refused.status_code == 409
+            assert refused.status_code == 409, refused.text
             assert refused.json()["error"]["code"] == "session_busy"
