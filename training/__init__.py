@@ -1,1 +1,5 @@
 """Landmark training: the recipe of the model that we ship. Knows no HTTP and no cache."""
+
+from training.names import BENCH_NAMES
+
+__all__ = ["BENCH_NAMES"]

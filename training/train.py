@@ -37,13 +37,15 @@ class Stage:
     slots: int
     rows: int
     mix: Mix
+    crowd: int = 0
+    """Last queries of each row that also meet the other rows' blocks."""
 
 
 CURRICULUM = (
     Stage(0, 128, 16, Mix(copying=0.40, language=0.10)),
     Stage(3e6, 128, 16, Mix(copying=0.20, language=0.15)),
-    Stage(5e6, 256, 12, Mix(copying=0.15, language=0.15)),
-    Stage(11e6, 512, 8, Mix(copying=0.10, language=0.20)),
+    Stage(3.6e6, 128, 16, Mix(copying=0.08, language=0.12), crowd=32),
+    Stage(6e6, 256, 8, Mix(copying=0.05, language=0.12), crowd=32),
 )
 
 
@@ -140,16 +142,16 @@ class Trainer:
         pairs = [with_landmarks(sample, self.landmark, size) for sample in samples]
         return torch.tensor([slots for slots, _ in pairs]), torch.tensor([weights for _, weights in pairs])
 
-    def logits(self, slots: Tensor) -> Tensor:
+    def logits(self, slots: Tensor, crowd: int) -> Tensor:
         """Logits (rows, slots, vocabulary)."""
         positions = torch.zeros_like(slots)
-        inputs = {"inv_freq": self.inv_freq, "landmarks": self.settings}
+        inputs = {"inv_freq": self.inv_freq, "landmarks": self.settings, "crowd_queries": crowd}
         output = self.model(slots, position_ids=positions, use_cache=False, **inputs)
         return output.logits
 
     def update(self, rng: random.Random, stage: Stage) -> float:
         slots, weights = self.batch(rng, stage)
-        loss = next_token_loss(self.logits(slots), slots, weights)
+        loss = next_token_loss(self.logits(slots, stage.crowd), slots, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -171,7 +173,7 @@ class Trainer:
             right, count = 0.0, 0.0
             for _ in range(batches):
                 slots, weights = self.batch(rng, Stage(0, stage.slots, stage.rows, mix))
-                hit = self.logits(slots)[:, :-1].argmax(-1) == slots[:, 1:]
+                hit = self.logits(slots, stage.crowd)[:, :-1].argmax(-1) == slots[:, 1:]
                 asked = weights[:, 1:] == (ANSWER_WEIGHT if name == "retrieval" else 1.0)
                 right, count = right + float((hit & asked).sum()), count + float(asked.sum())
             result[name] = round(right / max(count, 1), 4)
