@@ -20,7 +20,17 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.report import write_json
-from engine import Engine, EngineConfig, Failed, Finished, Generation, RetrievalParams, SamplingParams, Token, load_engine
+from engine import (
+    Engine,
+    EngineConfig,
+    Failed,
+    Finished,
+    Generation,
+    RetrievalParams,
+    SamplingParams,
+    Token,
+    load_engine,
+)
 from training import BENCH_NAMES
 
 FACT = "\nThe pass key for {name} is {key}. Remember it.\n"

@@ -11,5 +11,5 @@ class CacheError(Exception):
     """Base of all errors that the cache raises."""
 
 
-class OutOfBlocks(CacheError):  # noqa: N818 - a condition that callers handle, named for what it is
+class OutOfBlocks(CacheError):
     """No slot is free for a new block."""

@@ -74,8 +74,8 @@ class EngineConfig:
             raise InvalidParameter("landmarks", f"{model.name} has no trained landmarks; use mean, box or box-mean")
         return RetrievalSettings(
             landmarks=self.landmarks or "box-mean",
-            blocks_per_head=choose(self.blocks_per_head, 64),
-            recent_blocks=choose(self.recent_blocks, 8),
+            blocks_per_head=choose(self.blocks_per_head, 32),
+            recent_blocks=choose(self.recent_blocks, 4),
             sink_blocks=choose(self.sink_blocks, 1),
             positions=self.positions or "absolute",
         )
@@ -92,7 +92,7 @@ class EngineConfig:
 
     def layout(self, model: LoadedModel) -> CacheLayout:
         """Shapes of the cache, for this model."""
-        size = model.landmarks.block_size if model.landmarks else choose(self.block_size, 16)
+        size = model.landmarks.block_size if model.landmarks else choose(self.block_size, 32)
         return model.layout(size)
 
     def storage_bytes(self, layout: CacheLayout) -> int:

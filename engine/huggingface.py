@@ -70,7 +70,7 @@ class LoadedModel:
 def load_model(name: str, dtype: str = "auto") -> LoadedModel:
     """Load a causal language model from a folder or the hub; raises ModelError."""
     config = load_config(name)
-    AttentionInterface.register(ATTENTION, attention_function)
+    register()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
@@ -78,6 +78,11 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
     except Exception as error:  # whatever transformers, safetensors or the hub raise
         raise ModelError(f"{name}: the weights cannot be loaded: {error}") from error
     return describe(name, model.eval())
+
+
+def register() -> None:
+    """Make our attention known to transformers under `ATTENTION`."""
+    AttentionInterface.register(ATTENTION, attention_function)
 
 
 def load_config(name: str) -> PretrainedConfig:

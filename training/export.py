@@ -24,3 +24,5 @@ def export(
     model.generation_config.bos_token_id = None
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, which a server under another user could not read

@@ -12,12 +12,25 @@ from cache.layout import CacheLayout
 class Tier(Protocol):
     """Fixed-size storage for blocks, addressed by slot number."""
 
-    name: str
-    layout: CacheLayout
-    capacity: int
-    """Blocks that fit."""
-    used: int
-    """Blocks that are stored."""
+    @property
+    def name(self) -> str:
+        """As metrics call it."""
+        ...
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Shapes of a block."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Blocks that fit."""
+        ...
+
+    @property
+    def used(self) -> int:
+        """Blocks that are stored."""
+        ...
 
     def allocate(self) -> int:
         """A free slot; raises OutOfBlocks."""

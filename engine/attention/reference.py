@@ -24,7 +24,7 @@ from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.parts import Part, Scoring, combine, dense_part, fetched_part
 from engine.step import Span, Step
 
-WORKING_BYTES = 48 << 20
+WORKING_BYTES = 16 << 20
 """Queries are taken in as many pieces as keep their gathered blocks and scores below this."""
 
 
