@@ -45,10 +45,11 @@ def ask(
     *,
     default_tokens: int,
     room: int,
+    max_choices: int,
     stops: Sequence[str] = (),
 ) -> Asked:
     """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit."""
-    refuse_combinations(body, len(prompts), place)
+    refuse_combinations(body, len(prompts), place, max_choices)
     retrieval = retrieval_params(body.retrieval)
     generations = [
         Generation(
@@ -90,8 +91,11 @@ def retrieval_params(options: RetrievalOptions | None) -> RetrievalParams:
     return RetrievalParams(options.blocks_per_head, options.exact, options.provenance, options.passages)
 
 
-def refuse_combinations(body: GenerationFields, prompts: int, place: Place) -> None:
+def refuse_combinations(body: GenerationFields, prompts: int, place: Place, max_choices: int) -> None:
     """ApiError for what makes no sense together."""
+    if prompts * body.choices > max_choices:
+        param = "n" if prompts == 1 else "prompt"
+        raise ApiError(400, f"{param}: prompts times n may not exceed {max_choices}", param, "invalid_value")
     single = prompts == 1 and body.choices == 1
     if place.session_id is not None and not single:
         raise ApiError(400, "n: a session is continued by one answer to one prompt", "n", "invalid_value")

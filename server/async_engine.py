@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -20,6 +21,7 @@ from server.errors import ApiError
 from server.metrics import Metrics, RequestClock
 
 Result = TypeVar("Result")
+CALLERS = 4
 
 
 class AsyncEngine:
@@ -28,25 +30,36 @@ class AsyncEngine:
     def __init__(self, engine: Engine, metrics: Metrics, capacity: int) -> None:
         self._engine, self._metrics, self._capacity = engine, metrics, capacity
         self.description = engine.description
+        # Its own threads: a call must not queue behind the tokenising of huge texts.
+        self._threads = ThreadPoolExecutor(CALLERS, thread_name_prefix="cairn-call")
 
     def open(self, generations: Sequence[Generation]) -> EventStream:
         """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
-        return EventStream(self._engine, self._metrics, generations, self._capacity)
+        return EventStream(self._engine, self._metrics, generations, self._capacity, self._threads)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
-        return await asyncio.to_thread(method, self._engine, *arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, method, self._engine, *arguments)
 
     def stop(self) -> None:
+        """Cancel what runs and end the engine's thread."""
         self._engine.stop()
 
 
 class EventStream:
     """The events of one or more generations, as (place of the generation, event), in the order they came."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, generations: Sequence[Generation], capacity: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        generations: Sequence[Generation],
+        capacity: int,
+        threads: ThreadPoolExecutor,
+    ) -> None:
         self._engine, self._generations, self._capacity = engine, generations, capacity
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._threads = asyncio.get_running_loop(), threads
         self._lock = threading.Lock()
         self._queue: deque[tuple[int, Event]] = deque()
         self._arrived = asyncio.Event()
@@ -56,7 +69,7 @@ class EventStream:
 
     async def __aenter__(self) -> EventStream:
         """Submit all; if one is refused, none runs."""
-        submitting = asyncio.ensure_future(asyncio.to_thread(self._submit))
+        submitting = self._loop.run_in_executor(self._threads, self._submit)
         try:
             await asyncio.shield(submitting)
         except asyncio.CancelledError:

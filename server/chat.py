@@ -58,8 +58,9 @@ class Conversations:
 
     def tokens(self, messages: Sequence[Message], after: Continuation | None = None) -> list[int]:
         """The tokens of `messages` and of the beginning of an answer, to follow what `after` describes."""
-        segments = self._segments(messages, after)
-        return self._tokenizer.encode_segments(segments)
+        if self.plain:  # holds no control token, so the whole is literal
+            return self._tokenizer.encode(self._render(messages, after), begin=after is None or after.empty)
+        return self._tokenizer.encode_segments(self._segments(messages, after))
 
     def _segments(self, messages: Sequence[Message], after: Continuation | None) -> list[Segment]:
         if not any(self._tokenizer.names_control(message["content"]) for message in messages):

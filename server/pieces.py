@@ -23,14 +23,14 @@ class Pieces:
     a space as U+2581 and a lone byte as `<0xAB>`; for any other the tokenizer itself decodes token by token.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: Iterable[int] = ()) -> None:
         decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
         self._tokenizer = tokenizer
         self._byte_level = '"ByteLevel"' in decoder
         self._sentencepiece = "ByteFallback" in decoder or "Metaspace" in decoder
         added = tokenizer.get_added_tokens_decoder()
         self._added = {token: piece.content for token, piece in added.items()}
-        self._special = {token for token, piece in added.items() if piece.special}
+        self._hidden = {token for token, piece in added.items() if piece.special} | set(hidden)
         self._known: dict[int, bytes] = {}
 
     def spelled(self, token: int) -> bytes:
@@ -40,8 +40,8 @@ class Pieces:
         return self._known[token]
 
     def shown(self, token: int) -> bytes:
-        """The token's bytes in an answer: control tokens are not shown."""
-        return b"" if token in self._special else self.spelled(token)
+        """The token's bytes in an answer: control tokens and `hidden` ones are not shown."""
+        return b"" if token in self._hidden else self.spelled(token)
 
     def text(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`, control tokens spelled; half characters become U+FFFD."""

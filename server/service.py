@@ -88,7 +88,9 @@ class Service:
         config = EngineConfig(**{name: getattr(self.settings, name) for name in ENGINE_SETTINGS})
         engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step)
         description = engine.description
-        tokenizer, renderer = load_tokenizer(self.settings.model, description.landmark_token_id)
+        tokenizer, renderer = load_tokenizer(
+            self.settings.model, description.landmark_token_id, description.eos_token_ids
+        )
         conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
         engine.start()
         self.metrics.watch(engine.stats)

@@ -67,7 +67,7 @@ def server_config(settings: Settings, service: Service) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds the size of headers, which httptools does not
-        log_level="warning" if settings.log_level == "info" else settings.log_level,
+        log_level="warning" if settings.log_level == "info" and not settings.access_log else settings.log_level,
         access_log=settings.access_log,
         log_config=None,
         server_header=False,

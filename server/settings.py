@@ -30,7 +30,7 @@ class Settings:
     """Every setting of the server; a field `x_y` is `CAIRN_X_Y` in the environment and `--x-y` on the command line."""
 
     model: str = _setting("models/cairn-4m", "model folder, or a hub name such as org/name")
-    served_model_name: str | None = _setting(None, "name of the model in the API (default: the folder's name)")
+    served_model_name: str | None = _setting(None, "name of the model in the API (default: the folder's or hub name)")
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on", 0, 65535)
     api_keys: tuple[str, ...] = _setting((), "keys that clients may use, separated by commas; none: no key is needed")
@@ -66,8 +66,9 @@ class Settings:
 
     @property
     def model_name(self) -> str:
-        """The model's name in the API."""
-        return self.served_model_name or os.path.basename(os.path.abspath(self.model))
+        """The model's name in the API: a folder's own name, and the whole name of a model on the hub."""
+        folder = os.path.basename(os.path.abspath(self.model)) if os.path.isdir(self.model) else self.model
+        return self.served_model_name or folder
 
 
 ENGINE_SETTINGS = (

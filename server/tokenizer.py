@@ -5,7 +5,7 @@ Owns the loaded tokenizer. Knows no HTTP; how a conversation is laid out is `ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,20 +26,20 @@ class Segment:
 class TextTokenizer:
     """The model's tokenizer, twice: one that knows control tokens and one that reads their names as plain text."""
 
-    def __init__(self, control: Tokenizer, landmark: int | None = None) -> None:
+    def __init__(self, control: Tokenizer, landmark: int | None = None, ends: Iterable[int] = ()) -> None:
         self._control = control
         self._literal = Tokenizer.from_str(control.to_str())
         self._literal.encode_special_tokens = True
         self._landmark = landmark
         self._landmark_text = None if landmark is None else control.id_to_token(landmark)
-        self.pieces = Pieces(control)
+        self.pieces = Pieces(control, ends)
         added = control.get_added_tokens_decoder().values()
         names = {token.content for token in added if token.special} | {self._landmark_text}
         self._control_names = tuple(name for name in names if name)
 
     def encode(self, text: str, *, begin: bool = False) -> list[int]:
         """Tokens of a user's text; `begin` adds what the model wants at the start of a sequence."""
-        tokens: list[int] = self._literal.encode(text, add_special_tokens=begin).ids
+        tokens = _ids(self._literal, text, begin)
         return tokens if self._landmark not in tokens else self._around_landmark(text, begin)
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
@@ -54,22 +54,21 @@ class TextTokenizer:
         return any(name in text for name in self._control_names)
 
     def _encode_control(self, text: str) -> list[int]:
-        tokens: list[int] = self._control.encode(text, add_special_tokens=False).ids
-        return [token for token in tokens if token != self._landmark]
+        return [token for token in _ids(self._control, text) if token != self._landmark]
 
     def _around_landmark(self, text: str, begin: bool) -> list[int]:
         """A landmark that is no special token is matched even in literal text: cut its name in two."""
         assert self._landmark_text is not None
         head, *rest = text.split(self._landmark_text)
         half = len(self._landmark_text) // 2
-        tokens: list[int] = self._literal.encode(head + self._landmark_text[:half], add_special_tokens=begin).ids
+        tokens = _ids(self._literal, head + self._landmark_text[:half], begin)
         for number, part in enumerate(rest, 1):
             again = self._landmark_text[:half] if number < len(rest) else ""
-            tokens += self._literal.encode(self._landmark_text[half:] + part + again, add_special_tokens=False).ids
+            tokens += _ids(self._literal, self._landmark_text[half:] + part + again)
         return tokens
 
 
-def load_tokenizer(model: str, landmark: int | None) -> tuple[TextTokenizer, Any]:
+def load_tokenizer(model: str, landmark: int | None, ends: Iterable[int]) -> tuple[TextTokenizer, Any]:
     """The tokenizer of a model folder, and transformers' own object for it (which renders chat templates)."""
     from transformers import AutoTokenizer  # seconds of import, needed only here
 
@@ -83,4 +82,10 @@ def load_tokenizer(model: str, landmark: int | None) -> tuple[TextTokenizer, Any
     control = Tokenizer.from_str(backend.to_str())
     control.no_truncation()
     control.no_padding()
-    return TextTokenizer(control, landmark), loaded
+    return TextTokenizer(control, landmark, ends), loaded
+
+
+def _ids(tokenizer: Tokenizer, text: str, begin: bool = False) -> list[int]:
+    """Token ids; the fast way keeps no offsets, and lets other threads run."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=begin)[0].ids
+    return ids

@@ -33,6 +33,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
         place,
         default_tokens=settings.default_max_tokens,
         room=model.description.max_session_tokens,
+        max_choices=settings.max_choices,
         stops=model.conversations.stops,
     )
     return await respond(request, service, asked, ChatShape(settings.model_name))

@@ -10,10 +10,9 @@ from fastapi.responses import Response
 
 from server.asking import ask
 from server.context import Serving, check_model, place_of
-from server.errors import ApiError
 from server.responding import respond
 from server.schemas import CompletionRequest
-from server.service import Model, Service
+from server.service import Model
 from server.shapes import CompletionShape
 
 router = APIRouter(tags=["completions"])
@@ -25,19 +24,19 @@ DEFAULT_TOKENS = 16  # OpenAI's and vLLM's
 async def create_completion(body: CompletionRequest, request: Request, service: Serving) -> Response:
     """Continue a text, or each of several."""
     check_model(service, body.model)
-    _check_choices(body, service)
     place = await place_of(request, service, body.session_id)
-    model = service.model
+    model, settings = service.model, service.settings
     prompts = await asyncio.to_thread(_tokens, model, body.prompt, place.held == 0)
-    asked = ask(body, prompts, place, default_tokens=DEFAULT_TOKENS, room=model.description.max_session_tokens)
+    asked = ask(
+        body,
+        prompts,
+        place,
+        default_tokens=DEFAULT_TOKENS,
+        room=model.description.max_session_tokens,
+        max_choices=settings.max_choices,
+    )
     echoes = await asyncio.to_thread(_echoes, model, body) if body.echo else []
-    return await respond(request, service, asked, CompletionShape(service.settings.model_name, echoes=echoes))
-
-
-def _check_choices(body: CompletionRequest, service: Service) -> None:
-    limit = service.settings.max_choices
-    if len(body.prompt) * body.choices > limit:
-        raise ApiError(400, f"prompt: prompts times n may not exceed {limit}", "prompt", "invalid_value")
+    return await respond(request, service, asked, CompletionShape(settings.model_name, echoes=echoes))
 
 
 def _tokens(model: Model, prompts: Sequence[str | list[int]], begin: bool) -> list[list[int]]:

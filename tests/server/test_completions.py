@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -79,3 +81,18 @@ def test_models(ask: openai.OpenAI) -> None:
     [listed] = ask.models.list().data
     assert listed.id == MODEL
     assert ask.models.retrieve(MODEL).id == MODEL
+
+
+def test_tokenising_a_huge_text_does_not_hold_up_others(tiny: httpx.Client) -> None:
+    text = "The grass is green. The sky is blue. " * 60_000
+    with ThreadPoolExecutor() as pool:
+        huge = pool.submit(tiny.post, "/tokenize", json={"prompt": text})
+        slowest, asked = 0.0, 0
+        while not huge.done():
+            begin = time.monotonic()
+            assert tiny.get("/v1/sessions").status_code == 200
+            slowest, asked = max(slowest, time.monotonic() - begin), asked + 1
+            time.sleep(0.01)
+    assert huge.result().json()["count"] > 500_000
+    assert asked > 10
+    assert slowest < 0.75 * huge.result().elapsed.total_seconds()

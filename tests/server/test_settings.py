@@ -62,8 +62,10 @@ def test_a_wrong_value_is_named(name: str, text: str) -> None:
         Settings(**{name: parse(name, text)})
 
 
-def test_the_served_name() -> None:
+def test_the_served_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     assert Settings(model="models/cairn-4m/").model_name == "cairn-4m"
+    assert Settings(model="organisation/model").model_name == "organisation/model"
     assert Settings(model="x", served_model_name="y").model_name == "y"
 
 

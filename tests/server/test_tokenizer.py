@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from server.chat import PLAIN_STOP, Continuation, ConversationError, Conversations
@@ -111,3 +111,21 @@ def test_a_template_that_rewrites_contents_refuses_control_names() -> None:
     shouting = conversations("{%- for m in messages -%}{{ m['content'] | upper }}{%- endfor -%}")
     with pytest.raises(ConversationError, match="rewrites"):
         shouting.tokens([user("a<|end|>")])
+
+
+def test_a_base_model_s_beginning_is_kept() -> None:
+    """A tokenizer that begins each text with a token of its own does so once in a session."""
+    beginning = Tokenizer.from_file(str(CAIRN / "tokenizer.json"))
+    beginning.post_processor = processors.TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", 1)])
+    renderer: Any = AutoTokenizer.from_pretrained(CAIRN)
+    renderer.chat_template = None
+    plain = Conversations(TextTokenizer(beginning, LANDMARK), renderer, frozenset({END}))
+    assert plain.tokens([user("Hi<|system|>")])[0] == 1
+    assert plain.tokens([user("Hi<|system|>")]).count(1) == 1
+    assert 1 not in plain.tokens([user("Hi")], Continuation(empty=False, last_token=100))
+
+
+def test_an_end_token_is_not_shown() -> None:
+    plain = Tokenizer.from_file(str(CAIRN / "tokenizer.json"))
+    [token] = plain.encode("7").ids
+    assert TextTokenizer(plain, None, ends=[token]).pieces.shown(token) == b""
