@@ -29,7 +29,7 @@ class SessionRegistry:
         self._fingerprint = fingerprint
         self._named: dict[tuple[str, str], Session] = {}
         self._kept: OrderedDict[str, Session] = OrderedDict()  # anonymous, least recently used first
-        self._prefixes: dict[bytes, tuple[Session, int]] = {}  # chained hash -> who holds that many blocks
+        self._prefixes: dict[bytes, dict[Session, int]] = {}  # chained hash -> who holds that many blocks
 
     def create(self, tenant: str) -> Session:
         """A new named session."""
@@ -84,10 +84,10 @@ class SessionRegistry:
         digest = fresh.hashes[0]
         for start in range(0, len(tokens) - size, size):
             digest = chain(digest, array("l", tokens[start : start + size]))
-            holder = self._prefixes.get(digest)
-            if holder is None:
+            holders = self._prefixes.get(digest)
+            if holders is None:
                 break
-            found = holder
+            found = next(reversed(holders.items()))
         if found is None:
             return fresh
         session, blocks = found
@@ -100,7 +100,7 @@ class SessionRegistry:
     def publish(self, session: Session) -> None:
         """Let others of the same tenant find the session's sealed blocks."""
         for blocks in range(1, session.sealed + 1):
-            self._prefixes.setdefault(session.hashes[blocks], (session, blocks))
+            self._prefixes.setdefault(session.hashes[blocks], {})[session] = blocks
 
     def keep(self, session: Session) -> None:
         """Retain a finished anonymous session until room is needed."""
@@ -118,8 +118,10 @@ class SessionRegistry:
 
     def _forget(self, session: Session) -> None:
         for digest in session.hashes[1:]:
-            if self._prefixes.get(digest, (None, 0))[0] is session:
-                del self._prefixes[digest]
+            holders = self._prefixes.get(digest, {})
+            holders.pop(session, None)
+            if not holders:
+                self._prefixes.pop(digest, None)
         session.close()
 
     def check(self) -> None:
