@@ -54,6 +54,10 @@ class BlockStore:
         """See Tier.read."""
         return self.tier.read(layer, slots)
 
+    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
+        """See Tier.pools."""
+        return self.tier.pools(layer)
+
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """See Tier.gather."""
         return self.tier.gather(layer, slots)

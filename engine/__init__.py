@@ -1,6 +1,13 @@
 """Token ids in, token ids out. Knows no text, no HTTP."""
 
-from engine.attention import Attention, LayerGeometry, PaperAttention, ReferenceAttention, RetrievalSettings
+from engine.attention import (
+    Attention,
+    FusedAttention,
+    LayerGeometry,
+    PaperAttention,
+    ReferenceAttention,
+    RetrievalSettings,
+)
 from engine.config import EngineConfig
 from engine.description import ModelDescription, SessionInfo
 from engine.engine import Engine, load_engine
@@ -47,6 +54,7 @@ __all__ = [
     "Event",
     "Failed",
     "Finished",
+    "FusedAttention",
     "Generation",
     "InvalidParameter",
     "LayerGeometry",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cache import BlockStore, DeviceTier, OutOfBlocks, Session, SessionRegistry
 from engine.admission import Admission
-from engine.attention import Attention, ReferenceAttention, RetrievalSettings
+from engine.attention import Attention, FusedAttention, ReferenceAttention, RetrievalSettings
 from engine.config import EngineConfig
 from engine.description import ModelDescription, SessionInfo
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
@@ -62,7 +62,8 @@ class Engine:
         self._registry = registry(model, settings, self._store)
         self.description = describe(model, settings, config, self._store)
         self._admission = Admission(self.description, self._registry, config.max_running)
-        attention: Attention = ReferenceAttention(model.layers, layout, settings)
+        kind = FusedAttention if FusedAttention.serves(layout, settings) else ReferenceAttention
+        attention: Attention = kind(model.layers, layout, settings)
         self._runner = ModelRunner(model, attention)
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]

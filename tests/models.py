@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cache import BlockStore, DeviceTier, Session
-from engine import EngineConfig, ModelRunner, ReferenceAttention, Span, Step, load_model
+from engine import EngineConfig, FusedAttention, ModelRunner, ReferenceAttention, Span, Step, load_model
 from engine.step import with_landmarks
 
 VOCABULARY = 128
@@ -76,16 +76,18 @@ class Bench:
 
     Args:
         folder: of the model
+        fused: attend with the CPU kernels instead of the reference
         config: how the cache is set up
     """
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, *, fused: bool = False, **config: Any) -> None:
         settings = EngineConfig(kv_bytes=32 << 20, dtype="float32", **config)
         self.model = load_model(str(folder), "float32")
         self.layout = settings.layout(self.model)
         self.settings = settings.retrieval(self.model)
         self.store = BlockStore(DeviceTier(self.layout, 32 << 20))
-        self.runner = ModelRunner(self.model, ReferenceAttention(self.model.layers, self.layout, self.settings))
+        attention = FusedAttention if fused else ReferenceAttention
+        self.runner = ModelRunner(self.model, attention(self.model.layers, self.layout, self.settings))
         self.landmark = self.model.landmarks.token_id if self.model.landmarks else None
 
     def session(self, name: str = "session") -> Session:

@@ -48,6 +48,10 @@ class Tier(Protocol):
         """Whole blocks: slots (blocks,) -> keys, values, each (kv_heads, blocks, block_size, head_dim)."""
         ...
 
+    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer in place, each (slots, kv_heads, block_size, head_dim); not to be written."""
+        ...
+
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Per head: slots (kv_heads, …) -> keys, values, each (kv_heads, …, block_size, head_dim)."""
         ...

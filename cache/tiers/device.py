@@ -6,6 +6,9 @@ out their pages only when they are first written, so an idle server holds little
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,15 +17,16 @@ from cache.layout import CacheLayout
 
 
 class DeviceTier:
-    """Slots in memory of one device, keys and values of a (slot, head) side by side."""
+    """Slots in memory of one device; a (slot, head) holds its keys, or its values, in one piece."""
 
     name = "device"
 
     def __init__(self, layout: CacheLayout, capacity_bytes: int, device: torch.device | str = "cpu") -> None:
         self.layout = layout
         self.capacity = capacity_bytes // layout.block_bytes
-        shape = (self.capacity, layout.kv_heads, 2, layout.block_size, layout.head_dim)
-        self._pools = [torch.empty(shape, dtype=layout.dtype, device=device) for _ in range(layout.layers)]
+        shape = (self.capacity, layout.kv_heads, layout.block_size, layout.head_dim)
+        self._keys = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
+        self._values = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
         self._heads = torch.arange(layout.kv_heads, device=device)
         self._released: list[int] = []
         self._fresh = 0
@@ -43,17 +47,30 @@ class DeviceTier:
         self._released.append(slot)
 
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
-        pool = self._pools[layer]
-        pool[slots, :, 0, offsets] = keys.to(pool.dtype)
-        pool[slots, :, 1, offsets] = values.to(pool.dtype)
+        self._keys[layer][slots, :, offsets] = keys.to(self.layout.dtype)
+        self._values[layer][slots, :, offsets] = values.to(self.layout.dtype)
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        blocks = self._pools[layer].index_select(0, slots)  # (blocks, kv_heads, 2, block_size, head_dim)
-        return blocks[:, :, 0].transpose(0, 1), blocks[:, :, 1].transpose(0, 1)
+        keys, values = self._keys[layer].index_select(0, slots), self._values[layer].index_select(0, slots)
+        return keys.transpose(0, 1), values.transpose(0, 1)
+
+    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._keys[layer], self._values[layer]
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.layout.kv_heads
         rows = slots * heads + self._heads.view(heads, *[1] * (slots.dim() - 1))
-        flat = self._pools[layer].flatten(0, 1)  # (slots * kv_heads, 2, block_size, head_dim)
-        found = flat.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        return found.select(-3, 0), found.select(-3, 1)
+        pools = (self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1))
+        keys, values = (pool.index_select(0, rows.flatten()).unflatten(0, rows.shape) for pool in pools)
+        return keys, values
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros whose pages a CPU takes only when they are written; `torch.zeros` would touch them all.
+
+    They must be zeros: attention gives weight 0 to what is not written yet, and 0 times a stray NaN is NaN.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

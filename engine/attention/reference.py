@@ -65,6 +65,9 @@ class ReferenceAttention:
         settings: what is read
     """
 
+    gathers = True
+    """Copies what each query fetched into working memory."""
+
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         self.layers = layers
         self.layout = layout
@@ -130,8 +133,8 @@ class ReferenceAttention:
         far = 0 if self.layers[layer].window else span.session.layout.blocks(span.end)
         shared = far if span.blocks_per_head is None else self.settings.sink_blocks
         fetched = min(span.blocks_per_head or 0, far)
-        scores = groups * (shared + reach + 2 * fetched + 16) * layout.block_size
-        gathered = 2 * fetched * layout.block_size * layout.head_dim
+        scores = groups * ((shared + reach + 2 * fetched + 16) * layout.block_size + far)
+        gathered = 2 * fetched * layout.block_size * layout.head_dim if self.gathers else 0
         return max(1, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered)))
 
     def _recent(self, layer: int) -> int:
@@ -143,21 +146,31 @@ class ReferenceAttention:
 
     def _attend_rows(self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step) -> Tensor:
         """One softmax over near, sink and fetched blocks: (kv_heads, rows, groups, head_dim)."""
-        parts, far_blocks = [self._near(layer, rows, scoring)], rows.last_block - self._recent(layer)
-        chosen: tuple[Tensor, Tensor] | None = None
-        if self.layers[layer].window is None and far_blocks > 0:
-            fetch = far_blocks if span.blocks_per_head is None else span.blocks_per_head
-            shared = self.settings.sink_blocks if far_blocks - self.settings.sink_blocks > fetch else far_blocks
-            if shared:
-                parts.append(self._shared(layer, rows, scoring, min(shared, far_blocks)))
-            if shared < far_blocks and fetch:
-                begun = time.perf_counter()
-                chosen = self._select(layer, rows, far_blocks, fetch)
-                step.report.retrieval_seconds += time.perf_counter() - begun
-                parts.append(self._fetched(layer, rows, scoring, *chosen))
-        output, masses = combine(parts)
-        self._count(rows, span, step, masses, chosen)
+        step.report.queries += self.layout.kv_heads * len(rows.positions)
+        far_blocks = 0 if self.layers[layer].window else max(0, rows.last_block - self._recent(layer))
+        fetch = far_blocks if span.blocks_per_head is None else span.blocks_per_head
+        if far_blocks - self.settings.sink_blocks > fetch > 0:
+            return self._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
+        shared = min(far_blocks, self.settings.sink_blocks if fetch == 0 else far_blocks)
+        output, masses = combine(self._shared_parts(layer, rows, scoring, shared))
+        self._count_read(span, masses, None)
         return output
+
+    def _attend_fetched(
+        self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
+    ) -> Tensor:
+        """As `_attend_rows`, where each head has to choose."""
+        parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
+        blocks, valid = self._timed_select(layer, rows, step, far_blocks, fetch)
+        output, masses = combine([*parts, self._fetched(layer, rows, scoring, blocks, valid)])
+        self._count_selected(rows, step, valid)
+        self._count_read(span, masses, blocks)
+        return output
+
+    def _shared_parts(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> list[Part]:
+        """What all queries look at: the near blocks, and blocks 0, …, count - 1 where they are far."""
+        near = self._near(layer, rows, scoring)
+        return [near, self._shared(layer, rows, scoring, count)] if count else [near]
 
     def _near(self, layer: int, rows: Rows, scoring: Scoring) -> Part:
         """The open block and the recent ones, causally and within the layer's window."""
@@ -206,18 +219,34 @@ class ReferenceAttention:
 
     # -- choosing --------------------------------------------------------------------------------------------
 
+    def _timed_select(self, layer: int, rows: Rows, step: Step, far_blocks: int, fetch: int) -> tuple[Tensor, Tensor]:
+        """`_select`, with its seconds on the step's report."""
+        begun = time.perf_counter()
+        chosen = self._select(layer, rows, far_blocks, fetch)
+        step.report.retrieval_seconds += time.perf_counter() - begun
+        return chosen
+
     def _select(self, layer: int, rows: Rows, far_blocks: int, fetch: int) -> tuple[Tensor, Tensor]:
         """Blocks (kv_heads, rows, fetch) that each query's head fetches, and which of them are valid."""
-        sinks, end = self.settings.sink_blocks, rows.own - self._recent(layer)  # far blocks are [sinks, end)
+        ends = rows.own - self._recent(layer)  # what a query may fetch is [sink_blocks, end)
         if self.settings.gated and layer == 0:
             # Every landmark key of layer 0 is the same vector: all blocks tie and the most recent win.
-            blocks = end[:, None] - 1 - torch.arange(fetch, device=end.device)
+            blocks = ends[:, None] - 1 - torch.arange(fetch, device=ends.device)
             blocks = blocks.expand(self.layout.kv_heads, -1, -1)
-            return blocks.clamp(min=0), blocks >= sinks
+            return blocks.clamp(min=0), blocks >= self.settings.sink_blocks
         scores = self._landmark_scores(layer, rows, far_blocks)  # (H, T, G, far_blocks)
-        candidates = torch.arange(far_blocks, device=end.device)
-        hidden = (candidates < sinks) | (candidates >= end[:, None])
-        best = self._aggregate(scores, hidden).topk(fetch, dim=-1)
+        if scores.shape[2] == 1:
+            return self._best(scores[:, :, 0], ends, fetch)
+        return self._best(self._aggregate(scores, self._hidden(ends, far_blocks)), ends, fetch)
+
+    def _hidden(self, ends: Tensor, far_blocks: int) -> Tensor:
+        """Blocks that a query may not fetch: bool (rows, far_blocks)."""
+        blocks = torch.arange(far_blocks, device=ends.device)
+        return (blocks < self.settings.sink_blocks) | (blocks >= ends[:, None])
+
+    def _best(self, scores: Tensor, ends: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
+        """The `fetch` best of scores (kv_heads, rows, far_blocks), and which of them are valid."""
+        best = scores.masked_fill(self._hidden(ends, scores.shape[2]), -torch.inf).topk(fetch, dim=-1)
         return best.indices, best.values > -torch.inf
 
     def _landmark_scores(self, layer: int, rows: Rows, far_blocks: int) -> Tensor:
@@ -232,35 +261,31 @@ class ReferenceAttention:
         return index.scores(encoded, far_blocks).unflatten(1, rows.queries.shape[1:3])
 
     def _aggregate(self, scores: Tensor, hidden: Tensor) -> Tensor:
-        """One score per KV head: the group's mean *after* the softmax, -inf where hidden: (H, T, far_blocks)."""
-        scores = scores.masked_fill_(hidden[:, None], -torch.inf)
-        if scores.shape[2] == 1:
-            return scores[:, :, 0]
-        shares = scores.softmax(-1).nan_to_num_(0.0).mean(2)
-        return shares.masked_fill_(hidden, -torch.inf)
+        """One score per KV head: the mean over its query heads *after* the softmax: (H, T, far_blocks)."""
+        return scores.masked_fill_(hidden[:, None], -torch.inf).softmax(-1).nan_to_num_(0.0).mean(2)
 
     # -- measuring -------------------------------------------------------------------------------------------
 
-    def _count(
-        self, rows: Rows, span: Span, step: Step, masses: list[Tensor], chosen: tuple[Tensor, Tensor] | None
-    ) -> None:
-        """Metrics of the step, and what the span's queries read if somebody wants to know."""
-        report = step.report
-        report.queries += self.layout.kv_heads * len(rows.positions)
-        if chosen is not None:
-            fetched = int(chosen[1].sum())
-            report.blocks_selected += fetched
-            tier = rows.session.store.tier.name
-            report.hits[tier] = report.hits.get(tier, 0) + fetched
+    def _count_selected(self, rows: Rows, step: Step, valid: Tensor) -> None:
+        """The step's metrics."""
+        report, tier, fetched = step.report, rows.session.store.tier.name, int(valid.sum())
+        report.blocks_selected += fetched
+        report.hits[tier] = report.hits.get(tier, 0) + fetched
+
+    def _count_read(self, span: Span, masses: list[Tensor], fetched: Tensor | None) -> None:
+        """What the span's queries read, if somebody wants to know.
+
+        Args:
+            masses: attention by block (kv_heads, rows, blocks) of the near part, then the shared and fetched ones
+            fetched: block numbers of the last part, if it is one of fetched blocks
+        """
         if span.tally is None:
             return
-        span.tally.local += float(masses[0].sum())
-        rest = masses[1:]
-        if chosen is not None:
-            blocks = chosen[0].flatten()
-            span.tally.add(blocks.tolist(), rest.pop().flatten().tolist())
+        near, *rest = masses
+        span.tally.local += float(near.sum())
+        if fetched is not None:
+            span.tally.add(fetched.flatten().tolist(), rest.pop().flatten().tolist())
         for mass in rest:
-            shared = mass.sum((0, 1)).tolist()
-            sinks = self.settings.sink_blocks
+            shared, sinks = mass.sum((0, 1)).tolist(), self.settings.sink_blocks
             span.tally.sinks += sum(shared[:sinks])
             span.tally.add(list(range(sinks, len(shared))), shared[sinks:])

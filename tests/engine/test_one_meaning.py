@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,18 @@ from engine import Step
 from tests.models import Bench, random_tokens
 
 LENGTH = 170
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "trained": {},
+    "trained-fused": {"fused": True},
     "absolute": {"block_size": 8, "recent_blocks": 2, "landmarks": "box"},
     "bounded": {"block_size": 8, "recent_blocks": 2, "landmarks": "mean", "positions": "bounded"},
+    "bounded-fused": {"block_size": 8, "recent_blocks": 2, "positions": "bounded", "fused": True},
 }
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def bench(request: pytest.FixtureRequest, tiny_folder: Path, landmark_folder: Path) -> Bench:
-    folder = landmark_folder if request.param == "trained" else tiny_folder
+    folder = landmark_folder if request.param.startswith("trained") else tiny_folder
     return Bench(folder, **CONFIGS[request.param])
 
 

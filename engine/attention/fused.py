@@ -1,0 +1,88 @@
+"""The same meaning as the reference on a CPU, without copying the blocks that it reads.
+
+Where the reference gathers each query's blocks into one tensor, this calls a kernel that reads them in place;
+choosing the best blocks is one pass over the scores. It serves fp32 caches with bounded positions; whatever else
+is asked (another dtype, absolute positions, a softcap, a tally) goes the reference's way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from cache import CacheLayout
+from engine.attention.base import LayerGeometry, RetrievalSettings
+from engine.attention.parts import Scoring, combine
+from engine.attention.reference import ReferenceAttention, Rows
+from engine.step import Span, Step
+
+ROWS_PER_THREAD = 64
+"""Fewer rows than this are not worth a thread's wake-up."""
+
+
+class FusedAttention(ReferenceAttention):
+    """See the module; arguments as the reference's."""
+
+    gathers = False
+
+    def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
+        super().__init__(layers, layout, settings)
+        from engine.attention import kernels  # loads Numba, which a server with another dtype does not need
+
+        self._kernels = kernels
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="attention")
+
+    @staticmethod
+    def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:
+        """Whether the kernels help a cache of this kind."""
+        return settings.bounded and layout.dtype == torch.float32
+
+    def _attend_fetched(
+        self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
+    ) -> Tensor:
+        if span.tally is not None or scoring.softcap is not None:
+            return super()._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
+        parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
+        blocks, valid = self._timed_select(layer, rows, step, far_blocks, fetch)
+        near, _ = combine(parts)
+        near_weight = torch.cat([part.scores.flatten(3) for part in parts], dim=-1).logsumexp(-1)  # (H, T, G)
+        slots = rows.session.slots(blocks.clamp(min=0)).masked_fill(~valid, -1)
+        far, far_weight = self._read_in_place(layer, rows, slots)
+        share = (far_weight - near_weight).sigmoid()[..., None]
+        self._count_selected(rows, step, valid)
+        return near + share * (far - near)
+
+    def _read_in_place(self, layer: int, rows: Rows, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention over slots (H, T, K) alone, and the logarithm of its weight: (H, T, G, D), (H, T, G)."""
+        queries = self._far_queries(layer, rows).contiguous()
+        output, weight = torch.empty_like(queries), torch.empty(queries.shape[:3])
+        keys, values = rows.session.store.pools(layer)
+        arrays = [x.numpy() for x in (queries, keys, values, slots.contiguous())]
+        results = (output.numpy(), weight.numpy())
+        self._over_rows(
+            slots.shape[0] * slots.shape[1],
+            lambda start, stop: self._kernels.attend_fetched(*arrays, self.settings.gated, *results, start, stop),
+        )
+        return output, weight
+
+    def _best(self, scores: Tensor, ends: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
+        blocks = torch.empty((*scores.shape[:2], fetch), dtype=torch.int64)
+        arrays = (scores.contiguous().numpy(), self.settings.sink_blocks, ends.numpy(), blocks.numpy())
+        self._over_rows(
+            scores.shape[0] * scores.shape[1],
+            lambda start, stop: self._kernels.top_blocks(*arrays, start, stop),
+        )
+        return blocks, blocks >= 0
+
+    def _over_rows(self, rows: int, kernel: Callable[[int, int], None]) -> None:
+        """Run a kernel over all rows, on several threads if that is worth it."""
+        pieces = max(1, min(self._threads, rows // ROWS_PER_THREAD))
+        borders = [rows * i // pieces for i in range(pieces + 1)]
+        if pieces == 1:
+            kernel(0, rows)
+        else:
+            list(self._pool.map(kernel, borders[:-1], borders[1:]))
