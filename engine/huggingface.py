@@ -6,7 +6,6 @@ registered attention function receives unrotated queries and keys. Nothing of tr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +71,20 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
     config = load_config(name)
     register()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # whatever transformers, safetensors or the hub raise
         raise ModelError(f"{name}: the weights cannot be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{name}: the weights lack {len(missing)} tensors, among them {missing[0]}; download them again"
+        )
     return describe(name, model.eval())
 
 
@@ -96,10 +104,25 @@ def load_config(name: str) -> PretrainedConfig:
         raise ModelError(f"{name}: the folder has no config.json, so it is not a transformers model")
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except Exception as error:  # transformers checks few values, so a senseless one fails in many ways
         raise ModelError(f"{name}: its config cannot be read: {error}") from error
     check_supported(name, config)
+    landmarks_of(name, config)
     return config
+
+
+def landmarks_of(name: str, config: PretrainedConfig) -> Landmarks | None:
+    """The trained landmarks that a config tells; raises ModelError if they make no sense."""
+    kept = getattr(config, "landmarks", None)
+    if kept is None:
+        return None
+    lowest = {"token_id": 0, "block_size": 2, "recent_blocks": 0, "sink_blocks": 0, "blocks_per_head": 0}
+    whole = isinstance(kept, dict) and all(isinstance(value, int) for value in kept.values())
+    if not whole or kept.keys() != lowest.keys() or any(kept[field] < low for field, low in lowest.items()):
+        raise ModelError(f"{name}: `landmarks` in its config must give {', '.join(lowest)}, not {kept}")
+    if kept["token_id"] >= config.vocab_size:
+        raise ModelError(f"{name}: `landmarks` in its config names token {kept['token_id']}, beyond the vocabulary")
+    return Landmarks(**kept)
 
 
 def check_supported(name: str, config: PretrainedConfig) -> None:
@@ -112,7 +135,10 @@ def check_supported(name: str, config: PretrainedConfig) -> None:
         )
     for rope_type in rope_types(config):
         if rope_type not in ROPE_TYPES:
-            raise ModelError(f"{name}: rotary positions of type {rope_type!r} are not supported")
+            supported = ", ".join(sorted(ROPE_TYPES))
+            raise ModelError(
+                f"{name}: rotary positions of type {rope_type!r} are not supported; Cairn computes {supported}"
+            )
 
 
 def rope_types(config: PretrainedConfig) -> set[str]:
@@ -126,7 +152,6 @@ def describe(name: str, model: PreTrainedModel) -> LoadedModel:
     """Learn a model's facts from its config and modules."""
     config = model.config
     heads = config.num_attention_heads
-    kept = getattr(config, "landmarks", None)
     eos = getattr(model.generation_config, "eos_token_id", None)
     eos = config.eos_token_id if eos is None else eos
     return LoadedModel(
@@ -138,7 +163,7 @@ def describe(name: str, model: PreTrainedModel) -> LoadedModel:
         vocab_size=config.vocab_size,
         eos_token_ids=frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         max_positions=config.max_position_embeddings,
-        landmarks=Landmarks(**kept) if kept else None,
+        landmarks=landmarks_of(name, config),
     )
 
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from engine.requests import Token
 from engine.sampling import SamplingParams
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this is taken for 0: by a smaller one logits would be divided to infinity."""
+
 
 class Sampler:
     """Draws the tokens of one choice.
@@ -38,7 +41,7 @@ class Sampler:
         logits = logits.clone()
         logits[self._hidden] = -torch.inf
         adjusted = self._penalise(self._bias(logits), prompt, generated)
-        if params.temperature == 0.0:
+        if params.temperature < GREEDY_BELOW:
             token = int(adjusted.argmax())
         else:
             shares = self._narrow((adjusted / params.temperature).softmax(-1))
