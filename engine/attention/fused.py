@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,16 @@ class FusedAttention(ReferenceAttention):
         self._kernels = kernels
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="attention")
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+        queries = torch.zeros(1, 1, 1, self.layout.head_dim)
+        pool = torch.zeros(1, 1, self.layout.block_size, self.layout.head_dim)
+        slots, ends = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+        arrays = [x.numpy() for x in (queries, pool, pool, slots)]
+        self._kernels.attend_fetched(*arrays, True, torch.zeros_like(queries).numpy(), np.zeros((1, 1, 1), "f4"), 0, 1)
+        self._kernels.top_blocks(np.zeros((1, 1, 1), "f4"), 0, ends.numpy(), slots.numpy(), 0, 1)
 
     @staticmethod
     def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:

@@ -6,6 +6,8 @@ being one query of one KV head, so callers may run several at once. Arrays are C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,16 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
+    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # a read-only installation without a cache folder
+        return numba.njit(function, **options)
+
+
+@compiled
 def top_blocks(scores: Floats, first: int, ends: Integers, blocks: Integers, start: int, stop: int) -> None:
     """The best-scored blocks of rows start … stop - 1.
 
@@ -47,7 +58,7 @@ def top_blocks(scores: Floats, first: int, ends: Integers, blocks: Integers, sta
             blocks[head, query, i] = -1
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def attend_fetched(
     queries: Floats, keys: Floats, values: Floats, slots: Integers, gated: bool, output: Floats, weight: Floats,
     start: int, stop: int,
