@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -150,3 +151,18 @@ def test_a_busy_session_is_refused(cairn: httpx.Client) -> None:
         ):
             assert refused.status_code == 409, refused.text
             assert refused.json()["error"]["code"] == "session_busy"
+
+
+def test_two_sessions_at_once_give_what_each_gives_alone(cairn: httpx.Client, events: Events) -> None:
+    def stream(session: str) -> str:
+        asked = question(session, stream=True, max_tokens=24, ignore_eos=True)
+        told = events(cairn.post("/v1/chat/completions", json=asked))
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in told)
+
+    sessions = [create(cairn) for _ in range(2)]
+    for session, key in zip(sessions, ("71432", "90210"), strict=True):
+        append(cairn, session, f"{TEXT}The pass key for Lisbon is {key}. Remember it. {TEXT}")
+    forks = [str(cairn.post(f"/v1/sessions/{session}/fork").json()["id"]) for session in sessions]
+    alone = [stream(session) for session in sessions]
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(stream, forks)) == alone
