@@ -66,14 +66,21 @@ class Admission:
     def _whole(self, generation: Generation, session: Session | None) -> int:
         """Blocks that a generation and its session come to at the end."""
         prompt = (len(session.tokens) if session else 0) + len(generation.tokens)
-        layout, answer = self._store.layout, generation.sampling.max_tokens
-        # Every further choice has blocks of its own for its answer and for the prompt's open block.
-        return layout.blocks(prompt + answer) + (generation.n - 1) * (layout.blocks(answer) + 2)
+        return self._store.layout.blocks(prompt + generation.sampling.max_tokens) + self._further(generation)
+
+    def _further(self, generation: Generation) -> int:
+        """Blocks of the further choices: each has its own for its answer and for the prompt's open block."""
+        return (generation.n - 1) * (self._store.layout.blocks(generation.sampling.max_tokens) + 2)
+
+    def _promised(self, sequence: Sequence) -> int:
+        """Blocks that a running sequence may still take, with those of the choices that have not branched off it."""
+        own = self._store.layout.blocks(sequence.limit) - len(sequence.session.blocks)
+        return own + (self._further(sequence.generation) if sequence.choices > 1 else 0)
 
     def fits(self, generation: Generation, session: Session | None, running: list[Sequence]) -> bool:
         """Whether the generation can start beside what runs, dropping kept anonymous prompts if need be."""
         needed = self._whole(generation, session) - (len(session.blocks) if session else 0)
-        promised = sum(self._store.layout.blocks(s.limit) - len(s.session.blocks) for s in running)
+        promised = sum(self._promised(sequence) for sequence in running)
         while needed + promised > self._store.free:
             if not self._registry.evict():
                 return False

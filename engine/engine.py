@@ -199,7 +199,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Start waiting generations, first come first served, while they fit."""
-        while self._waiting and len(self._running) + self._waiting[0].generation.n <= self._config.max_running:
+        while self._waiting and self._choices() + self._waiting[0].generation.n <= self._config.max_running:
             generation = self._waiting[0].generation
             session = None
             if generation.session_id is not None:
@@ -211,6 +211,10 @@ class Engine:
                 self._end_waiting(self._waiting.popleft(), error)
                 continue
             self._begin(self._waiting.popleft(), session)
+
+    def _choices(self) -> int:
+        """Sequences that run, or will as soon as their prompt is read."""
+        return sum(sequence.choices for sequence in self._running)
 
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
         generation = waiting.generation
@@ -320,6 +324,9 @@ class Engine:
         else:
             session.close()
         sequence.deliver(event)
+        if isinstance(event, Finished):  # for the choices that it stood for, too
+            for index in range(1, sequence.choices):
+                sequence.deliver(dataclasses.replace(event, index=index))
         self._changed.notify_all()
 
     def _end_waiting(self, waiting: Waiting, error: EngineError | None) -> None:

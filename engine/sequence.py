@@ -57,6 +57,11 @@ class Sequence:
         return not self.generated
 
     @property
+    def choices(self) -> int:
+        """Choices that it stands for: all of its generation's until they branch off the prompt, then its own."""
+        return self.generation.n if self.reading and self.index == 0 else 1
+
+    @property
     def samples(self) -> bool:
         """Wants a token after its prompt is read."""
         return self.generation.sampling.max_tokens > 0

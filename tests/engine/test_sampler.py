@@ -33,7 +33,7 @@ def greedy(logits: Tensor, prompt: list[int], generated: list[int], **params: An
 
 
 def follows(drawn: list[int], expected: Tensor) -> None:
-    """Frequencies are within five standard deviations of probabilities (vocabulary,), and impossible ones never come."""
+    """Frequencies are within five deviations of the probabilities (vocabulary,); what is impossible never comes."""
     counts = Counter(drawn)
     for token, p in enumerate(expected.tolist()):
         deviation = math.sqrt(max(p * (1 - p), 0.0) / len(drawn))
@@ -64,7 +64,13 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 
 def test_the_given_logits_are_left_alone() -> None:
     logits = LOGITS.clone()
-    params = {"repetition_penalty": 2.0, "frequency_penalty": 1.0, "logit_bias": {1: 5.0}, "top_k": 2, "logprobs": 1}
+    params: dict[str, Any] = {
+        "repetition_penalty": 2.0,
+        "frequency_penalty": 1.0,
+        "logit_bias": {1: 5.0},
+        "top_k": 2,
+        "logprobs": 1,
+    }
     sampler(hidden=[2], **params).sample(logits, [0], [1])
     assert torch.equal(logits, LOGITS)
 
@@ -210,7 +216,12 @@ def told(logprobs: int | None, hidden: list[int] | None = None, **params: Any) -
 
 def test_log_probabilities_are_the_models_own() -> None:
     """Before temperature, bias, penalties and narrowing."""
-    params = {"temperature": 2.0, "top_k": 1, "repetition_penalty": 5.0, "logit_bias": {0: 3.0, 5: 50.0}}
+    params: dict[str, Any] = {
+        "temperature": 2.0,
+        "top_k": 1,
+        "repetition_penalty": 5.0,
+        "logit_bias": {0: 3.0, 5: 50.0},
+    }
     token = told(3, **params)
     expected = LOGITS.log_softmax(-1)
     assert token.token == 5
