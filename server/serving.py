@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 import time
@@ -18,6 +19,8 @@ from server.app import create_app
 from server.service import Service, State
 from server.settings import Settings
 
+log = logging.getLogger("cairn")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEEP_CONNECTION_SECONDS = 65  # longer than the 60 s after which usual proxies drop an idle connection
 
 
@@ -52,6 +55,8 @@ def serve(settings: Settings) -> int:
     print(
         f"Cairn on http://{settings.host}:{settings.port}, loading {settings.model_name}", file=sys.stderr, flush=True
     )
+    if settings.host not in LOOPBACK and not settings.api_keys:
+        log.warning("no API keys are set: whoever reaches %s can use this server", settings.host)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if service.failure is not None:
