@@ -29,9 +29,9 @@ class Admission:
 
     def validate(self, generation: Generation, session: Session | None) -> None:
         """Raise what is wrong with a generation; `session` is the one that it continues."""
-        held = len(session.tokens) if session else 0
-        if not generation.tokens and (held == 0 or generation.sampling.max_tokens == 0):
-            raise EmptyPrompt("the prompt is empty; give at least one token")
+        held, computed = (len(session.tokens), session.computed) if session else (0, 0)
+        if not generation.tokens and (held == computed or generation.sampling.max_tokens == 0):
+            raise EmptyPrompt("the prompt is empty and nothing is left to read; give at least one token")
         self._validate_tokens(generation)
         if not 1 <= generation.n <= self._max_choices:
             raise InvalidParameter("n", f"must lie between 1 and {self._max_choices}")

@@ -30,6 +30,8 @@ class EngineConfig:
         positions: `absolute` or `bounded`
         dtype: of the weights, as transformers takes it
         prefix_cache: keep finished prompts for the next one with the same beginning
+        threads: CPU threads of a forward pass; None leaves it to torch. Fewer than the cores are right where
+            other work keeps some of them busy: a pass waits for its slowest thread
     """
 
     max_session_tokens: int | None = None
@@ -45,10 +47,11 @@ class EngineConfig:
     positions: str | None = None
     dtype: str = "auto"
     prefix_cache: bool = True
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         lowest = {"max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1}
-        lowest |= {"block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0}
+        lowest |= {"block_size": 2, "blocks_per_head": 0, "threads": 1, "recent_blocks": 0, "sink_blocks": 0}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cache import BlockStore, DeviceTier, OutOfBlocks, Session, SessionRegistry
@@ -184,18 +185,33 @@ class Engine:
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread is running."""
+        return self._thread.is_alive()
+
     def _loop(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._running or self._waiting)
-                if self._stopping:
-                    break
-                self._retire_cancelled()
-                self._admit()
-                planned = self._plan()
-            if planned:
-                self._step(planned)
-        self._finish_all()
+        try:
+            while self._turn():
+                pass
+        except Exception:  # nobody who was accepted may wait for ever, whatever went wrong
+            logger.exception("the engine has failed")
+        with self._changed:
+            self._accepting = False
+            self._finish_all()
+
+    def _turn(self) -> bool:
+        """Wait for work and do one step of it; False when the engine is to stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._running or self._waiting)
+            if self._stopping:
+                return False
+            self._retire_cancelled()
+            self._admit()
+            planned = self._plan()
+        if planned:
+            self._step(planned)
+        return True
 
     def _admit(self) -> None:
         """Start waiting generations, first come first served, while they fit."""
@@ -267,7 +283,16 @@ class Engine:
             self._observe(step.report)
         with self._changed:
             for (sequence, _), row in zip(planned, logits, strict=True):
-                self._after(sequence, row)
+                self._after_or_fail(sequence, row)
+
+    def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
+        """`_after`; what goes wrong for one sequence is its own."""
+        try:
+            self._after(sequence, logits)
+        except Exception as error:
+            logger.exception("a sequence failed")
+            if sequence in self._running:
+                self._end(sequence, Failed(EngineError(f"the answer failed: {error}")))
 
     def _after(self, sequence: Sequence, logits: Tensor) -> None:
         """Report progress, or draw a token once everything so far is computed; logits (vocabulary,)."""
@@ -341,15 +366,16 @@ class Engine:
             waiting.deliver(Finished(index, "cancelled", Usage(len(generation.tokens), 0, 0), timing))
 
     def _finish_all(self) -> None:
-        with self._changed:
-            for sequence in list(self._running):
-                self._end(sequence, sequence.finished("cancelled"))
-            while self._waiting:
-                self._end_waiting(self._waiting.popleft(), EngineStopped("the engine was stopped"))
+        for sequence in list(self._running):
+            self._end(sequence, sequence.finished("cancelled"))
+        while self._waiting:
+            self._end_waiting(self._waiting.popleft(), EngineStopped("the engine was stopped"))
 
 
 def load_engine(model: str, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None) -> Engine:
     """An engine for a model folder or hub name; raises ModelError, InvalidParameter."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     return Engine(load_model(model, config.dtype), config, observe=observe)
 
 

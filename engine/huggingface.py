@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from cache import CacheLayout
 from engine.attention import Attention, LayerGeometry
@@ -70,6 +71,7 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
     """Load a causal language model from a folder or the hub; raises ModelError."""
     config = load_config(name)
     register()
+    logging.disable_progress_bar()  # a server's log has lines, not bars
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name,

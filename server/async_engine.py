@@ -33,6 +33,11 @@ class AsyncEngine:
         # Its own threads: a call must not queue behind the tokenising of huge texts.
         self._threads = ThreadPoolExecutor(CALLERS, thread_name_prefix="cairn-call")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine still runs; it ends when it is stopped, or by a fault of its own."""
+        return self._engine.alive
+
     def open(self, generations: Sequence[Generation]) -> EventStream:
         """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
         return EventStream(self._engine, self._metrics, generations, self._capacity, self._threads)

@@ -57,6 +57,7 @@ class Settings:
     positions: str | None = _setting(None, "absolute or bounded (default: the model's)")
     dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
     prefix_cache: bool = _setting(True, "share the blocks of identical beginnings within a tenant")
+    threads: int | None = _setting(None, "CPU threads of a forward pass (default: torch's, one for each core)", 1)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -85,6 +86,7 @@ ENGINE_SETTINGS = (
     "positions",
     "dtype",
     "prefix_cache",
+    "threads",
 )
 """The settings that are handed on to the engine under the same names."""
 

@@ -263,11 +263,13 @@ class Mix:
 
 
 def digits(rng: random.Random, count: int) -> str:
-    return "".join(rng.choices(string.digits, k=count))
+    """A number; often of few different digits, since a repeated digit is what a copying model stumbles over."""
+    alphabet = string.digits if rng.random() < 0.5 else rng.sample(string.digits, rng.randint(2, 4))
+    return "".join(rng.choices(alphabet, k=count))
 
 
 def seven_digits(rng: random.Random) -> str:
-    return str(rng.randint(1_000_000, 9_999_999))
+    return str(rng.randint(1, 9)) + digits(rng, 6)
 
 
 def random_uuid(rng: random.Random) -> str:

@@ -15,8 +15,8 @@ router = APIRouter(tags=["probes"])
 
 @router.get("/health")
 async def health(service: Serving) -> JSONResponse:
-    """Alive: 503 while the model loads or if it could not be loaded."""
-    alive = service.state in (State.READY, State.DRAINING)
+    """Alive: 503 while the model loads, if it could not be loaded, or if the engine has failed."""
+    alive = service.state is State.DRAINING or (service.state is State.READY and service.model.engine.alive)
     body = {"status": service.state.value} | ({"error": service.failure} if service.failure else {})
     return JSONResponse(body, 200 if alive else 503)
 
