@@ -358,6 +358,7 @@ class Engine:
         """Answer a generation that never started."""
         generation = waiting.generation
         self._busy.discard(generation.session_id or "")
+        self._changed.notify_all()
         if error is not None:
             waiting.deliver(Failed(error))
             return

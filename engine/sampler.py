@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.errors import EngineError
 from engine.requests import Token
 from engine.sampling import SamplingParams
 
@@ -41,6 +42,8 @@ class Sampler:
         logits = logits.clone()
         logits[self._hidden] = -torch.inf
         adjusted = self._penalise(self._bias(logits), prompt, generated)
+        if adjusted.max().isnan():
+            raise EngineError("the model's logits are not numbers")
         if params.temperature < GREEDY_BELOW:
             token = int(adjusted.argmax())
         else:

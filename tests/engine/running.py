@@ -92,6 +92,9 @@ class Request:
         (end,) = self.ends().values()
         return end
 
+    def end_of(self, index: int) -> Finished:
+        return self.ends()[index]
+
     def drawn(self, index: int = 0) -> list[Token]:
         return [event for event in self.events if isinstance(event, Token) and event.index == index]
 
@@ -153,6 +156,7 @@ def running(folder: Path, **config: Any) -> Iterator[Running]:
     run = Running(engine, gate)
     try:
         yield run
+        gate.open()
         if engine._thread.is_alive():
             run.check()
     finally:

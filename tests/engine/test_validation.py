@@ -40,6 +40,7 @@ CONFIG: dict[str, tuple[list[Any], list[Any]]] = {
     "blocks_per_head": ([-1], [None, 0]),
     "recent_blocks": ([-1], [None, 0]),
     "sink_blocks": ([-1], [None, 0]),
+    "threads": ([0, -1], [None, 1]),
     "positions": (["relative", ""], [None, "absolute", "bounded"]),
 }
 
