@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -50,6 +50,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU seconds, open files
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens that were computed")
         self.generation_tokens = self._counter("generation_tokens", "Tokens that were generated")
         self.cache_queries = self._counter("prefix_cache_queries", "Prompt tokens that were looked up in the cache")

@@ -44,7 +44,8 @@ def test_every_metric_is_shown() -> None:
     def base(name: str) -> str:
         return re.sub(r"_(bucket|sum|count)$", "", name)
 
-    assert {base(name) for name in exported()} == {base(name) for name in asked()}
+    ours = {name for name in exported() if not name.startswith("process_")}
+    assert {base(name) for name in ours} == {base(name) for name in asked()}
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
