@@ -7,7 +7,6 @@ for a session never waits for a step.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import threading
 import time
@@ -18,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache import BlockStore, DeviceTier, OutOfBlocks, Session, SessionRegistry
+from cache import BlockStore, DeviceTier, OutOfBlocks, Session
 from engine.admission import Admission
-from engine.attention import Attention, FusedAttention, ReferenceAttention, RetrievalSettings
+from engine.assembly import describe, registry
+from engine.attention import Attention, FusedAttention, ReferenceAttention
 from engine.config import EngineConfig
-from engine.description import ModelDescription, SessionInfo
+from engine.description import SessionInfo
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
 from engine.huggingface import LoadedModel, load_model
 from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
@@ -378,28 +378,3 @@ def load_engine(model: str, config: EngineConfig, *, observe: Callable[[StepRepo
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return Engine(load_model(model, config.dtype), config, observe=observe)
-
-
-def registry(model: LoadedModel, settings: RetrievalSettings, store: BlockStore) -> SessionRegistry:
-    """Sessions of this model; the fingerprint keeps other models' blocks apart."""
-    width = settings.rule.width(model.head_dim)
-    widths = [None if layer.window else width for layer in model.layers]
-    fingerprint = hashlib.blake2b(repr((model.name, settings, store.layout)).encode()).digest()
-    return SessionRegistry(store, widths, fingerprint)
-
-
-def describe(
-    model: LoadedModel, settings: RetrievalSettings, config: EngineConfig, store: BlockStore
-) -> ModelDescription:
-    """The description of a model that is served this way."""
-    return ModelDescription(
-        **dataclasses.asdict(settings),
-        model=model.name,
-        vocab_size=model.vocab_size,
-        eos_token_ids=model.eos_token_ids,
-        landmark_token_id=model.landmarks.token_id if model.landmarks else None,
-        block_size=store.layout.block_size,
-        max_session_tokens=config.session_limit(model, store.layout, store.tier.capacity, bounded=settings.bounded),
-        dtype=str(model.dtype).removeprefix("torch."),
-        parameters=sum(p.numel() for p in model.model.parameters()),
-    )
