@@ -190,11 +190,10 @@ class Tasks:
 
     def _facts(self, rng: random.Random, length: int) -> list[Fact]:
         """Facts of one kind that fit into a third of `length` tokens."""
-        kinds: list[Callable[[random.Random, int], list[Fact]]] = [
-            self._keys, self._keys, self._keys, self._keys, self._things, self._needles
-        ]  # fmt: skip
+        kinds: list[Callable[[random.Random, int], list[Fact]]] = [self._keys] * 8
+        kinds += [self._things, self._needles, self._needles]
         if length >= 200:
-            kinds += [self._needles, self._many_values, self._chain]
+            kinds += [self._many_values, self._chain]
         most = max(1, min(8, length // 60))
         facts = rng.choice(kinds)(rng, rng.randint(1, most))
         while len(facts) > 1 and sum(len(self.encode(f.told)) for f in facts) > length // 2:
