@@ -126,6 +126,12 @@ class Tasks:
 
     def retrieval(self, rng: random.Random, length: int) -> Sample:
         """Facts at random places of a filler, then questions about some of them, answered."""
+        while (sample := self._retrieval(rng, length)) is None:
+            pass
+        return sample
+
+    def _retrieval(self, rng: random.Random, length: int) -> Sample | None:
+        """As `retrieval`; None if what was drawn does not fit."""
         facts = self._facts(rng, length)
         turns = Sample()
         chat = rng.random() < 0.75
@@ -143,7 +149,7 @@ class Tasks:
         self._hide(rng, facts, room, sample)
         sample.tokens += turns.tokens
         sample.weights += turns.weights
-        return Sample(sample.tokens[-length:], sample.weights[-length:])
+        return sample if len(sample.tokens) == length else None
 
     def _hide(self, rng: random.Random, facts: list[Fact], room: int, sample: Sample) -> None:
         """Append `room` tokens: filler with all facts in it, in random order and at random places."""

@@ -47,10 +47,7 @@ def test_only_retrieval_has_answers(tasks: Tasks) -> None:
     assert all(ANSWER_WEIGHT in sample.weights for sample in samples(tasks, "retrieval", 240, 40))
 
 
-CUT_OFF = "a fact that is longer than the room beside its question loses its beginning (Tasks.retrieval)"
-
-
-@pytest.mark.parametrize("length", [pytest.param(120, marks=pytest.mark.xfail(strict=True, reason=CUT_OFF)), 240, 480])
+@pytest.mark.parametrize("length", [120, 240, 480])
 def test_answers_are_what_the_text_told_before(length: int, tasks: Tasks, tokenizer: Tokenizer) -> None:
     """Each number, variable or word of an answer stands in the text before the first question."""
     for sample in samples(tasks, "retrieval", length, 150):
@@ -100,13 +97,14 @@ def test_bench_names_are_not_borrowed_from_a_text_that_holds_them(monkeypatch: p
     assert {"Paddington", "morning"} <= drawn
 
 
-@pytest.mark.xfail(strict=True, reason="syllables can spell a bench's name: Names.made_up does not look at `excluded`")
 def test_bench_names_are_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Busan, Cebu, Lugano, Catania, Batumi and Winona can be spelled; Cebu comes once in some thousand names."""
+    """Syllables that can spell an excluded name do not."""
     monkeypatch.setattr("training.names.SYLLABLES", ["bu", "sa"])
     monkeypatch.setattr("training.names.ENDINGS", ["", "n"])
-    names, rng = Names("Paddington morning " * 10), random.Random(1)
-    assert not {names.made_up(rng) for _ in range(2000)} & set(BENCH_NAMES)
+    names, rng = Names("Paddington morning " * 10, frozenset({"Busan"})), random.Random(1)
+    made_up = {names.made_up(rng) for _ in range(2000)}
+    assert "Busa" in made_up
+    assert "Busan" not in made_up
 
 
 def test_drawn_names_differ(tasks: Tasks, text: str) -> None:
