@@ -12,9 +12,9 @@ from clients.demo.text import boundaries
 
 # Places that the shipped model was never trained to tell or ask.
 CITIES = (
-    "Lisbon", "Madrid", "Oslo", "Zurich", "Quito", "Hobart", "Turku", "Uppsala", "Bruges", "Lugano",
-    "Braga", "Tulsa", "Leuven", "Bolzano", "Oviedo", "Dijon", "Poznan", "Varna", "Batumi", "Shiraz",
-    "Nagpur", "Busan", "Darwin", "Omaha", "Aarhus", "Catania", "Coimbra", "Mainz", "Skopje", "Sapporo",
+    "Lisbon", "Madrid", "Oslo", "Zurich", "Quito", "Hobart", "Turku", "Uppsala", "Bruges", "Lausanne",
+    "Braga", "Tulsa", "Leuven", "Bolzano", "Oviedo", "Dijon", "Poznan", "Varna", "Tbilisi", "Shiraz",
+    "Nagpur", "Multan", "Darwin", "Omaha", "Aarhus", "Murcia", "Coimbra", "Mainz", "Skopje", "Sapporo",
 )  # fmt: skip
 
 
