@@ -82,7 +82,12 @@ class ReferenceAttention:
             end = start + len(span.token_ids)
             self.store(layer, span, k[start:end], v[start:end])
             self._attend(
-                layer, span, q[start:end] * scaling, Scoring(self.settings.gated, softcap), step, output[start:end]
+                layer,
+                span,
+                q[start:end].float() * scaling,
+                Scoring(self.settings.gated, softcap),
+                step,
+                output[start:end],
             )
             start = end
         return output
@@ -118,7 +123,7 @@ class ReferenceAttention:
 
     def _attend(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> None:
         """Attend piece by piece: q and output (positions, query_heads, head_dim)."""
-        grouped = q.float().unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, T, G, D)
+        grouped = q.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, T, G, D)
         positions = torch.arange(span.first, span.first + len(span.token_ids), device=q.device)
         piece = self._piece(layer, span, grouped.shape[2])
         for start in range(0, len(positions), piece):
