@@ -123,7 +123,8 @@ def _validation_problem(error: RequestValidationError) -> Problem:
         return Problem(
             400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None, "invalid_json"
         )
-    if first["type"] in REFUSED:
+    only_empty = first["type"] == "too_long" and first["ctx"]["max_length"] == 0  # a list that may be given, empty
+    if first["type"] in REFUSED or only_empty:
         return Problem(400, f"{param}: this server does not support this parameter", param, "unsupported_parameter")
     message = str(first["msg"]).removeprefix("Value error, ")
     if param is None and (named := NAMED.match(message)):  # a rule over several fields names the one to change

@@ -103,6 +103,15 @@ def test_too_many_prompts(cairn: httpx.Client) -> None:
     refused(cairn.post(COMPLETIONS, json={"prompt": ["x"] * 9, "n": 2}), 400, "prompt")
 
 
+def test_tools_are_refused_as_not_supported(cairn: httpx.Client) -> None:
+    """Not as a list of the wrong length, which is how they are recognised."""
+    error = refused(cairn.post(CHAT, json={"messages": [USER], "tools": [{"type": "function"}]}), 400, "tools")
+    assert (error["code"], error["message"]) == (
+        "unsupported_parameter",
+        "tools: this server does not support this parameter",
+    )
+
+
 def test_audit_says_that_it_is_not_available(cairn: httpx.Client) -> None:
     error = refused(cairn.post(CHAT, json={"messages": [USER], "retrieval": {"audit": True}}), 400, "retrieval.audit")
     assert "not available" in error["message"]
