@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 
 from bench.report import write_json
 from cache import BlockStore, DeviceTier, Session
-from engine import EngineConfig, LoadedModel, ModelRunner, ReferenceAttention, Span, Step
+from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, summary_widths
 from engine.huggingface import ATTENTION, describe, register
 from engine.step import with_landmarks
 
@@ -81,11 +81,10 @@ class Cairn:
         self.layout, self.settings = config.layout(model), config.retrieval(model)
         needed = self.layout.blocks(context + tokens + 1) * self.layout.block_bytes
         self.store = BlockStore(DeviceTier(self.layout, needed))
-        self.attention = ReferenceAttention(model.layers, self.layout, self.settings)
+        self.attention = choose_attention(model, self.settings, self.layout)
         self.runner = ModelRunner(model, self.attention)
         self.landmark = model.landmarks.token_id if model.landmarks else None
-        width = self.settings.rule.width(model.head_dim)
-        self.session = Session("bench", self.store, [width] * self.layout.layers)
+        self.session = Session("bench", self.store, summary_widths(model, self.settings))
         self.session.append([7] * (context + tokens))
         self.session.reserve(context + tokens)
         self._fill(context)

@@ -99,8 +99,11 @@ class SessionRegistry:
 
     def publish(self, session: Session) -> None:
         """Let others of the same tenant find the session's sealed blocks."""
-        for blocks in range(1, session.sealed + 1):
-            self._prefixes.setdefault(session.hashes[blocks], {})[session] = blocks
+        for blocks in range(session.sealed, 0, -1):
+            holders = self._prefixes.setdefault(session.hashes[blocks], {})
+            if session in holders:
+                break  # what it held when it was last published is known
+            holders[session] = blocks
 
     def keep(self, session: Session) -> None:
         """Retain a finished anonymous session until room is needed."""

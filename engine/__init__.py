@@ -1,5 +1,6 @@
 """Token ids in, token ids out. Knows no text, no HTTP."""
 
+from engine.assembly import choose_attention, summary_widths
 from engine.attention import (
     Attention,
     FusedAttention,
@@ -84,6 +85,8 @@ __all__ = [
     "Timing",
     "Token",
     "Usage",
+    "choose_attention",
     "load_engine",
     "load_model",
+    "summary_widths",
 ]

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from cache import BlockStore, DeviceTier, OutOfBlocks, Session
 from engine.admission import Admission
-from engine.assembly import describe, registry
-from engine.attention import Attention, FusedAttention, ReferenceAttention
+from engine.assembly import choose_attention, describe, registry
 from engine.config import EngineConfig
 from engine.description import SessionInfo
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
@@ -63,9 +62,7 @@ class Engine:
         self._registry = registry(model, settings, self._store)
         self.description = describe(model, settings, config, self._store)
         self._admission = Admission(self.description, self._registry, config.max_running)
-        kind = FusedAttention if FusedAttention.serves(layout, settings) else ReferenceAttention
-        attention: Attention = kind(model.layers, layout, settings)
-        self._runner = ModelRunner(model, attention)
+        self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         self._scheduler = Scheduler(config.step_tokens, settings.blocks_per_head, landmark, layout)
@@ -241,11 +238,12 @@ class Engine:
             session.append(generation.tokens[len(session.tokens) :])
         else:
             session.append(generation.tokens)
-        self._run(Sequence(generation, 0, session, waiting.deliver, waiting.submitted))
+        sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted)
+        self._run(sequence)
+        sequence.deliver(sequence.progress())
 
     def _run(self, sequence: Sequence) -> None:
         self._running[sequence] = Sampler(sequence.generation.sampling, sequence.index, self._hidden)
-        sequence.deliver(sequence.progress())
 
     def _plan(self) -> list[tuple[Sequence, Span]]:
         """The next step with its blocks allocated; a sequence that gets none fails alone."""
@@ -316,7 +314,7 @@ class Engine:
             session = self._registry.branch(sequence.session)
             choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted)
             choice.cached = sequence.cached
-            self._running[choice] = Sampler(generation.sampling, index, self._hidden)
+            self._run(choice)
             choices.append(choice)
         return choices
 

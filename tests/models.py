@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cache import BlockStore, DeviceTier, Session
-from engine import EngineConfig, FusedAttention, ModelRunner, ReferenceAttention, Span, Step, load_model
+from engine import EngineConfig, FusedAttention, ModelRunner, ReferenceAttention, Span, Step, load_model, summary_widths
 from engine.step import with_landmarks
 
 VOCABULARY = 128
@@ -91,8 +91,7 @@ class Bench:
         self.landmark = self.model.landmarks.token_id if self.model.landmarks else None
 
     def session(self, name: str = "session") -> Session:
-        width = self.settings.rule.width(self.model.head_dim)
-        return Session(name, self.store, [None if layer.window else width for layer in self.model.layers])
+        return Session(name, self.store, summary_widths(self.model, self.settings))
 
     def span(self, session: Session, end: int, fetch: int | None) -> Span:
         """The session's next text tokens up to `end`."""

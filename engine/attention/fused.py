@@ -69,7 +69,7 @@ class FusedAttention(ReferenceAttention):
 
     def _read_in_place(self, layer: int, rows: Rows, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Attention over slots (H, T, K) alone, and the logarithm of its weight: (H, T, G, D), (H, T, G)."""
-        queries = self._far_queries(layer, rows).contiguous()
+        queries = rows.far_queries.contiguous()
         output, weight = torch.empty_like(queries), torch.empty(queries.shape[:3])
         keys, values = rows.session.store.pools(layer)
         arrays = [x.numpy() for x in (queries, keys, values, slots.contiguous())]

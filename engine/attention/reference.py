@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from cache import CacheLayout, LandmarkIndex, Session
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.parts import Part, Scoring, combine, dense_part, fetched_part
+from engine.rotation import Rotation
 from engine.step import Span, Step
 
 WORKING_BYTES = 16 << 20
@@ -35,12 +37,16 @@ class Rows:
     Attributes:
         queries: (kv_heads, rows, groups, head_dim) fp32, scaled and unrotated
         positions: (rows,)
+        rotation: the layer's
+        far_distance: from each query to the start of a far block as it is scored (rows,)
     """
 
     session: Session
     queries: Tensor
     positions: Tensor
     block_size: int
+    rotation: Rotation
+    far_distance: Tensor
 
     @property
     def own(self) -> Tensor:
@@ -54,6 +60,11 @@ class Rows:
     @property
     def last_block(self) -> int:
         return int(self.positions[-1]) // self.block_size
+
+    @cached_property
+    def far_queries(self) -> Tensor:
+        """Queries as far blocks see them, rotated once for scanning and reading: (kv_heads, rows, groups, head_dim)."""
+        return self.rotation(self.queries, self.far_distance[:, None])
 
 
 class ReferenceAttention:
@@ -128,9 +139,16 @@ class ReferenceAttention:
         piece = self._piece(layer, span, grouped.shape[2])
         for start in range(0, len(positions), piece):
             queries, taken = grouped[:, start : start + piece], positions[start : start + piece]
-            rows = Rows(span.session, queries, taken, self.layout.block_size)
+            rows = self._rows(layer, span.session, queries, taken)
             attended = self._attend_rows(layer, rows, span, scoring, step)  # (H, rows, G, D)
             output[start : start + piece] = attended.transpose(0, 1).flatten(1, 2)
+
+    def _rows(self, layer: int, session: Session, queries: Tensor, positions: Tensor) -> Rows:
+        """Bounded, every far block stands just before the recent ones; absolute, keys carry their true positions."""
+        size, distance = self.layout.block_size, positions
+        if self.settings.bounded:
+            distance = (self._recent(layer) + 1) * size + positions % size
+        return Rows(session, queries, positions, size, self.layers[layer].rotation, distance)
 
     def _piece(self, layer: int, span: Span, groups: int) -> int:
         """How many queries to take at once."""
@@ -198,25 +216,15 @@ class ReferenceAttention:
         keys, values = rows.session.store.read(layer, rows.session.slots_between(0, count))
         blocks = torch.arange(count, device=keys.device)
         far = blocks < (rows.own - self._recent(layer))[:, None]  # (rows, count)
-        if self.settings.bounded:
-            queries, keys = self._far_queries(layer, rows), keys.float()
-        else:
-            queries = self.layers[layer].rotation(rows.queries, rows.positions[:, None])
-            keys = self._to_absolute(layer, keys.float(), 0)
+        keys = keys.float() if self.settings.bounded else self._to_absolute(layer, keys.float(), 0)
         allowed = far[..., None].expand(-1, -1, self.layout.block_size)
-        return dense_part(queries, keys, values, scoring, allowed, torch.zeros_like(far))
-
-    def _far_queries(self, layer: int, rows: Rows) -> Tensor:
-        """Queries seen from a block that stands just before the recent ones: (kv_heads, rows, groups, head_dim)."""
-        size = self.layout.block_size
-        distance = (self._recent(layer) + 1) * size + rows.positions % size
-        return self.layers[layer].rotation(rows.queries, distance[:, None])
+        return dense_part(rows.far_queries, keys, values, scoring, allowed, torch.zeros_like(far))
 
     def _fetched(self, layer: int, rows: Rows, scoring: Scoring, blocks: Tensor, valid: Tensor) -> Part:
         """The chosen blocks (kv_heads, rows, fetch) of each query and head."""
         keys, values = rows.session.store.gather(layer, rows.session.slots(blocks))
         if self.settings.bounded:
-            queries = self._far_queries(layer, rows)
+            queries = rows.far_queries
         else:
             distance = rows.positions[:, None] - blocks * self.layout.block_size  # (H, T, K)
             queries = self.layers[layer].rotation(rows.queries[:, :, None], distance[..., None])  # (H, T, K, G, D)
@@ -258,11 +266,7 @@ class ReferenceAttention:
         """(kv_heads, rows, groups, far_blocks)."""
         index = rows.session.indexes[layer]
         assert index is not None
-        if self.settings.bounded:
-            queries = self._far_queries(layer, rows)
-        else:
-            queries = self.layers[layer].rotation(rows.queries, rows.positions[:, None])
-        encoded = self.settings.rule.encode(queries).flatten(1, 2)  # (H, T * G, width)
+        encoded = self.settings.rule.encode(rows.far_queries).flatten(1, 2)  # (H, T * G, width)
         return index.scores(encoded, far_blocks).unflatten(1, rows.queries.shape[1:3])
 
     def _aggregate(self, scores: Tensor, hidden: Tensor) -> Tensor:
