@@ -22,8 +22,11 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
         "prometheus_client",
     },
     "clients": {"httpx", "rich"},
-    "training": {"torch", "numpy", "transformers", "tokenizers", "safetensors"},
-    "bench": {"torch", "numpy", "transformers", "tokenizers", "safetensors", "httpx", "cache", "engine", "training"},
+    "training": {"torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "tqdm", "engine"},
+    "bench": {
+        "torch", "numpy", "transformers", "tokenizers", "safetensors", "httpx", "matplotlib", "cache", "engine",
+        "training",
+    },
 }  # fmt: skip
 ON_DEMAND = {"numba", "triton"}
 """Compilers: a machine may lack them, and importing them takes seconds."""

@@ -11,11 +11,15 @@ def export(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    landmark_token_id: int,
-    settings: dict[str, int],
+    landmarks: dict[str, int] | None,
 ) -> None:
-    """Save weights, tokenizer and config; `config.json` gains the field `landmarks` that the engine reads."""
-    model.config.landmarks = {"token_id": landmark_token_id, **settings}
+    """Save weights, tokenizer and config.
+
+    Args:
+        landmarks: the token and its geometry, which the engine reads from `config.json`; None for a plain model
+    """
+    if landmarks is not None:
+        model.config.landmarks = landmarks
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.bos_token_id = None

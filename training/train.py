@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,36 +20,16 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from training import attention
-from training.attention import LandmarkSettings
 from training.corpus import HELD_OUT, Corpus, python_sources, read_documents
 from training.export import export
 from training.muon import Muon
 from training.names import Names
+from training.recipes import RECIPES, Recipe, Stage
 from training.tasks import ANSWER_WEIGHT, Mix, Sample, Tasks
 from training.tokenizer import LANDMARK, for_transformers, train_tokenizer
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Part of the curriculum: from `start` tokens on, sequences of `slots`, `rows` of them in a step."""
-
-    start: float
-    slots: int
-    rows: int
-    mix: Mix
-    crowd: int = 0
-    """Last queries of each row that also meet the other rows' blocks."""
-
-
-CURRICULUM = (
-    Stage(0, 128, 16, Mix(copying=0.40, language=0.10)),
-    Stage(3e6, 128, 16, Mix(copying=0.20, language=0.15)),
-    Stage(3.6e6, 128, 16, Mix(copying=0.08, language=0.12), crowd=32),
-    Stage(6e6, 256, 8, Mix(copying=0.05, language=0.12), crowd=32),
-)
-
-
-def small_llama(vocabulary: int) -> LlamaConfig:
+def small_llama(vocabulary: int, slots: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -58,7 +38,7 @@ def small_llama(vocabulary: int) -> LlamaConfig:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=64,
-        max_position_embeddings=512,
+        max_position_embeddings=slots,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         attention_dropout=0.0,
@@ -88,11 +68,12 @@ def next_token_loss(logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
 class Trainer:
     """One run: model, average of its weights, optimiser, and how many tokens it has seen."""
 
-    def __init__(self, run: Path, files: list[Path], *, total: float, rate: float, seed: int, muon: bool) -> None:
+    def __init__(
+        self, run: Path, files: list[Path], recipe: Recipe, *, total: float, rate: float, seed: int, muon: bool
+    ) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self.run, self.total, self.rate = run, total, rate
+        self.run, self.recipe, self.total, self.rate = run, recipe, total, rate
         self.tokenizer = load_tokenizer(run / "tokenizer.json", files)
-        self.settings = LandmarkSettings()
         landmark = self.tokenizer.token_to_id(LANDMARK)
         assert landmark is not None
         self.landmark = landmark
@@ -100,8 +81,9 @@ class Trainer:
         self.tasks = Tasks(corpus, self.tokenizer, Names(self.tokenizer.decode(corpus.prose[:2_000_000].tolist())))
         torch.manual_seed(seed)
         attention.register()
-        self.model = LlamaForCausalLM(small_llama(self.tokenizer.get_vocab_size()))
-        self.model.set_attn_implementation(attention.NAME)
+        longest = max(512, *(stage.slots for stage in recipe.curriculum))
+        self.model = LlamaForCausalLM(small_llama(self.tokenizer.get_vocab_size(), longest))
+        self.model.set_attn_implementation(attention.NAME if recipe.landmarks else "sdpa")
         self.inv_freq = self.model.model.rotary_emb.inv_freq.clone()
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.optimizers = optimizers(self.model, rate, muon=muon)
@@ -136,18 +118,21 @@ class Trainer:
 
     def batch(self, rng: random.Random, stage: Stage) -> tuple[Tensor, Tensor]:
         """Slots and weights, both (rows, slots)."""
-        size = self.settings.block_size
-        text = stage.slots // size * (size - 1)
+        settings = self.recipe.landmarks
+        text = stage.slots // settings.block_size * (settings.block_size - 1) if settings else stage.slots
         samples = [self.tasks.draw(rng, text, stage.mix) for _ in range(stage.rows)]
-        pairs = [with_landmarks(sample, self.landmark, size) for sample in samples]
+        if settings:
+            pairs = [with_landmarks(sample, self.landmark, settings.block_size) for sample in samples]
+        else:
+            pairs = [(sample.tokens, sample.weights) for sample in samples]
         return torch.tensor([slots for slots, _ in pairs]), torch.tensor([weights for _, weights in pairs])
 
     def logits(self, slots: Tensor, crowd: int) -> Tensor:
         """Logits (rows, slots, vocabulary)."""
-        positions = torch.zeros_like(slots)
-        inputs = {"inv_freq": self.inv_freq, "landmarks": self.settings, "crowd_queries": crowd}
-        output = self.model(slots, position_ids=positions, use_cache=False, **inputs)
-        return output.logits
+        if self.recipe.landmarks is None:
+            return self.model(slots, use_cache=False).logits
+        inputs = {"inv_freq": self.inv_freq, "landmarks": self.recipe.landmarks, "crowd_queries": crowd}
+        return self.model(slots, position_ids=torch.zeros_like(slots), use_cache=False, **inputs).logits
 
     def update(self, rng: random.Random, stage: Stage) -> float:
         slots, weights = self.batch(rng, stage)
@@ -172,7 +157,7 @@ class Trainer:
         for name, mix in {"retrieval": Mix(0, 0), "copying": Mix(1, 0)}.items():
             right, count = 0.0, 0.0
             for _ in range(batches):
-                slots, weights = self.batch(rng, Stage(0, stage.slots, stage.rows, mix))
+                slots, weights = self.batch(rng, replace(stage, mix=mix))
                 hit = self.logits(slots, stage.crowd)[:, :-1].argmax(-1) == slots[:, 1:]
                 asked = weights[:, 1:] == (ANSWER_WEIGHT if name == "retrieval" else 1.0)
                 right, count = right + float((hit & asked).sum()), count + float(asked.sum())
@@ -183,7 +168,7 @@ class Trainer:
         """Train until `total` tokens or until `minutes` have passed."""
         begun, reported, losses = time.time(), time.time(), []
         while self.seen < self.total and time.time() - begun < minutes * 60:
-            stage = max((s for s in CURRICULUM if s.start <= self.seen), key=lambda s: s.start)
+            stage = self.recipe.stage(self.seen)
             losses.append(self.update(random.Random(self.seed * 1_000_003 + self.step), stage))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"loss is {losses[-1]} at step {self.step}; lower --rate")
@@ -206,7 +191,9 @@ class Trainer:
         with torch.no_grad():
             for parameter, average in zip(self.model.parameters(), self.average, strict=True):
                 parameter.copy_(average)
-        export(folder, self.model, for_transformers(self.tokenizer), self.landmark, asdict(self.settings))
+        settings = self.recipe.landmarks
+        landmarks = {"token_id": self.landmark, **asdict(settings)} if settings else None
+        export(folder, self.model, for_transformers(self.tokenizer), landmarks)
 
 
 def optimizers(model: LlamaForCausalLM, rate: float, *, muon: bool) -> list[torch.optim.Optimizer]:
@@ -232,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run: log, checkpoint, tokenizer")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.xz or text files")
+    parser.add_argument("--recipe", choices=RECIPES, default="cairn-4m", help="what to train (training/recipes.py)")
     parser.add_argument("--total-tokens", type=float, default=40e6)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumable) after this long")
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -242,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = {"total": options.total_tokens, "rate": options.rate, "seed": options.seed, "muon": options.muon}
-    trainer = Trainer(options.run, options.data, **settings)
+    trainer = Trainer(options.run, options.data, RECIPES[options.recipe], **settings)
     trainer.train(options.minutes)
     if options.export:
         trainer.export(options.export)

@@ -14,10 +14,12 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig
 
 from engine import load_model
+from training.attention import LandmarkSettings
 from training.corpus import HELD_OUT, Corpus, Document
+from training.recipes import RECIPES, Recipe, Stage
 from training.tasks import Mix, Sample
 from training.tokenizer import LANDMARK
-from training.train import CURRICULUM, Stage, Trainer, next_token_loss, with_landmarks
+from training.train import Trainer, next_token_loss, with_landmarks
 
 STAGE = Stage(0, 64, 4, Mix(copying=0.3, language=0.4), crowd=16)
 Start = Callable[..., Trainer]
@@ -59,14 +61,16 @@ def test_a_landmark_predicts_the_next_text_token_and_the_token_before_it_nothing
     assert not logits.grad[0, :, 5].lt(0).any(), "nobody learns to say the landmark"
 
 
-def test_stages_follow_each_other_in_whole_blocks() -> None:
-    starts = [stage.start for stage in CURRICULUM]
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_stages_follow_each_other_in_whole_blocks(recipe: Recipe) -> None:
+    starts = [stage.start for stage in recipe.curriculum]
     assert starts[0] == 0
     assert starts == sorted(starts)
-    for stage in CURRICULUM:
-        assert stage.slots % 16 == 0
+    for stage in recipe.curriculum:
+        assert stage.slots % (recipe.landmarks.block_size if recipe.landmarks else 1) == 0
         assert 0 <= stage.crowd <= stage.slots
         assert stage.mix.copying + stage.mix.language < 1
+        assert recipe.stage(stage.start) == stage
 
 
 # -- texts ---------------------------------------------------------------------------------------------------
@@ -94,13 +98,14 @@ def start(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr("torch.nn.Module.compile", lambda self, **_: None)
     (tmp_path / "book.txt").write_text(text[:60_000])
 
-    def begin(name: str, *, muon: bool = False) -> Trainer:
-        return Trainer(tmp_path / name, [tmp_path / "book.txt"], total=1e6, rate=0.05, seed=3, muon=muon)
+    def begin(name: str, *, muon: bool = False, recipe: str = "cairn-4m") -> Trainer:
+        files = [tmp_path / "book.txt"]
+        return Trainer(tmp_path / name, files, RECIPES[recipe], total=1e6, rate=0.05, seed=3, muon=muon)
 
     return begin
 
 
-def tiny_llama(vocabulary: int) -> LlamaConfig:
+def tiny_llama(vocabulary: int, slots: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -109,7 +114,7 @@ def tiny_llama(vocabulary: int) -> LlamaConfig:
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=16,
-        max_position_embeddings=512,
+        max_position_embeddings=slots,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
     )
@@ -128,16 +133,16 @@ def same(first: Trainer, second: Trainer) -> None:
     assert (first.seen, first.step) == (second.seen, second.step)
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_it_learns_stops_and_goes_on_as_if_it_had_not_stopped(start: Start, muon: bool) -> None:
-    whole = start("whole", muon=muon)
+@pytest.mark.parametrize(("muon", "recipe"), [(False, "cairn-4m"), (True, "cairn-4m"), (True, "books-plain")])
+def test_it_learns_stops_and_goes_on_as_if_it_had_not_stopped(start: Start, muon: bool, recipe: str) -> None:
+    whole = start("whole", muon=muon, recipe=recipe)
     losses = steps(whole, 60)
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
-    first = start("parts", muon=muon)
+    first = start("parts", muon=muon, recipe=recipe)
     assert steps(first, 15) == losses[:15]
     first.save()
-    second = start("parts", muon=muon)
+    second = start("parts", muon=muon, recipe=recipe)
     same(first, second)
     assert steps(second, 45) == losses[15:]
     same(second, whole)
@@ -151,20 +156,28 @@ def test_a_run_is_exported_as_a_model_that_the_engine_serves(start: Start, tmp_p
     model = load_model(str(tmp_path / "model"))
     assert model.landmarks is not None
     landmark = trainer.tokenizer.token_to_id(LANDMARK)
-    assert asdict(model.landmarks) == {"token_id": landmark, **asdict(trainer.settings)}
+    assert asdict(model.landmarks) == {"token_id": landmark, **asdict(LandmarkSettings())}
     for parameter, average in zip(model.model.parameters(), trainer.average, strict=True):
         assert torch.equal(parameter.detach(), average)
+
+
+def test_a_plain_model_is_exported_without_landmarks(start: Start, tmp_path: Path) -> None:
+    trainer = start("run", recipe="books-plain")
+    steps(trainer, 1)
+    trainer.export(tmp_path / "model")
+    assert load_model(str(tmp_path / "model")).landmarks is None
 
 
 def test_training_ends_at_its_tokens_and_keeps_a_checkpoint(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.train.CURRICULUM", (Stage(0, 32, 2, Mix(0.5, 0.4)), Stage(200, 64, 2, Mix(0, 0))))
-    trainer = start("run")
+    curriculum = (Stage(0, 32, 2, Mix(0.5, 0.4)), Stage(200, 64, 2, Mix(0, 0)))
+    monkeypatch.setitem(RECIPES, "short", Recipe(LandmarkSettings(), curriculum))
+    trainer = start("run", recipe="short")
     trainer.total = 640
     trainer.train(minutes=10)
     assert (trainer.seen, trainer.step) == (4 * 64 + 3 * 128, 7)
-    same(start("run"), trainer)
+    same(start("run", recipe="short"), trainer)
 
 
 def test_the_rate_warms_up_stays_and_goes_down(start: Start) -> None:
