@@ -12,22 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from cache import CacheLayout
+from engine import rehearsal
 from engine.attention import Attention, LayerGeometry
 from engine.errors import ModelError
-from engine.rotation import Rotation
+from engine.families import check_supported
+from engine.rehearsal import REHEARSAL, RehearsedLayer
 from engine.step import Step
 
 ATTENTION = "cairn"
-SUPPORTED = frozenset(
-    "llama qwen2 qwen3 qwen3_moe mistral mixtral gemma2 gemma3_text phi phi3 gpt_neox olmo2 smollm3 granite".split()
-)
-"""Families whose logits were checked against full attention (tests/engine/test_families.py)."""
-ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
-"""Rotary frequencies that do not depend on how long the text is."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
             name,
             config=config,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=REHEARSAL,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -91,7 +88,8 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
 
 
 def register() -> None:
-    """Make our attention known to transformers under `ATTENTION`."""
+    """Make our attention known to transformers under `ATTENTION`, and the one that looks at a model first."""
+    rehearsal.register()
     AttentionInterface.register(ATTENTION, attention_function)
 
 
@@ -127,41 +125,23 @@ def landmarks_of(name: str, config: PretrainedConfig) -> Landmarks | None:
     return Landmarks(**kept)
 
 
-def check_supported(name: str, config: PretrainedConfig) -> None:
-    """Refuse by name what the engine does not compute faithfully."""
-    if config.model_type not in SUPPORTED:
-        families = ", ".join(sorted(SUPPORTED))
-        raise ModelError(
-            f"{name}: models of type {config.model_type!r} are not supported; Cairn serves decoder models "
-            f"with rotary positions of these types: {families}"
-        )
-    for rope_type in rope_types(config):
-        if rope_type not in ROPE_TYPES:
-            supported = ", ".join(sorted(ROPE_TYPES))
-            raise ModelError(
-                f"{name}: rotary positions of type {rope_type!r} are not supported; Cairn computes {supported}"
-            )
-
-
-def rope_types(config: PretrainedConfig) -> set[str]:
-    """Rotary types in a config; Gemma 3 has one for each type of layer."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return {p.get("rope_type", "default") for p in (nested or [parameters])}
-
-
 def describe(name: str, model: PreTrainedModel) -> LoadedModel:
-    """Learn a model's facts from its config and modules."""
+    """Learn a model's facts from its config and from a rehearsal; raises ModelError."""
     config = model.config
-    heads = config.num_attention_heads
+    try:
+        rehearsed = rehearsal.rehearse(model)
+        kv_heads, head_dim = largest_shape(rehearsed)
+    except ModelError as error:
+        raise ModelError(f"{name}: this {config.model_type!r} model cannot be served: {error}") from error
+    model.set_attn_implementation(ATTENTION)
     eos = getattr(model.generation_config, "eos_token_id", None)
     eos = config.eos_token_id if eos is None else eos
     return LoadedModel(
         name=name,
         model=model,
-        layers=geometries(model),
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        layers=[LayerGeometry(layer.rotation, layer.window) for layer in rehearsed],
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         vocab_size=config.vocab_size,
         eos_token_ids=frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         max_positions=config.max_position_embeddings,
@@ -169,36 +149,12 @@ def describe(name: str, model: PreTrainedModel) -> LoadedModel:
     )
 
 
-def geometries(model: PreTrainedModel) -> list[LayerGeometry]:
-    """Rotation and window of each layer."""
-    config = model.config
-    rotary = next((m for m in model.modules() if hasattr(m, "rope_type") and hasattr(m, "config")), None)
-    if rotary is None:
-        raise ModelError(f"{config.model_type}: the model has no rotary positions, which the cache needs")
-    attentions = {m.layer_idx: m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")}
-    layers = []
-    for index in range(config.num_hidden_layers):
-        kinds = getattr(config, "layer_types", None)
-        kind = kinds[index] if kinds else None
-        rotates = getattr(attentions.get(index), "use_rope", True)
-        rotation = Rotation(frequencies(rotary, kind) if rotates else None)
-        layers.append(LayerGeometry(rotation, sliding_window(config, kind)))
-    return layers
-
-
-def frequencies(rotary: nn.Module, kind: str | None) -> Tensor:
-    """A layer's rotary frequencies (rotary_dim / 2,) float64."""
-    own = getattr(rotary, f"{kind}_inv_freq", None)
-    found = own if own is not None else rotary.inv_freq
-    assert isinstance(found, Tensor)
-    return found.detach().double()
-
-
-def sliding_window(config: PretrainedConfig, kind: str | None) -> int | None:
-    """Positions that a layer's queries see, or None for all."""
-    if kind is not None:
-        return config.sliding_window if kind == "sliding_attention" else None
-    return getattr(config, "sliding_window", None)
+def largest_shape(rehearsed: list[RehearsedLayer]) -> tuple[int, int]:
+    """KV heads and channels of the cache, into which smaller layers fit; raises ModelError."""
+    kv_heads = max(layer.kv_heads for layer in rehearsed)
+    if odd := [layer.kv_heads for layer in rehearsed if kv_heads % layer.kv_heads]:
+        raise ModelError(f"it has layers of {kv_heads} and of {odd[0]} KV heads, which do not fit together")
+    return kv_heads, max(layer.head_dim for layer in rehearsed)
 
 
 def attention_function(
@@ -214,8 +170,18 @@ def attention_function(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query (1, heads, positions, head_dim), key and value with kv_heads."""
+    """transformers' attention function: query (1, heads, positions, channels), key and value with KV heads."""
     layer = module.layer_idx
     assert isinstance(layer, int)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (positions, heads, head_dim)
-    return cairn_attention(layer, q, k, v, cairn_step, scaling, softcap)[None], None
+    layout = cairn_step.spans[0].session.layout
+    width, repeats = value.shape[-1], layout.kv_heads // key.shape[1]
+    q, k, v = (widen(x[0].transpose(0, 1), layout.head_dim) for x in (query, key, value))
+    if repeats > 1:  # a layer with fewer KV heads than others
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    return cairn_attention(layer, q, k, v, cairn_step, scaling, softcap)[None, ..., :width], None
+
+
+def widen(x: Tensor, head_dim: int) -> Tensor:
+    """x (positions, heads, channels) with zeros up to the cache's channels, which change no score: (…, head_dim)."""
+    missing = head_dim - x.shape[-1]
+    return functional.pad(x, (0, missing)) if missing else x

@@ -28,28 +28,91 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SLIDING, FULL = "sliding_attention", "full_attention"
+WINDOWS: dict[str, Any] = {"sliding_window": 24, "layer_types": [SLIDING, FULL, SLIDING]}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ROUTED: dict[str, Any] = {**EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+LOCAL: dict[str, Any] = {**EXPERTS, "num_local_experts": 4}
+SHARING: dict[str, Any] = {  # the last two layers take keys and values of earlier ones
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": [SLIDING, FULL] * 2,
+    "sliding_window": 24,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 16,
+}
+UNEQUAL: dict[str, Any] = {"global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
     "qwen3": {},
     "mistral": {"sliding_window": 40},
-    "gemma3_text": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gemma3_text": WINDOWS,
     "phi3": {},
-    "gemma2": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4},
+    "gemma2": WINDOWS,
+    "qwen3_moe": EXPERTS,
+    "mixtral": LOCAL,
+    "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4, "qk_layernorm": True},
     "gpt_neox": {"num_key_value_heads": 4},
     "olmo2": {},
-    "smollm3": {"no_rope_layers": [1, 0, 1], "layer_types": ["full_attention"] * 3},
-    "granite": {},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "layer_types": [FULL] * 3},
+    "granite": {"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "afmoe": {**EXPERTS, **WINDOWS, "num_dense_layers": 1},
+    "apertus": {},
+    "arcee": {},
+    "bitnet": {},
+    "cohere": {"use_qk_norm": True, "logit_scale": 1.0},
+    "cohere2": {**WINDOWS, "logit_scale": 1.0},
+    "cohere2_moe": {**LOCAL, **WINDOWS, "logit_scale": 1.0},
+    "cwm": WINDOWS,
+    "dots1": {**ROUTED, **WINDOWS, "n_shared_experts": 1},
+    "ernie4_5": {},
+    "ernie4_5_moe": {**EXPERTS, "moe_num_experts": 4, "moe_k": 2},
+    "exaone4": WINDOWS,
+    "exaone_moe": {**EXPERTS, **WINDOWS},
+    "flex_olmo": EXPERTS,
+    "gemma": {},
+    "gemma3n_text": {**SHARING, "altup_num_inputs": 2, "laurel_rank": 8, "activation_sparsity_pattern": None},
+    "gemma4_text": {**SHARING, **UNEQUAL},
+    "gemma4_unified_text": {**WINDOWS, **UNEQUAL, "layer_types": [SLIDING, FULL, FULL]},
+    "glm": {},
+    "glm4": {},
+    "glm4_moe": {**ROUTED, "use_qk_norm": True},
+    "granitemoe": LOCAL,
+    "granitemoeshared": {**LOCAL, "shared_intermediate_size": 32},
+    "helium": {},
+    "hy_v3": {**ROUTED, **LOCAL},
+    "hyperclovax": {},
+    "internlm3": {},
+    "iquestcoder": {},
+    "jais2": {},
+    "jetmoe": {**LOCAL, "kv_channels": 16},
+    "kolibri1": {**ROUTED, **WINDOWS},
+    "laguna": {**EXPERTS, **WINDOWS},
+    "mellum": {**EXPERTS, **WINDOWS},
+    "minimax_m2": LOCAL,
+    "ministral": WINDOWS,
+    "nanochat": {},
+    "olmo": {"clip_qkv": 1.0},
+    "olmo3": WINDOWS,
+    "olmoe": {**EXPERTS, "clip_qkv": 1.0},
+    "persimmon": {"num_key_value_heads": 4},
+    "phimoe": LOCAL,
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
+    "seed_oss": {},
+    "solar_open": ROUTED,
+    "starcoder2": {"sliding_window": 40},
+    "vaultgemma": WINDOWS,
 }
 
 
-def save_model(family: str, folder: Path, *, landmarks: bool = False, **changes: Any) -> Path:
-    """Write a random model of a family; with `landmarks` its config tells trained ones."""
+def save_model(family: str, folder: Path, *, landmarks: bool = False, uneven: bool = False, **changes: Any) -> Path:
+    """Write a random model of a family; with `landmarks` its config tells trained ones.
+
+    Norms and biases start as ones and zeros, which hides in which order things happen; `uneven` makes them random.
+    """
     torch.manual_seed(7)
-    settings = {**SIZES, **FAMILIES[family], **changes}
+    settings = {**SIZES, **FAMILIES.get(family, {}), **changes}
     if landmarks:
         settings |= {"num_key_value_heads": 4}
     config = AutoConfig.for_model(family, **settings)
@@ -61,6 +124,8 @@ def save_model(family: str, folder: Path, *, landmarks: bool = False, **changes:
         for parameter in model.parameters():  # larger than the usual start, so that attention is far from uniform
             if parameter.dim() == 2:
                 parameter.mul_(4.0)
+            elif uneven and parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return folder
 

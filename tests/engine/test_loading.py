@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from engine import EngineConfig, EngineError, ModelError, load_engine, load_model
+from engine.families import REASONS, SUPPORTED
 from tests.models import SIZES
 
 TINY_BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -127,16 +129,72 @@ def test_a_whole_gpt2_is_refused_before_its_weights_are_read(tmp_path: Path) -> 
         load_engine(str(tmp_path), EngineConfig(kv_bytes=1 << 20))
 
 
-@pytest.mark.parametrize("rope", [
-    {"rope_type": "dynamic", "factor": 2.0},
-    {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
-     "original_max_position_embeddings": 64},
+@pytest.mark.parametrize(("family", "reason"), [
+    ("gpt_bigcode", "learned"),
+    ("bloom", "ALiBi"),
+    ("mpt", "ALiBi"),
+    ("deepseek_v3", "MLA"),
+    ("minicpm3", "MLA"),
+    ("mamba2", "running state"),
+    ("jamba", "running state"),
+    ("qwen3_next", "running state"),
+    ("lfm2", "running state"),
+    ("gpt_oss", "sinks"),
+    ("llama4_text", "chunks"),
+    ("ministral3", "by their position"),
+    ("hunyuan_v1_dense", "norms queries and keys after"),
+    ("diffllama", "more than once"),
+    ("stablelm", "another attention"),
+    ("gptj", "another attention"),
+    ("t5", "encoder with a decoder"),
+    ("roberta", "does not continue"),
 ])  # fmt: skip
-def test_rotary_positions_that_depend_on_the_length(rope: dict[str, Any], tmp_path: Path) -> None:
-    parameters = {"rope_theta": 10000.0, **rope}
+def test_a_family_that_cannot_be_served_is_refused_with_the_reason(family: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    message = refused(tmp_path)
+    assert repr(family) in message
+    assert reason in message
+
+
+@pytest.mark.parametrize(("family", "inner"), [
+    ("gemma3", "gemma3_text"), ("gemma4", "gemma4_text"), ("mistral3", "mistral"), ("llava", "llama"),
+    ("qwen3_5", "qwen3_5_text"), ("llama4", "llama4_text"),
+])  # fmt: skip
+def test_a_model_of_images_names_the_text_model_in_it(family: str, inner: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    message = refused(tmp_path)
+    assert "only text models are served" in message
+    assert repr(inner) in message
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"alibi": True}, "ALiBi"),
+    ({"kv_lora_rank": 16}, "MLA"),
+    ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "linear_attention"),
+    ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked_attention"),
+])  # fmt: skip
+def test_a_config_that_tells_what_its_name_hides(folder: Path, change: dict[str, Any], reason: str) -> None:
+    change_config(folder, lambda config: config.update(change))
+    assert reason in refused(folder)
+
+
+def test_a_family_that_nobody_checked_is_refused_though_nothing_speaks_against_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "aria_text"}))
+    assert "'aria_text' are not supported" in refused(tmp_path)
+
+
+def test_no_family_is_both_served_and_refused() -> None:
+    refusals = [family for families in REASONS.values() for family in families.split()]
+    assert len(refusals) == len(set(refusals))
+    assert not SUPPORTED & set(refusals)
+    assert set(SUPPORTED) <= set(CONFIG_MAPPING_NAMES), "transformers knows each of them"
+
+
+def test_rotary_positions_that_depend_on_the_length(tmp_path: Path) -> None:
+    parameters = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
     AutoConfig.for_model("llama", **SIZES, rope_parameters=parameters).save_pretrained(tmp_path)
     message = refused(tmp_path)
-    assert repr(rope["rope_type"]) in message
+    assert "'dynamic'" in message
     assert "yarn" in message, "the message lists what is supported"
 
 
