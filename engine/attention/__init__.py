@@ -4,5 +4,15 @@ from engine.attention.base import Attention, LayerGeometry, RetrievalSettings
 from engine.attention.fused import FusedAttention
 from engine.attention.paper import PaperAttention
 from engine.attention.reference import ReferenceAttention
+from engine.attention.shared import SharedAttention, Sharing
 
-__all__ = ["Attention", "FusedAttention", "LayerGeometry", "PaperAttention", "ReferenceAttention", "RetrievalSettings"]
+__all__ = [
+    "Attention",
+    "FusedAttention",
+    "LayerGeometry",
+    "PaperAttention",
+    "ReferenceAttention",
+    "RetrievalSettings",
+    "SharedAttention",
+    "Sharing",
+]

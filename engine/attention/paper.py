@@ -9,7 +9,7 @@ https://arxiv.org/abs/2305.16300, section 3.2 and appendix; public code epfml/la
   and P = (N - (k + 1)) * block_size, block slots are counted from P. To be scored, the latest k landmarks
   stand in slots 1 … k and all older ones in slot 0; to be read, the fetched blocks stand by age in slots
   0 … k - 1, one slot later if they are among the latest k;
-- a chunk may share one choice per head: the maximum over its queries of the softmax over landmarks.
+- a chunk's tokens may share one choice per head, and a token's heads one choice (`shared.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch import Tensor
 from cache import CacheLayout
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.parts import Part, Scoring, combine, dense_part, fetched_part
-from engine.attention.reference import ReferenceAttention, Rows
+from engine.attention.reference import ReferenceAttention
+from engine.attention.rows import Rows
+from engine.attention.shared import Sharing
 from engine.step import Span, Step
 
 
@@ -31,13 +33,20 @@ class PaperAttention(ReferenceAttention):
 
     Args:
         shared_selection: one choice per head for the whole chunk instead of one per position
+        shared_heads: one choice for all heads
     """
 
     def __init__(
-        self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings, *, shared_selection: bool
+        self,
+        layers: list[LayerGeometry],
+        layout: CacheLayout,
+        settings: RetrievalSettings,
+        *,
+        shared_selection: bool,
+        shared_heads: bool = False,
     ) -> None:
         super().__init__(layers, layout, replace(settings, positions="bounded", sink_blocks=0))
-        self._shared_selection = shared_selection
+        self._sharing = Sharing(tokens=shared_selection, heads=shared_heads)
 
     def _piece(self, layer: int, span: Span, groups: int) -> int:
         """A chunk is never cut: its queries may share a choice."""
@@ -70,9 +79,7 @@ class PaperAttention(ReferenceAttention):
         assert rows.queries.shape[2] == 1, "the paper's models have one query head per KV head"
         late = [self._late_scores(layer, rows, before - fetch + i, slot=i + 1) for i in range(fetch)]
         scores = torch.cat([self._old_scores(layer, rows, before - fetch), *late], dim=-1)  # (H, T, before)
-        if self._shared_selection:
-            scores = scores.softmax(-1).amax(1, keepdim=True).expand_as(scores)
-        return scores.topk(fetch, dim=-1).indices.sort(-1).values
+        return self._sharing.agree(scores).topk(fetch, dim=-1).indices.sort(-1).values
 
     def _seen_from(self, layer: int, rows: Rows, slot: int) -> Tensor:
         """Queries (kv_heads, rows, head_dim) as a block in a stingy slot sees them."""
