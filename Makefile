@@ -1,12 +1,13 @@
 # Every target makes what it needs: a virtual environment with the exact versions of constraints.txt.
 PYTHON ?= python3
 MODEL ?= models/cairn-4m
+BOOKS ?= ../shared/corpus/books.jsonl.xz
 PORT ?= 8000
 BIN := .venv/bin
 # An installer's options, e.g. PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a CPU-only torch.
 PIP_FLAGS ?=
 
-.PHONY: help demo serve test test-slow check format constraints clean
+.PHONY: help demo serve paper test test-slow check format constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +26,12 @@ demo: .venv/installed  ## hide facts in a long text, read it over REST, ask abou
 
 serve: .venv/installed  ## serve MODEL (a folder or a hub name; ours if left out) on PORT
 	$(BIN)/python -m server serve --model $(MODEL) --port $(PORT)
+
+paper: .venv/installed-dev  ## the paper's tables for our own models, and conformance (BOOKS=books.jsonl.xz)
+	@test -f $(BOOKS) || { echo "$(BOOKS) is missing; give the books as BOOKS=FILE (docs/paper.md)"; exit 1; }
+	$(BIN)/python -m bench.perplexity --data $(BOOKS) --json bench/results/paper.json
+	$(BIN)/python -m bench.conformance $(wildcard tests/data/*-small ../shared/conformance/*-paper)
+	$(BIN)/python -m bench.perplexity --print bench/results/paper.json $(wildcard bench/results/passkey-curve.json)
 
 test: .venv/installed-dev  ## run the tests (under 12 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow"
