@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from cache import BlockStore, DeviceTier, Session
 from engine import (
@@ -53,6 +54,7 @@ class PlainScorer:
     """
 
     def __init__(self, folder: str, window: int | None, stride: int) -> None:
+        logging.disable_progress_bar()  # rows are printed as they come
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         self._window, self.stride = window, stride
 
