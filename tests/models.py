@@ -41,7 +41,8 @@ SHARING: dict[str, Any] = {  # the last two layers take keys and values of earli
     "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 16,
 }
-UNEQUAL: dict[str, Any] = {"global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
+UNEQUAL: dict[str, Any] = {"global_head_dim": 32, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
+UNEQUAL |= {"attention_k_eq_v": True}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
