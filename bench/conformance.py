@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.report import write_json
-from cache import BlockStore, CacheLayout, DeviceTier, Session
+from cache import BlockStore, CacheLayout, DeviceTier, IndexShape, Session
 from engine import LoadedModel, ModelRunner, PaperAttention, RetrievalSettings, Span, Step, load_model
 
 CLOSE, SHARE_CLOSE, MEDIAN = 1e-3, 0.99, 1e-4
@@ -62,7 +62,7 @@ def paper_logits(model: LoadedModel, case: dict[str, Any], token_ids: list[int])
     attention = PaperAttention(model.layers, layout, settings, shared_selection=shared)
     runner = ModelRunner(model, attention)
     store = BlockStore(DeviceTier(layout, layout.block_bytes * layout.blocks(len(token_ids))))
-    session = Session("case", store, [model.head_dim] * layout.layers)
+    session = Session("case", store, [IndexShape(model.head_dim)] * layout.layers)
     session.append(token_ids)
     logits = []
     for start, end in cuts(case["prompt_length"], case["prefill_chunk"], len(token_ids)):

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 
 from bench.report import write_json
 from cache import BlockStore, DeviceTier, Session
-from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, summary_widths
+from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, index_shapes
 from engine.huggingface import ATTENTION, describe, register
 from engine.step import with_landmarks
 
@@ -84,7 +84,7 @@ class Cairn:
         self.attention = choose_attention(model, self.settings, self.layout)
         self.runner = ModelRunner(model, self.attention)
         self.landmark = model.landmarks.token_id if model.landmarks else None
-        self.session = Session("bench", self.store, summary_widths(model, self.settings))
+        self.session = Session("bench", self.store, index_shapes(model, self.settings))
         self.session.append([7] * (context + tokens))
         self.session.reserve(context + tokens)
         self._fill(context)

@@ -102,14 +102,17 @@ def prompt_tokens(prompt: Prompt, haystack: list[int], tokenizer: PreTrainedToke
     return [*opening, *haystack[:cut], *fact, *haystack[cut:], *question, *closing]
 
 
-def ask(engine: Engine, tokens: list[int], blocks_per_head: int) -> tuple[list[int], Finished]:
-    """Greedy answer of at most 40 tokens."""
+def ask(
+    engine: Engine, tokens: list[int], blocks_per_head: int | None, *, session: str | None = None, max_tokens: int = 40
+) -> tuple[list[int], Finished]:
+    """Greedy answer of at most `max_tokens` tokens."""
     events: queue.Queue[object] = queue.Queue()
     generation = Generation(
         id=str(time.monotonic_ns()),
         tokens=tuple(tokens),
-        sampling=SamplingParams(max_tokens=40, temperature=0.0),
+        sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0),
         retrieval=RetrievalParams(blocks_per_head=blocks_per_head),
+        session_id=session,
     )
     engine.submit(generation, events.put)
     answer = []

@@ -1,24 +1,29 @@
 """The storage engine: tensors in, blocks out. Knows no model, no text, no HTTP."""
 
 from cache.errors import CacheError, OutOfBlocks
-from cache.index import LandmarkIndex
-from cache.landmarks import RULES, LandmarkRule
+from cache.index import BlockIndex, IndexShape, Summary
+from cache.landmarks import RULES, LandmarkRule, outlying
 from cache.layout import CacheLayout
 from cache.registry import SessionRegistry
 from cache.session import Session
 from cache.store import BlockStore
 from cache.tiers import DeviceTier, Tier
+from cache.vectors import Vectors
 
 __all__ = [
     "RULES",
+    "BlockIndex",
     "BlockStore",
     "CacheError",
     "CacheLayout",
     "DeviceTier",
-    "LandmarkIndex",
+    "IndexShape",
     "LandmarkRule",
     "OutOfBlocks",
     "Session",
     "SessionRegistry",
+    "Summary",
     "Tier",
+    "Vectors",
+    "outlying",
 ]

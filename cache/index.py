@@ -1,7 +1,6 @@
-"""The landmarks of one session in one layer: add summaries, score queries against all of them.
+"""What a session knows about its sealed blocks in one layer: their landmarks, and what the settings ask beside them.
 
-Grows in segments whose sizes double, so nothing is copied to append; a fork reads its parent's segments and
-grows segments of its own. Knows neither rules nor positions.
+Owns which vectors belong to a block. Knows neither rules nor positions.
 """
 
 from __future__ import annotations
@@ -11,78 +10,98 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
+from cache.vectors import Vectors
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Storage (kv_heads, capacity, width) of which the first `count` summaries belong to this index."""
+class IndexShape:
+    """What is kept of a block, per KV head.
 
-    storage: Tensor
-    count: int
+    Attributes:
+        width: channels of a landmark
+        landmarks: landmarks of a block
+        values: channels of its mean value, 0 to keep none
+        outlying: whether to keep how badly its landmark represents it
+    """
+
+    width: int
+    landmarks: int = 1
+    values: int = 0
+    outlying: bool = False
 
     @property
-    def room(self) -> int:
-        return self.storage.shape[1] - self.count
+    def channels(self) -> int:
+        """Numbers kept of a block, per KV head."""
+        return self.landmarks * self.width + self.values + self.outlying
 
 
-class LandmarkIndex:
+@dataclass(frozen=True)
+class Summary:
+    """What stands for sealed blocks, as far as the shape of the index asks for it.
+
+    Attributes:
+        landmarks: (kv_heads, blocks, landmarks, width)
+        values: mean values (kv_heads, blocks, head_dim)
+        outlying: how badly the landmark represents the block (kv_heads, blocks)
+    """
+
+    landmarks: Tensor
+    values: Tensor | None = None
+    outlying: Tensor | None = None
+
+
+class BlockIndex:
     """Summaries of blocks 0, 1, 2, … of a session.
 
     Args:
         kv_heads: heads that choose separately
-        width: channels of a summary
-        dtype: of the stored summaries
+        shape: what is kept of a block
     """
 
-    def __init__(self, kv_heads: int, width: int, dtype: torch.dtype = torch.float32) -> None:
-        self._shape = (kv_heads, width, dtype)
-        self._segments: list[Segment] = []
-        self._owned = False
+    def __init__(self, kv_heads: int, shape: IndexShape) -> None:
+        self.shape = shape
         self.count = 0
+        self._kv_heads = kv_heads
+        self._landmarks = Vectors(kv_heads, shape.width)
+        self._values = Vectors(kv_heads, shape.values)
+        self._outlying = Vectors(kv_heads, 1)
 
-    def add(self, summaries: Tensor) -> None:
-        """Append summaries (kv_heads, blocks, width)."""
-        while summaries.shape[1]:
-            last = self._open_segment(summaries.device)
-            taken = min(last.room, summaries.shape[1])
-            last.storage[:, last.count : last.count + taken] = summaries[:, :taken]
-            self._segments[-1] = Segment(last.storage, last.count + taken)
-            self.count += taken
-            summaries = summaries[:, taken:]
-
-    def _open_segment(self, device: torch.device) -> Segment:
-        """A segment of our own with room: the last one, or a new one twice as large as it."""
-        if not self._owned or not self._segments[-1].room:
-            heads, width, dtype = self._shape
-            largest = max((s.storage.shape[1] for s in self._segments), default=FIRST_SEGMENT // 2)
-            capacity = min(2 * largest, LARGEST_SEGMENT)
-            storage = torch.empty((heads, capacity, width), dtype=dtype, device=device)
-            self._segments.append(Segment(storage, 0))
-            self._owned = True
-        return self._segments[-1]
+    def add(self, summary: Summary) -> None:
+        """Append the next blocks."""
+        self._landmarks.add(summary.landmarks.flatten(1, 2))
+        if self.shape.values:
+            assert summary.values is not None
+            self._values.add(summary.values)
+        if self.shape.outlying:
+            assert summary.outlying is not None
+            self._outlying.add(summary.outlying[..., None])
+        self.count += summary.landmarks.shape[1]
 
     def scores(self, queries: Tensor, count: int) -> Tensor:
-        """Dot products of queries (kv_heads, rows, width) with the first `count` summaries: (kv_heads, rows, count)."""
-        scores = torch.empty((*queries.shape[:2], count), dtype=queries.dtype, device=queries.device)
-        start = 0
-        for segment in self._segments:
-            taken = min(segment.count, count - start)
-            if taken <= 0:
-                break
-            summaries = segment.storage[:, :taken].to(queries.dtype)  # (kv_heads, taken, width)
-            torch.matmul(queries, summaries.mT, out=scores[:, :, start : start + taken])
-            start += taken
-        assert start == count, "more summaries were asked for than the index holds"
-        return scores
+        """Dot products of queries (kv_heads, queries, width) with the landmarks of the first `count` blocks.
 
-    def fork(self, count: int) -> LandmarkIndex:
-        """An index of the first `count` summaries that shares their storage."""
-        fork = LandmarkIndex(*self._shape)
-        for segment in self._segments:
-            taken = min(segment.count, count - fork.count)
-            if taken > 0:
-                fork._segments.append(Segment(segment.storage, taken))
-                fork.count += taken
-        assert fork.count == count, "cannot fork beyond what the index holds"
+        Returns:
+            (kv_heads, queries, count * landmarks), a block's landmarks side by side
+        """
+        return self._landmarks.scores(queries, count * self.shape.landmarks)
+
+    def weigh_values(self, weights: Tensor) -> Tensor:
+        """Mean values of the first blocks, summed by weights (kv_heads, queries, blocks).
+
+        Returns:
+            (kv_heads, queries, head_dim)
+        """
+        return self._values.weigh(weights)
+
+    def outlying(self, count: int) -> Tensor:
+        """How badly the first `count` blocks are represented: (kv_heads, count)."""
+        return torch.cat([rows[..., 0] for _, rows in self._outlying.parts(count)], dim=1)
+
+    def fork(self, count: int) -> BlockIndex:
+        """An index of the first `count` blocks that shares their storage."""
+        fork = BlockIndex(self._kv_heads, self.shape)
+        fork.count = count
+        fork._landmarks = self._landmarks.fork(count * self.shape.landmarks)
+        fork._values = self._values.fork(count if self.shape.values else 0)
+        fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         return fork

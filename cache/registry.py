@@ -10,6 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from cache.index import IndexShape
 from cache.session import Session, chain
 from cache.store import BlockStore
 
@@ -19,13 +20,13 @@ class SessionRegistry:
 
     Args:
         store: where their blocks live
-        widths: summary width per layer, as Session takes it
+        shapes: what is kept of a sealed block, as Session takes it
         fingerprint: of model and cache settings; blocks of another fingerprint are never shared
     """
 
-    def __init__(self, store: BlockStore, widths: Sequence[int | None], fingerprint: bytes) -> None:
+    def __init__(self, store: BlockStore, shapes: Sequence[IndexShape | None], fingerprint: bytes) -> None:
         self.store = store
-        self._widths = widths
+        self._shapes = shapes
         self._fingerprint = fingerprint
         self._named: dict[tuple[str, str], Session] = {}
         self._kept: OrderedDict[str, Session] = OrderedDict()  # anonymous, least recently used first
@@ -38,7 +39,7 @@ class SessionRegistry:
     def anonymous(self, tenant: str) -> Session:
         """A new session that nobody can ask for by name."""
         salt = self._fingerprint + tenant.encode()
-        return Session(secrets.token_hex(12), self.store, self._widths, salt)
+        return Session(secrets.token_hex(12), self.store, self._shapes, salt)
 
     def get(self, session_id: str, tenant: str) -> Session | None:
         """The tenant's session of this id."""

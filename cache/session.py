@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cache.index import LandmarkIndex
+from cache.index import BlockIndex, IndexShape
 from cache.layout import CacheLayout
 from cache.store import BlockStore
 
@@ -24,11 +24,11 @@ class Session:
     Args:
         id: the server's name for it
         store: where its blocks live
-        widths: channels of a summary, per layer; None for a layer that has no index
+        shapes: what is kept of a sealed block, per layer; None for a layer that has no index
         salt: what keeps equal texts of different owners or models apart in the hash chain
     """
 
-    def __init__(self, id: str, store: BlockStore, widths: Sequence[int | None], salt: bytes = b"") -> None:
+    def __init__(self, id: str, store: BlockStore, shapes: Sequence[IndexShape | None], salt: bytes = b"") -> None:
         layout = store.layout
         self.id = id
         self.store = store
@@ -36,9 +36,10 @@ class Session:
         self.computed = 0
         self.blocks: list[int] = []
         self.hashes: list[bytes] = [hashlib.blake2b(salt, digest_size=16).digest()]
-        self.indexes = [None if w is None else LandmarkIndex(layout.kv_heads, w) for w in widths]
+        self.indexes = [None if shape is None else BlockIndex(layout.kv_heads, shape) for shape in shapes]
         self.created = self.used = time.time()
         self.parent: str | None = None
+        self.blocks_per_head: int | None = None  # what an audit has raised it to
         # As long as the tier could ever need; the operating system backs only the part that is written.
         self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
 
@@ -105,6 +106,7 @@ class Session:
         fork.hashes = self.hashes[: keep + 1]
         fork.indexes = [index and index.fork(keep) for index in self.indexes]
         fork.parent = self.id
+        fork.blocks_per_head = self.blocks_per_head
         self.store.share(fork.blocks)
         return fork
 

@@ -58,6 +58,10 @@ class BlockStore:
         """See Tier.pools."""
         return self.tier.pools(layer)
 
+    def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
+        """See Tier.head_keys."""
+        return self.tier.head_keys(layer, slots, head)
+
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """See Tier.gather."""
         return self.tier.gather(layer, slots)

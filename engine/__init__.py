@@ -1,6 +1,6 @@
 """Token ids in, token ids out. Knows no text, no HTTP."""
 
-from engine.assembly import choose_attention, summary_widths
+from engine.assembly import choose_attention, index_shapes
 from engine.attention import (
     Attention,
     FusedAttention,
@@ -27,6 +27,7 @@ from engine.errors import (
 )
 from engine.huggingface import LoadedModel, load_model
 from engine.requests import (
+    AuditReport,
     Event,
     Failed,
     Finished,
@@ -46,6 +47,7 @@ from engine.step import Span, Step
 
 __all__ = [
     "Attention",
+    "AuditReport",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -86,7 +88,7 @@ __all__ = [
     "Token",
     "Usage",
     "choose_attention",
+    "index_shapes",
     "load_engine",
     "load_model",
-    "summary_widths",
 ]

@@ -9,7 +9,14 @@ from pathlib import Path
 from cache import RULES, CacheLayout
 from engine.attention import RetrievalSettings
 from engine.errors import InvalidParameter
-from engine.huggingface import LoadedModel
+from engine.huggingface import Landmarks, LoadedModel
+
+DEFAULT_RULE = "box-mean"
+LOWEST = {
+    "max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
+    "block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0, "landmarks_per_block": 1,
+    "outlier_blocks": 0, "least_blocks": 0, "dense_layers": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,18 @@ class EngineConfig:
         max_running: requests that are computed together
         max_waiting: requests that may wait; one more is refused
         step_tokens: text tokens of one forward pass
-        landmarks: `mean`, `box` or `box-mean`; None is the trained landmarks of the model, or `box-mean`
+        landmarks: a landmark rule (cache/landmarks); None is the trained landmarks of the model, or `box-mean`
         block_size: positions of a block
         blocks_per_head: far blocks that each KV head fetches per position
         recent_blocks, sink_blocks: blocks that are always read
+        landmarks_per_block: landmarks of a block
+        outlier_blocks: further far blocks that are always read, those that their landmarks represent worst
+        retrieval_top_p: fetch only until this share of the attention is covered, as the landmarks estimate it
+        least_blocks: with `retrieval_top_p`, fetch at least so many
+        estimate_rest: what is not read still counts, as its landmarks and mean values estimate it
+        dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
+        audit_rate: share of the tokens at which one layer and head is compared with exact attention
         dtype: of the weights, as transformers takes it
         prefix_cache: keep finished prompts for the next one with the same beginning
         threads: CPU threads of a forward pass; None leaves it to torch. Fewer than the cores are right where
@@ -44,18 +58,27 @@ class EngineConfig:
     blocks_per_head: int | None = None
     recent_blocks: int | None = None
     sink_blocks: int | None = None
+    landmarks_per_block: int | None = None
+    outlier_blocks: int | None = None
+    retrieval_top_p: float | None = None
+    least_blocks: int = 1
+    estimate_rest: bool | None = None
+    dense_layers: int | None = None
     positions: str | None = None
+    audit_rate: float = 0.001
     dtype: str = "auto"
     prefix_cache: bool = True
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        lowest = {"max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1}
-        lowest |= {"block_size": 2, "blocks_per_head": 0, "threads": 1, "recent_blocks": 0, "sink_blocks": 0}
-        for name, low in lowest.items():
+        for name, low in LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InvalidParameter(name, f"must be at least {low}, not {value}")
+        if self.retrieval_top_p is not None and not 0 < self.retrieval_top_p <= 1:
+            raise InvalidParameter("retrieval_top_p", f"must lie above 0 and not above 1, not {self.retrieval_top_p}")
+        if not 0 <= self.audit_rate <= 1:
+            raise InvalidParameter("audit_rate", f"must lie between 0 and 1, not {self.audit_rate}")
         if self.landmarks is not None and self.landmarks not in RULES:
             raise InvalidParameter("landmarks", f"must be one of {', '.join(RULES)}, not {self.landmarks!r}")
         if self.positions not in (None, "absolute", "bounded"):
@@ -63,29 +86,54 @@ class EngineConfig:
 
     def retrieval(self, model: LoadedModel) -> RetrievalSettings:
         """What is read, for this model."""
-        trained = model.landmarks
-        if trained is not None:
-            self._refuse_for_trained()
-            return RetrievalSettings(
-                landmarks="trained",
-                blocks_per_head=choose(self.blocks_per_head, trained.blocks_per_head),
-                recent_blocks=trained.recent_blocks,
-                sink_blocks=trained.sink_blocks,
-                positions="bounded",
-            )
+        if model.landmarks is not None:
+            return self._trained(model.landmarks)
         if self.landmarks == "trained":
-            raise InvalidParameter("landmarks", f"{model.name} has no trained landmarks; use mean, box or box-mean")
-        return RetrievalSettings(
-            landmarks=self.landmarks or "box-mean",
+            raise InvalidParameter("landmarks", f"{model.name} has no trained landmarks; use another rule")
+        settings = RetrievalSettings(
+            landmarks=self.landmarks or DEFAULT_RULE,
             blocks_per_head=choose(self.blocks_per_head, 32),
             recent_blocks=choose(self.recent_blocks, 4),
             sink_blocks=choose(self.sink_blocks, 1),
             positions=self.positions or "absolute",
+            landmarks_per_block=choose(self.landmarks_per_block, 1),
+            outlier_blocks=choose(self.outlier_blocks, 0),
+            top_p=self.retrieval_top_p,
+            least_blocks=self.least_blocks,
+            estimate_rest=bool(self.estimate_rest),
+            dense_layers=choose(self.dense_layers, 0),
         )
+        self._check(settings, self._block_size)
+        return settings
+
+    def _trained(self, trained: Landmarks) -> RetrievalSettings:
+        """What is read by a model that was trained with landmarks."""
+        self._refuse_for_trained()
+        return RetrievalSettings(
+            landmarks="trained",
+            blocks_per_head=choose(self.blocks_per_head, trained.blocks_per_head),
+            recent_blocks=trained.recent_blocks,
+            sink_blocks=trained.sink_blocks,
+            positions="bounded",
+            top_p=self.retrieval_top_p,
+            least_blocks=self.least_blocks,
+        )
+
+    def _check(self, settings: RetrievalSettings, block_size: int) -> None:
+        """Refuse settings that do not go together."""
+        rule, landmarks = settings.rule, settings.landmarks_per_block
+        if block_size % landmarks:
+            raise InvalidParameter("landmarks_per_block", f"must divide the block size {block_size}, not {landmarks}")
+        if settings.estimate_rest and not rule.estimates_mass:
+            fit = ", ".join(name for name, rule in RULES.items() if rule.estimates_mass and name != "trained")
+            raise InvalidParameter("estimate_rest", f"{rule.name} does not estimate a block's attention; use {fit}")
+        if settings.top_p is not None and not rule.sees_content:
+            raise InvalidParameter("retrieval_top_p", f"{rule.name} does not look at what stands in a block")
 
     def _refuse_for_trained(self) -> None:
         """The geometry of trained landmarks is part of the weights."""
-        for name in ("block_size", "recent_blocks", "sink_blocks"):
+        fixed = ("block_size", "recent_blocks", "sink_blocks", "landmarks_per_block", "outlier_blocks")
+        for name in (*fixed, "estimate_rest", "dense_layers"):
             if getattr(self, name) is not None:
                 raise InvalidParameter(name, "is fixed by the model's training; leave it out")
         if self.landmarks not in (None, "trained") or self.positions == "absolute":
@@ -95,8 +143,11 @@ class EngineConfig:
 
     def layout(self, model: LoadedModel) -> CacheLayout:
         """Shapes of the cache, for this model."""
-        size = model.landmarks.block_size if model.landmarks else choose(self.block_size, 32)
-        return model.layout(size)
+        return model.layout(model.landmarks.block_size if model.landmarks else self._block_size)
+
+    @property
+    def _block_size(self) -> int:
+        return choose(self.block_size, 32)
 
     def storage_bytes(self, layout: CacheLayout) -> int:
         """Bytes for keys and values; raises InvalidParameter if not even two blocks fit."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.attention import RetrievalSettings
+
 
 @dataclass(frozen=True)
 class ModelDescription:
@@ -13,12 +15,8 @@ class ModelDescription:
     vocab_size: int
     eos_token_ids: frozenset[int]
     landmark_token_id: int | None
-    landmarks: str
+    retrieval: RetrievalSettings
     block_size: int
-    blocks_per_head: int
-    recent_blocks: int
-    sink_blocks: int
-    positions: str
     max_session_tokens: int
     dtype: str
     parameters: int

@@ -28,7 +28,7 @@ from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler, step_of
-from engine.sequence import Sequence
+from engine.sequence import Defaults, Sequence
 from engine.stats import EngineStats, StepReport, TierStats
 from engine.step import Span
 
@@ -65,7 +65,8 @@ class Engine:
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
-        self._scheduler = Scheduler(config.step_tokens, settings.blocks_per_head, landmark, layout)
+        defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
+        self._scheduler = Scheduler(config.step_tokens, defaults, landmark, layout)
         self._waiting: deque[Waiting] = deque()
         self._running: dict[Sequence, Sampler] = {}
         self._cancelled: set[Sequence] = set()

@@ -18,6 +18,10 @@ class RetrievalParams:
 
     Attributes:
         blocks_per_head: far blocks each KV head may fetch per token; None takes the model's default
+        top_p: stop fetching when this share of the attention is covered, as the landmarks estimate it; None takes
+            the server's setting
+        audit: report how much of the exact attention the answer's tokens read
+        min_mass: raise the session's blocks_per_head until the audit finds this much
         exact: fetch every block, so that nothing is left out
         provenance: report which tokens the answer's heads read
         passages: how many passages to report at most
@@ -27,10 +31,17 @@ class RetrievalParams:
     exact: bool = False
     provenance: bool = False
     passages: int = 5
+    top_p: float | None = None
+    audit: bool = False
+    min_mass: float | None = None
 
     def __post_init__(self) -> None:
         if self.blocks_per_head is not None and not 0 <= self.blocks_per_head <= 4096:
             raise InvalidParameter("retrieval.blocks_per_head", "must lie between 0 and 4096")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidParameter("retrieval.top_p", "must lie above 0 and not above 1")
+        if self.min_mass is not None and not 0 < self.min_mass <= 1:
+            raise InvalidParameter("retrieval.min_mass", "must lie above 0 and not above 1")
         if not 1 <= self.passages <= 100:
             raise InvalidParameter("retrieval.passages", "must lie between 1 and 100")
 
@@ -94,12 +105,30 @@ class RetrievalReport:
         fetched: share of all fetched blocks
         sinks: share of the always attended first blocks
         local: share of the recent blocks and the open one
+        estimated: share of what was not read but estimated from landmarks
     """
 
     passages: tuple[Passage, ...]
     fetched: float
     sinks: float
     local: float
+    estimated: float = 0.0
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """How much of the exact attention the answer's tokens read, one layer and query head of each token.
+
+    Attributes:
+        mean, lowest: over the samples
+        samples: how many
+        blocks_per_head: with which the answer ended; None fetched everything
+    """
+
+    mean: float
+    lowest: float
+    samples: int
+    blocks_per_head: int | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +158,7 @@ class Finished:
     usage: Usage
     timing: Timing
     retrieval: RetrievalReport | None = None
+    audit: AuditReport | None = None
 
 
 @dataclass(frozen=True)

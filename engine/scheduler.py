@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cache import CacheLayout
-from engine.sequence import Sequence
+from engine.sequence import Defaults, Sequence
 from engine.step import Span, Step
 
 
@@ -12,13 +12,13 @@ class Scheduler:
 
     Args:
         step_tokens: text tokens of a step; decoding sequences are never left out
-        blocks_per_head: what a span fetches if its request does not say
+        defaults: how a span reads if its request does not say
         landmark: token id that closes each block, or None
     """
 
-    def __init__(self, step_tokens: int, blocks_per_head: int, landmark: int | None, layout: CacheLayout) -> None:
+    def __init__(self, step_tokens: int, defaults: Defaults, landmark: int | None, layout: CacheLayout) -> None:
         self._step_tokens = step_tokens
-        self._blocks_per_head = blocks_per_head
+        self._defaults = defaults
         self._landmark = landmark
         self._layout = layout
 
@@ -34,7 +34,7 @@ class Scheduler:
         return planned
 
     def _span(self, sequence: Sequence, budget: int) -> Span:
-        return sequence.span(budget, self._blocks_per_head, self._landmark, self._layout)
+        return sequence.span(budget, self._defaults, self._landmark, self._layout)
 
 
 def step_of(planned: list[tuple[Sequence, Span]]) -> tuple[Step, list[int]]:

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cache import CacheLayout, Session
-from engine.requests import Event, Finished, Generation, Progress, Timing, Token, Usage
+from engine.audit import Audit, Regulator
+from engine.requests import AuditReport, Event, Finished, Generation, Progress, Timing, Token, Usage
 from engine.step import Span, with_landmarks
 from engine.tally import Tally
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How the server reads if a request does not say: as Span takes it."""
+
+    blocks_per_head: int
+    top_p: float | None = None
+    audit_rate: float = 0.0
 
 
 class Sequence:
@@ -39,7 +50,11 @@ class Sequence:
         self.prompt = len(session.tokens)
         self.cached = session.computed
         self.generated: list[int] = []
-        self.tally = Tally() if generation.retrieval.provenance else None
+        retrieval = generation.retrieval
+        self.tally = Tally() if retrieval.provenance else None
+        self.audit = Audit() if retrieval.audit or retrieval.min_mass is not None else None
+        self.regulator: Regulator | None = None
+        self.blocks_per_head: int | None = None  # of the last span
 
     @property
     def limit(self) -> int:
@@ -70,17 +85,40 @@ class Sequence:
     def penalises_prompt(self) -> bool:
         return self.generation.sampling.repetition_penalty != 1.0
 
-    def span(self, budget: int, blocks_per_head: int, landmark: int | None, layout: CacheLayout) -> Span:
+    def span(self, budget: int, defaults: Defaults, landmark: int | None, layout: CacheLayout) -> Span:
         """The next at most `budget` text tokens."""
         start = self.session.computed
         end = min(len(self.session.tokens), start + budget)
-        if self.tally and self.reading and end - start > 1:
+        if (self.tally or self.audit) and self.reading and end - start > 1:
             end = min(end, self.prompt - 1)  # the prompt's last token reads for the answer: alone, so it can be told
-        tokens = with_landmarks(self.session.tokens[start:end].tolist(), start, landmark, layout)
+        answers = start >= self.prompt - 1
         retrieval = self.generation.retrieval
-        fetch = blocks_per_head if retrieval.blocks_per_head is None else retrieval.blocks_per_head
-        tally = self.tally if start >= self.prompt - 1 else None
-        return Span(self.session, start, end, tokens, None if retrieval.exact else fetch, tally)
+        self.blocks_per_head = None if retrieval.exact else self._blocks_per_head(defaults.blocks_per_head)
+        return Span(
+            self.session,
+            start,
+            end,
+            with_landmarks(self.session.tokens[start:end].tolist(), start, landmark, layout),
+            self.blocks_per_head,
+            self.tally if answers else None,
+            defaults.top_p if retrieval.top_p is None else retrieval.top_p,
+            self.audit.rate if self.audit and answers else defaults.audit_rate,
+            self.audit if answers else None,
+        )
+
+    def _blocks_per_head(self, default: int) -> int:
+        """What the request asks for, or what the audit has raised it to."""
+        retrieval = self.generation.retrieval
+        wanted = default if retrieval.blocks_per_head is None else retrieval.blocks_per_head
+        if retrieval.min_mass is None:
+            raised = self.session.blocks_per_head if retrieval.blocks_per_head is None else None
+            return max(wanted, raised or 0)
+        if self.regulator is None:
+            self.regulator = Regulator(retrieval.min_mass, max(wanted, self.session.blocks_per_head or 0))
+        assert self.audit is not None
+        raised = self.regulator.observe(self.audit.masses)
+        self.session.blocks_per_head = raised if raised > default else None
+        return raised
 
     def progress(self) -> Progress:
         milliseconds = 1000 * (time.perf_counter() - self.started)
@@ -105,4 +143,11 @@ class Sequence:
         usage = Usage(self.prompt, self.cached, len(self.generated))
         passages = self.generation.retrieval.passages
         retrieval = self.tally.report(self.session.layout, passages) if self.tally else None
-        return Finished(self.index, reason, usage, timing, retrieval)
+        return Finished(self.index, reason, usage, timing, retrieval, self._audited())
+
+    def _audited(self) -> AuditReport | None:
+        """What the audit found, if it was asked for and had something to look at."""
+        if self.audit is None or not self.audit.masses:
+            return None
+        masses = self.audit.masses
+        return AuditReport(sum(masses) / len(masses), min(masses), len(masses), self.blocks_per_head)

@@ -42,6 +42,8 @@ class StepReport:
         blocks_selected: far blocks fetched, over all tokens, layers and KV heads
         queries: how many (token, layer, KV head) chose them
         hits: blocks found in each tier
+        audited: for each audited (token, layer, query head) the share of exact attention that it read
+        audit_seconds: what the audit cost
     """
 
     phase: str = "decode"
@@ -52,3 +54,5 @@ class StepReport:
     blocks_selected: int = 0
     queries: int = 0
     hits: dict[str, int] = field(default_factory=dict)
+    audited: list[float] = field(default_factory=list)
+    audit_seconds: float = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cache import CacheLayout, Session
+from engine.audit import Audit
 from engine.stats import StepReport
 from engine.tally import Tally
 
@@ -18,6 +19,9 @@ class Span:
         start, end: text tokens [start, end) of the session
         token_ids: one for each position, landmarks included
         blocks_per_head: far blocks that each KV head fetches per position; None fetches all
+        audit_rate: share of the positions at which one layer and head is compared with exact attention
+        audit: where to put what the audit finds, beside the step's report
+        top_p: stop fetching when this share of the attention is covered; None fetches `blocks_per_head` always
         tally: where to count what the positions read; None counts nothing
     """
 
@@ -27,6 +31,9 @@ class Span:
     token_ids: list[int]
     blocks_per_head: int | None
     tally: Tally | None = None
+    top_p: float | None = None
+    audit_rate: float = 0.0
+    audit: Audit | None = None
 
     @property
     def first(self) -> int:

@@ -15,6 +15,7 @@ class Tally:
         self.blocks: defaultdict[int, float] = defaultdict(float)
         self.sinks = 0.0
         self.local = 0.0
+        self.estimated = 0.0
 
     def add(self, blocks: list[int], masses: list[float]) -> None:
         """Mass of fetched blocks; a block may stand several times."""
@@ -25,11 +26,12 @@ class Tally:
     def report(self, layout: CacheLayout, passages: int) -> RetrievalReport:
         """Shares of the whole mass; neighbouring blocks among the most read ones are joined to one passage."""
         fetched = sum(self.blocks.values())
-        whole = fetched + self.sinks + self.local or 1.0
+        whole = fetched + self.sinks + self.local + self.estimated or 1.0
         most_read = sorted(self.blocks, key=lambda block: -self.blocks[block])[: 2 * passages]
         found = [self._passage(run, layout, whole) for run in runs(sorted(most_read))]
         found.sort(key=lambda passage: -passage.share)
-        return RetrievalReport(tuple(found[:passages]), fetched / whole, self.sinks / whole, self.local / whole)
+        shares = (fetched / whole, self.sinks / whole, self.local / whole, self.estimated / whole)
+        return RetrievalReport(tuple(found[:passages]), *shares)
 
     def _passage(self, run: list[int], layout: CacheLayout, whole: float) -> Passage:
         size = layout.text_per_block

@@ -88,7 +88,7 @@ def retrieval_params(options: RetrievalOptions | None) -> RetrievalParams:
     """The engine's retrieval parameters."""
     if options is None:
         return RetrievalParams()
-    return RetrievalParams(options.blocks_per_head, options.exact, options.provenance, options.passages)
+    return RetrievalParams(**options.model_dump())
 
 
 def refuse_combinations(body: GenerationFields, prompts: int, place: Place, max_choices: int) -> None:
@@ -99,5 +99,7 @@ def refuse_combinations(body: GenerationFields, prompts: int, place: Place, max_
     single = prompts == 1 and body.choices == 1
     if place.session_id is not None and not single:
         raise ApiError(400, "n: a session is continued by one answer to one prompt", "n", "invalid_value")
-    if body.retrieval and body.retrieval.provenance and not single:
-        raise ApiError(400, "retrieval.provenance: needs one prompt and n = 1", "retrieval.provenance", "invalid_value")
+    for name in ("provenance", "audit", "min_mass"):
+        if body.retrieval and getattr(body.retrieval, name) and not single:
+            field = f"retrieval.{name}"
+            raise ApiError(400, f"{field}: needs one prompt and n = 1", field, "invalid_value")

@@ -42,6 +42,7 @@ TTFT = (
 PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 RETRIEVAL = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+MASS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999)
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -67,6 +68,10 @@ class Metrics:
             "retrieval_seconds", "Index scan and selection of one step", RETRIEVAL, "phase"
         )
         self.blocks = self._histogram("retrieval_blocks_selected", "Far blocks that a head fetched for a token", BLOCKS)
+        self.mass = self._histogram(
+            "retrieval_attention_mass", "Share of exact attention that a head read for a token, sampled", MASS
+        )
+        self.audit_seconds = self._counter("retrieval_audit_seconds", "Time that the sampled audit took")
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
         """Ask the engine for its gauges whenever the metrics are read."""
@@ -78,6 +83,9 @@ class Metrics:
         if report.queries:
             self.retrieval.labels(report.phase).observe(report.retrieval_seconds)
             self.blocks.observe(report.blocks_selected / report.queries)
+        for mass in report.audited:
+            self.mass.observe(mass)
+        self.audit_seconds.inc(report.audit_seconds)
         for tier, blocks in report.hits.items():
             self.block_hits.labels(tier).inc(blocks)
 

@@ -27,7 +27,8 @@ def retrieval_body(report: RetrievalReport, tokens: Sequence[int], pieces: Piece
         }
         for passage in report.passages
     ]
-    return {"passages": passages, "fetched": report.fetched, "sinks": report.sinks, "local": report.local}
+    shares = {name: getattr(report, name) for name in ("fetched", "sinks", "local", "estimated")}
+    return {"passages": passages, **shares}
 
 
 def _character_offsets(tokens: Sequence[int], edges: Sequence[int], pieces: Pieces) -> dict[int, int]:

@@ -7,6 +7,7 @@ Owns the order of what is sent, and the end of work for a client that has left. 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -97,13 +98,15 @@ class Answer:
 
     async def _extras(self, ends: list[Ended]) -> Json:
         """What no other server tells: timings, and the passages that the answer read."""
-        report = ends[0].finished.retrieval
-        extras = {"timings": timings_body(ends)}
-        if report is None:
-            return extras
-        tokens = await self._tokens(ends[0])
-        body = await asyncio.to_thread(retrieval_body, report, tokens, self.service.model.tokenizer.pieces)
-        return {**extras, "retrieval": body}
+        finished = ends[0].finished
+        retrieval: Json = {}
+        if finished.retrieval is not None:
+            tokens = await self._tokens(ends[0])
+            pieces = self.service.model.tokenizer.pieces
+            retrieval |= await asyncio.to_thread(retrieval_body, finished.retrieval, tokens, pieces)
+        if finished.audit is not None:
+            retrieval["audit"] = dataclasses.asdict(finished.audit)
+        return {"timings": timings_body(ends)} | ({"retrieval": retrieval} if retrieval else {})
 
     async def _tokens(self, ended: Ended) -> list[int]:
         """All text tokens that the answer could read."""

@@ -103,14 +103,9 @@ class RetrievalOptions(Wire):
     exact: bool = False
     provenance: bool = False
     passages: int = Field(default=5, ge=1, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     audit: bool = False
-
-    @field_validator("audit")
-    @classmethod
-    def _no_audit(cls, audit: bool) -> bool:
-        if audit:
-            raise ValueError("the sampled audit is not available in this version")
-        return audit
+    min_mass: float | None = Field(default=None, gt=0, le=1)
 
 
 class GenerationFields(Wire):

@@ -49,11 +49,20 @@ class Settings:
     max_running: int = _setting(16, "requests that run at once", 1)
     max_waiting: int = _setting(256, "requests that may wait; more are refused with 429", 0)
     step_tokens: int = _setting(512, "tokens of one forward pass", 1)
-    landmarks: str | None = _setting(None, "mean, box or box-mean (default: the model's trained landmarks, else mean)")
+    landmarks: str | None = _setting(
+        None, "how blocks are found (default: the trained landmarks, else the best measured)"
+    )
     block_size: int | None = _setting(None, "tokens in a block (default: the model's)", 2)
     blocks_per_head: int | None = _setting(None, "far blocks that each head fetches (default: the model's)", 0)
     recent_blocks: int | None = _setting(None, "latest blocks that are always attended (default: the model's)", 0)
     sink_blocks: int | None = _setting(None, "first blocks that are always attended (default: the model's)", 0)
+    landmarks_per_block: int | None = _setting(None, "landmarks of a block", 1)
+    outlier_blocks: int | None = _setting(None, "blocks that no landmark represents, always read", 0)
+    retrieval_top_p: float | None = _setting(None, "fetch until this share of the attention is covered", 0.0, 1.0)
+    least_blocks: int = _setting(1, "with retrieval_top_p, fetch at least so many", 0)
+    estimate_rest: bool | None = _setting(None, "estimate what is not read from its landmarks")
+    dense_layers: int | None = _setting(None, "first layers in which every block is read", 0)
+    audit_rate: float = _setting(0.001, "share of the tokens that are compared with exact attention", 0.0, 1.0)
     positions: str | None = _setting(None, "absolute or bounded (default: the model's)")
     dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
     prefix_cache: bool = _setting(True, "share the blocks of identical beginnings within a tenant")
@@ -83,6 +92,13 @@ ENGINE_SETTINGS = (
     "blocks_per_head",
     "recent_blocks",
     "sink_blocks",
+    "landmarks_per_block",
+    "outlier_blocks",
+    "retrieval_top_p",
+    "least_blocks",
+    "estimate_rest",
+    "dense_layers",
+    "audit_rate",
     "positions",
     "dtype",
     "prefix_cache",

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cache import BlockStore, DeviceTier, Session
-from engine import EngineConfig, FusedAttention, ModelRunner, ReferenceAttention, Span, Step, load_model, summary_widths
+from engine import EngineConfig, FusedAttention, ModelRunner, ReferenceAttention, Span, Step, index_shapes, load_model
 from engine.step import with_landmarks
 
 VOCABULARY = 128
@@ -157,14 +157,14 @@ class Bench:
         self.landmark = self.model.landmarks.token_id if self.model.landmarks else None
 
     def session(self, name: str = "session") -> Session:
-        return Session(name, self.store, summary_widths(self.model, self.settings))
+        return Session(name, self.store, index_shapes(self.model, self.settings))
 
     def span(self, session: Session, end: int, fetch: int | None) -> Span:
         """The session's next text tokens up to `end`."""
         start = session.computed
         session.reserve(end)
         tokens = with_landmarks(session.tokens[start:end].tolist(), start, self.landmark, self.layout)
-        return Span(session, start, end, tokens, fetch)
+        return Span(session, start, end, tokens, fetch, top_p=self.settings.top_p)
 
     def logits(self, session: Session, tokens: list[int], cuts: list[int], fetch: int | None) -> Tensor:
         """Logits (text tokens, vocabulary) that predict each next text token, computed in pieces of `cuts`."""

@@ -1,29 +1,69 @@
-"""The protocol of a landmark rule.
+"""What a landmark rule is.
 
-Every rule is an inner product: a block becomes one vector per KV head, a query becomes one vector, and the
-block's score is their dot product. So one index serves all rules, and scoring is one matrix product.
+Every score is an inner product: a block becomes a few vectors per KV head, a query becomes one, and their dot products,
+joined, are the block's score. So one index serves all rules, and scoring is one matrix product.
+
+Letters in shapes: H KV heads, T queries, G query heads per KV head, N blocks, M landmarks of a block, B positions of a
+block, D channels of a key, W channels of a landmark.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
-class LandmarkRule(Protocol):
-    """How a block is summarised and how a query looks at summaries."""
+class LandmarkRule(ABC):
+    """How a block is summarised and how a query looks at summaries.
 
-    name: str
+    A rule writes `summarise` and `encode`; one that looks at where blocks stand, or that cuts a block in its own way,
+    overrides `landmarks` or `look`.
+    """
 
+    name: ClassVar[str]
+    estimates_mass: ClassVar[bool] = False
+    """A block's score is an estimate of log(mean of exp(q · key)): it can stand in for keys that are not read."""
+    replaces_mass: ClassVar[bool] = False
+    """A block that is read gets the attention that its landmark says, not its keys."""
+    sees_content: ClassVar[bool] = True
+    """The choice depends on what stands in a block."""
+
+    @abstractmethod
     def width(self, head_dim: int) -> int:
-        """Channels of a summary."""
-        ...
+        """Channels of a landmark."""
 
+    @abstractmethod
     def summarise(self, keys: Tensor) -> Tensor:
-        """keys (…, block_size, head_dim) of sealed blocks -> summaries (…, width)."""
-        ...
+        """keys (…, B, D) -> one landmark (…, W)."""
 
+    @abstractmethod
     def encode(self, queries: Tensor) -> Tensor:
-        """queries (…, head_dim) -> vectors (…, width) whose dot product with a summary is its score."""
-        ...
+        """queries (…, D) -> vectors (…, W) whose dot product with a landmark is its score."""
+
+    def landmarks(self, keys: Tensor, first: int, count: int) -> Tensor:
+        """Landmarks (H, N, count, W) of sealed blocks: one for each of `count` equal parts.
+
+        Args:
+            keys: (H, N, B, D) fp32
+            first: number of the first block in its session
+        """
+        return self.summarise(keys.unflatten(2, (count, -1)))
+
+    def look(self, queries: Tensor, own: Tensor) -> Tensor:
+        """Vectors (H, T, G, W) of queries (H, T, G, D) that stand in blocks `own` (T,)."""
+        return self.encode(queries)
+
+    def join(self, scores: Tensor) -> Tensor:
+        """One score per block (…, N) from those of its landmarks (…, N, M): its best part's, or all parts' mass."""
+        if scores.shape[-1] == 1:
+            return scores.squeeze(-1)
+        if not self.estimates_mass:
+            return scores.amax(-1)
+        return scores.logsumexp(-1) - torch.tensor(float(scores.shape[-1])).log()
+
+    def log_mass(self, scores: Tensor, block_size: int) -> Tensor:
+        """log Σ exp(q · key) of a block, from joined scores of the same shape; only if `estimates_mass`."""
+        return scores + torch.tensor(float(block_size)).log()

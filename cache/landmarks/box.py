@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cache.landmarks.base import LandmarkRule
 
-class Box:
+
+class Box(LandmarkRule):
     """Σ_channels max(q·min, q·max): the positive part of q meets the maxima, the negative part the minima."""
 
     name = "box"

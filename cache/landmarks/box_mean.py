@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cache.landmarks.base import LandmarkRule
 
-class BoxMean:
+
+class BoxMean(LandmarkRule):
     """q·centre + Σ_channels |q|·radius, with the mean of the keys and their mean absolute deviation from it."""
 
     name = "box-mean"

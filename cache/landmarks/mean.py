@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cache.landmarks.base import LandmarkRule
 
-class Mean:
-    """q · mean(keys)."""
+
+class Mean(LandmarkRule):
+    """q · mean(keys). By Jensen's inequality exp of it is at most the mean of exp(q · key)."""
 
     name = "mean"
+    estimates_mass = True
 
     def width(self, head_dim: int) -> int:
         return head_dim

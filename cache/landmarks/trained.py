@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cache.landmarks.base import LandmarkRule
 
-class Trained:
+
+class Trained(LandmarkRule):
     """The model was trained to put what stands for a block into its closing landmark token."""
 
     name = "trained"
+    estimates_mass = True
 
     def width(self, head_dim: int) -> int:
         return head_dim
@@ -18,3 +21,6 @@ class Trained:
 
     def encode(self, queries: Tensor) -> Tensor:
         return queries
+
+    def log_mass(self, scores: Tensor, block_size: int) -> Tensor:
+        return scores  # the grouped softmax gives a block exactly its landmark's weight

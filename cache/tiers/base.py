@@ -52,6 +52,10 @@ class Tier(Protocol):
         """All keys and values of a layer in place, each (slots, kv_heads, block_size, head_dim); not to be written."""
         ...
 
+    def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
+        """Keys of one head: slots (blocks,) -> (blocks, block_size, head_dim)."""
+        ...
+
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Per head: slots (kv_heads, …) -> keys, values, each (kv_heads, …, block_size, head_dim)."""
         ...

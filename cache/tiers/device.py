@@ -57,6 +57,9 @@ class DeviceTier:
     def pools(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._keys[layer], self._values[layer]
 
+    def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
+        return self._keys[layer][slots, head]
+
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.layout.kv_heads
         rows = slots * heads + self._heads.view(heads, *[1] * (slots.dim() - 1))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from cache import RULES, LandmarkRule
+from cache import RULES, IndexShape, LandmarkRule
 from engine.rotation import Rotation
 from engine.step import Step
 
@@ -34,6 +34,13 @@ class RetrievalSettings:
         blocks_per_head: far blocks that each KV head fetches per position, if the request does not say
         recent_blocks: blocks before the query's own that are always read, at their true distance
         sink_blocks: first blocks of the session that are always read
+        landmarks_per_block: a block's landmarks; its score is that of all its parts together
+        outlier_blocks: further far blocks that are always read, those that their landmarks represent worst
+        top_p: fetch only until this share of the attention is covered, as the landmarks estimate it; None
+            fetches `blocks_per_head` always
+        least_blocks: with `top_p`, fetch at least so many
+        estimate_rest: what is not read still counts, as its landmarks and mean values estimate it
+        dense_layers: in the first layers every block is read
         positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
             before the recent blocks, so that no distance exceeds (recent_blocks + 2) * block_size
     """
@@ -43,6 +50,12 @@ class RetrievalSettings:
     recent_blocks: int
     sink_blocks: int
     positions: str
+    landmarks_per_block: int = 1
+    outlier_blocks: int = 0
+    top_p: float | None = None
+    least_blocks: int = 1
+    estimate_rest: bool = False
+    dense_layers: int = 0
 
     @property
     def rule(self) -> LandmarkRule:
@@ -52,6 +65,15 @@ class RetrievalSettings:
     def gated(self) -> bool:
         """Landmarks are tokens that gate their block."""
         return self.landmarks == "trained"
+
+    def index_shape(self, head_dim: int) -> IndexShape:
+        """What is kept of a block in a layer that chooses."""
+        return IndexShape(
+            width=self.rule.width(head_dim),
+            landmarks=self.landmarks_per_block,
+            values=head_dim if self.estimate_rest else 0,
+            outlying=self.outlier_blocks > 0,
+        )
 
     @property
     def bounded(self) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor
 from cache import CacheLayout
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.parts import Scoring, combine
-from engine.attention.reference import ReferenceAttention, Rows
+from engine.attention.reference import ReferenceAttention
+from engine.attention.rows import Rows
 from engine.step import Span, Step
 
 ROWS_PER_THREAD = 64
@@ -55,16 +56,18 @@ class FusedAttention(ReferenceAttention):
     def _attend_fetched(
         self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
     ) -> Tensor:
-        if span.tally is not None or scoring.softcap is not None:
+        if span.tally is not None or scoring.softcap is not None or self.settings.rule.replaces_mass:
             return super()._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
         parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
-        blocks, valid = self._timed_select(layer, rows, step, far_blocks, fetch)
+        choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
+        if self.settings.estimate_rest:
+            parts.append(self._rest(layer, rows, scoring, choice))
         near, _ = combine(parts)
         near_weight = torch.cat([part.scores.flatten(3) for part in parts], dim=-1).logsumexp(-1)  # (H, T, G)
-        slots = rows.session.slots(blocks.clamp(min=0)).masked_fill(~valid, -1)
+        slots = rows.session.slots(choice.blocks).masked_fill(~choice.valid, -1)
         far, far_weight = self._read_in_place(layer, rows, slots)
         share = (far_weight - near_weight).sigmoid()[..., None]
-        self._count_selected(rows, step, valid)
+        self._count_selected(rows, step, choice.valid)
         return near + share * (far - near)
 
     def _read_in_place(self, layer: int, rows: Rows, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +90,7 @@ class FusedAttention(ReferenceAttention):
             scores.shape[0] * scores.shape[1],
             lambda start, stop: self._kernels.top_blocks(*arrays, start, stop),
         )
-        return blocks, blocks >= 0
+        return blocks.clamp(min=0), blocks >= 0
 
     def _over_rows(self, rows: int, kernel: Callable[[int, int], None]) -> None:
         """Run a kernel over all rows, on several threads if that is worth it."""

@@ -10,18 +10,40 @@ Letters in shapes: H KV heads, G query heads per KV head, T queries, M or K bloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cache import BlockIndex
+
+
+class Part(Protocol):
+    """Blocks that a query reads, or an estimate of blocks that it does not read."""
+
+    @property
+    def scores(self) -> Tensor:
+        """(H, T, G, blocks, B), -inf where a query may not look."""
+        ...
+
+    def read(self, weights: Tensor) -> Tensor:
+        """Sum of values by weights (H, T, G, blocks * B): (H, T, G, D)."""
+        ...
+
 
 @dataclass(frozen=True)
-class Part:
+class BlocksPart:
     """Scores (H, T, G, blocks, B), -inf where a query may not look; values (H, M, B, D) or (H, T, K, B, D)."""
 
     scores: Tensor
     values: Tensor
+
+    def weighing(self, log_mass: Tensor) -> BlocksPart:
+        """The same blocks, each with a given mass (H, T, G, blocks) that its keys share."""
+        own = self.scores.logsumexp(-1, keepdim=True)
+        return BlocksPart(self.scores + (log_mass[..., None] - own).nan_to_num(neginf=0.0, posinf=0.0), self.values)
 
     def read(self, weights: Tensor) -> Tensor:
         """Sum of values by weights (H, T, G, blocks * B): (H, T, G, D)."""
@@ -44,6 +66,10 @@ class Scoring:
     gated: bool
     softcap: float | None = None
 
+    def cap(self, scores: Tensor) -> Tensor:
+        """Squash scores, if the model does."""
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
     def finish(self, scores: Tensor, allowed: Tensor, own: Tensor | None) -> Tensor:
         """Cap, gate and mask scores (H, T, G, blocks, B).
 
@@ -51,8 +77,7 @@ class Scoring:
             allowed: bool, broadcastable to the scores: which keys a query may read
             own: bool (T, blocks): blocks that are the query's own and so not gated; None for no such block
         """
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = self.cap(scores)
         if self.gated:
             scores = gate(scores, own)
         return scores.masked_fill(~allowed, -torch.inf)
@@ -71,7 +96,9 @@ def gate(scores: Tensor, own: Tensor | None) -> Tensor:
     return torch.cat((text + shift, torch.full_like(landmark, -torch.inf)), dim=-1)
 
 
-def dense_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, allowed: Tensor, own: Tensor) -> Part:
+def dense_part(
+    queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, allowed: Tensor, own: Tensor
+) -> BlocksPart:
     """All queries look at the same blocks.
 
     Args:
@@ -83,10 +110,10 @@ def dense_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, 
     heads, count, groups, _ = queries.shape
     flat = queries.flatten(1, 2) @ keys.flatten(1, 2).mT  # (H, T * G, M * B)
     scores = flat.view(heads, count, groups, *keys.shape[1:3])
-    return Part(scoring.finish(scores, allowed[:, None], own), values)
+    return BlocksPart(scoring.finish(scores, allowed[:, None], own), values)
 
 
-def fetched_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, valid: Tensor) -> Part:
+def fetched_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, valid: Tensor) -> BlocksPart:
     """Each query and head looks at its own blocks.
 
     Args:
@@ -98,10 +125,31 @@ def fetched_part(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
         scores = (queries @ keys.flatten(2, 3).mT).unflatten(-1, keys.shape[2:4])  # (H, T, G, K, B)
     else:
         scores = (queries @ keys.mT).transpose(2, 3)  # (H, T, K, G, B) -> (H, T, G, K, B)
-    return Part(scoring.finish(scores, valid[:, :, None, :, None], None), values)
+    return BlocksPart(scoring.finish(scores, valid[:, :, None, :, None], None), values)
 
 
-def combine(parts: list[Part]) -> tuple[Tensor, list[Tensor]]:
+@dataclass(frozen=True)
+class EstimatedPart:
+    """Blocks that are not read, each as one key whose score is the logarithm of its mass and one value, their mean.
+
+    RetroInfer (Chen et al. 2025, https://arxiv.org/abs/2505.02922) estimates what it leaves out in this way.
+
+    Args:
+        log_mass: (H, T, G, N), -inf for blocks that are read or ahead
+    """
+
+    log_mass: Tensor
+    index: BlockIndex
+
+    @property
+    def scores(self) -> Tensor:
+        return self.log_mass[..., None]
+
+    def read(self, weights: Tensor) -> Tensor:
+        return self.index.weigh_values(weights.flatten(1, 2)).view(*weights.shape[:3], -1)
+
+
+def combine(parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
     """One softmax over all parts.
 
     Returns:

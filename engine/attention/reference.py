@@ -4,67 +4,31 @@ A query at position p, in block n, reads
 
 - *near*: its own block up to p and the `recent_blocks` before it, at their true distance;
 - *sinks*: the first `sink_blocks`;
-- *fetched*: of the blocks between, the `blocks_per_head` whose landmarks score highest, per KV head.
+- *fetched*: of the blocks between, the `blocks_per_head` whose landmarks score highest, per KV head, and the
+  `outlier_blocks`.
 
-All three share one softmax. What a query reads depends on its position alone, so the result is the same
-however the tokens were cut into steps. Keys are stored relative to their block (`R(offset) k`): a block is
-seen from any distance by one rotation of the query.
+All of them share one softmax, with an estimate of what is left if the settings ask for it. What a query reads
+depends on its position alone, so the result is the same however the tokens were cut into steps. Keys are
+stored relative to their block (`R(offset) k`): a block is seen from any distance by one rotation of the query.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cache import CacheLayout, LandmarkIndex, Session
+from cache import BlockIndex, CacheLayout, Session, Summary, outlying
 from engine.attention.base import LayerGeometry, RetrievalSettings
-from engine.attention.parts import Part, Scoring, combine, dense_part, fetched_part
-from engine.rotation import Rotation
+from engine.attention.choosing import Choice, most_outlying, shares, within_top_p
+from engine.attention.exact import ExactAudit, Read
+from engine.attention.parts import EstimatedPart, Part, Scoring, combine, dense_part, fetched_part
+from engine.attention.rows import Rows
 from engine.step import Span, Step
 
 WORKING_BYTES = 16 << 20
 """Queries are taken in as many pieces as keep their gathered blocks and scores below this."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Consecutive queries of one session in one layer.
-
-    Attributes:
-        queries: (kv_heads, rows, groups, head_dim) fp32, scaled and unrotated
-        positions: (rows,)
-        rotation: the layer's
-        far_distance: from each query to the start of a far block as it is scored (rows,)
-    """
-
-    session: Session
-    queries: Tensor
-    positions: Tensor
-    block_size: int
-    rotation: Rotation
-    far_distance: Tensor
-
-    @property
-    def own(self) -> Tensor:
-        """Block of each query (rows,)."""
-        return self.positions // self.block_size
-
-    @property
-    def first_block(self) -> int:
-        return int(self.positions[0]) // self.block_size
-
-    @property
-    def last_block(self) -> int:
-        return int(self.positions[-1]) // self.block_size
-
-    @cached_property
-    def far_queries(self) -> Tensor:
-        """Queries as far blocks see them, rotated once for scanning and reading: (kv_heads, rows, groups, head_dim)."""
-        return self.rotation(self.queries, self.far_distance[:, None])
 
 
 class ReferenceAttention:
@@ -83,6 +47,7 @@ class ReferenceAttention:
         self.layers = layers
         self.layout = layout
         self.settings = settings
+        self._audit = ExactAudit(layers, layout, settings)
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
@@ -116,14 +81,22 @@ class ReferenceAttention:
         if index is not None:
             self._index(layer, session, index, (span.first + len(span.token_ids)) // size)
 
-    def _index(self, layer: int, session: Session, index: LandmarkIndex, sealed: int) -> None:
+    def _index(self, layer: int, session: Session, index: BlockIndex, sealed: int) -> None:
         """Summarise the sealed blocks that the index does not hold yet."""
         if sealed > index.count:
-            keys, _ = session.store.read(layer, session.slots_between(index.count, sealed))
+            keys, values = session.store.read(layer, session.slots_between(index.count, sealed))
             keys = keys.float()
             if not self.settings.bounded:
                 keys = self._to_absolute(layer, keys, index.count)
-            index.add(self.settings.rule.summarise(keys))
+            index.add(self._summary(index, keys, values))
+
+    def _summary(self, index: BlockIndex, keys: Tensor, values: Tensor) -> Summary:
+        """What stands for the next blocks, keys and values (kv_heads, blocks, block_size, head_dim)."""
+        return Summary(
+            self.settings.rule.landmarks(keys, index.count, index.shape.landmarks),
+            values.float().mean(2) if index.shape.values else None,
+            outlying(keys) if index.shape.outlying else None,
+        )
 
     def _to_absolute(self, layer: int, keys: Tensor, first: int) -> Tensor:
         """Keys (kv_heads, blocks, block_size, head_dim) of blocks first, first + 1, … rotated to true positions."""
@@ -154,11 +127,22 @@ class ReferenceAttention:
         """How many queries to take at once."""
         layout, reach = self.layout, self._recent(layer)
         far = 0 if self.layers[layer].window else span.session.layout.blocks(span.end)
-        shared = far if span.blocks_per_head is None else self.settings.sink_blocks
-        fetched = min(span.blocks_per_head or 0, far)
-        scores = groups * ((shared + reach + 2 * fetched + 16) * layout.block_size + far)
-        gathered = 2 * fetched * layout.block_size * layout.head_dim if self.gathers else 0
+        fetch = self._fetches(layer, span, far)
+        shared = far if fetch == far else self.settings.sink_blocks
+        scores = groups * ((shared + reach + 2 * fetch + 16) * layout.block_size + far * self._looks_per_block)
+        gathered = 2 * fetch * layout.block_size * layout.head_dim if self.gathers else 0
         return max(1, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered)))
+
+    @property
+    def _looks_per_block(self) -> int:
+        """Numbers that a far block takes for each query while blocks are chosen."""
+        return self.settings.landmarks_per_block + (4 if self.settings.estimate_rest else 0)
+
+    def _fetches(self, layer: int, span: Span, far_blocks: int) -> int:
+        """How many of the far blocks a query of the span may read, at most."""
+        if span.blocks_per_head is None or layer < self.settings.dense_layers:
+            return far_blocks
+        return min(far_blocks, span.blocks_per_head + self.settings.outlier_blocks)
 
     def _recent(self, layer: int) -> int:
         """Blocks before a query's own that this layer reads at their true distance."""
@@ -171,23 +155,35 @@ class ReferenceAttention:
         """One softmax over near, sink and fetched blocks: (kv_heads, rows, groups, head_dim)."""
         step.report.queries += self.layout.kv_heads * len(rows.positions)
         far_blocks = 0 if self.layers[layer].window else max(0, rows.last_block - self._recent(layer))
-        fetch = far_blocks if span.blocks_per_head is None else span.blocks_per_head
-        if far_blocks - self.settings.sink_blocks > fetch > 0:
+        fetch = self._fetches(layer, span, far_blocks)
+        if self._chooses(layer, span, far_blocks - self.settings.sink_blocks, fetch):
             return self._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
         shared = min(far_blocks, self.settings.sink_blocks if fetch == 0 else far_blocks)
-        output, masses = combine(self._shared_parts(layer, rows, scoring, shared))
-        self._count_read(span, masses, None)
+        self._audit(layer, rows, span, step, scoring, Read(self._recent(layer), shared))
+        parts = self._shared_parts(layer, rows, scoring, shared)
+        output, masses = combine(parts)
+        self._count_read(span, parts, masses, None)
         return output
+
+    def _chooses(self, layer: int, span: Span, choosable: int, fetch: int) -> bool:
+        """Whether landmarks have a say: what a position reads must not depend on what else is in its step."""
+        if span.blocks_per_head is None or layer < self.settings.dense_layers or choosable <= 0:
+            return False
+        always = span.top_p is not None or self.settings.rule.replaces_mass
+        return (choosable > fetch or always) and (fetch > 0 or self.settings.estimate_rest)
 
     def _attend_fetched(
         self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
     ) -> Tensor:
         """As `_attend_rows`, where each head has to choose."""
         parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
-        blocks, valid = self._timed_select(layer, rows, step, far_blocks, fetch)
-        output, masses = combine([*parts, self._fetched(layer, rows, scoring, blocks, valid)])
-        self._count_selected(rows, step, valid)
-        self._count_read(span, masses, blocks)
+        choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
+        if self.settings.estimate_rest:
+            parts.append(self._rest(layer, rows, scoring, choice))
+        parts.append(self._fetched(layer, rows, scoring, choice))
+        output, masses = combine(parts)
+        self._count_selected(rows, step, choice.valid)
+        self._count_read(span, parts, masses, choice.blocks)
         return output
 
     def _shared_parts(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> list[Part]:
@@ -220,40 +216,95 @@ class ReferenceAttention:
         allowed = far[..., None].expand(-1, -1, self.layout.block_size)
         return dense_part(rows.far_queries, keys, values, scoring, allowed, torch.zeros_like(far))
 
-    def _fetched(self, layer: int, rows: Rows, scoring: Scoring, blocks: Tensor, valid: Tensor) -> Part:
-        """The chosen blocks (kv_heads, rows, fetch) of each query and head."""
-        keys, values = rows.session.store.gather(layer, rows.session.slots(blocks))
+    def _fetched(self, layer: int, rows: Rows, scoring: Scoring, choice: Choice) -> Part:
+        """The chosen blocks of each query and head."""
+        keys, values = rows.session.store.gather(layer, rows.session.slots(choice.blocks))
         if self.settings.bounded:
             queries = rows.far_queries
         else:
-            distance = rows.positions[:, None] - blocks * self.layout.block_size  # (H, T, K)
+            distance = rows.positions[:, None] - choice.blocks * self.layout.block_size  # (H, T, K)
             queries = self.layers[layer].rotation(rows.queries[:, :, None], distance[..., None])  # (H, T, K, G, D)
-        return fetched_part(queries, keys.float(), values, scoring, valid)
+        part = fetched_part(queries, keys.float(), values, scoring, choice.valid)
+        if not self.settings.rule.replaces_mass:
+            return part
+        assert choice.scores is not None
+        mass = self.settings.rule.log_mass(choice.scores, self.layout.block_size)  # (H, T, G, N)
+        return part.weighing(mass.gather(3, choice.blocks[:, :, None].expand(-1, -1, mass.shape[2], -1)))
+
+    def _rest(self, layer: int, rows: Rows, scoring: Scoring, choice: Choice) -> Part:
+        """The far blocks that are not read, as their landmarks estimate them."""
+        assert choice.scores is not None
+        index = rows.session.indexes[layer]
+        assert index is not None
+        mass = scoring.cap(self.settings.rule.log_mass(choice.scores, self.layout.block_size))
+        unread = choice.unread(self._hidden(rows.own - self._recent(layer), mass.shape[3]))
+        return EstimatedPart(mass.masked_fill(~unread[:, :, None], -torch.inf), index)
 
     # -- choosing --------------------------------------------------------------------------------------------
 
-    def _timed_select(self, layer: int, rows: Rows, step: Step, far_blocks: int, fetch: int) -> tuple[Tensor, Tensor]:
-        """`_select`, with its seconds on the step's report."""
+    def _timed_select(
+        self,
+        layer: int,
+        rows: Rows,
+        scoring: Scoring,
+        parts: list[Part],
+        span: Span,
+        step: Step,
+        far_blocks: int,
+        fetch: int,
+    ) -> Choice:
+        """What each query and head fetches beside `parts`, with the seconds that it took on the step's report."""
         begun = time.perf_counter()
-        chosen = self._select(layer, rows, far_blocks, fetch)
+        choice = self._select(layer, rows, far_blocks, fetch)
+        if span.top_p is not None and choice.scores is not None:
+            choice = self._until_covered(layer, rows, choice, scoring, parts, span.top_p)
         step.report.retrieval_seconds += time.perf_counter() - begun
-        return chosen
+        self._audit(layer, rows, span, step, scoring, Read(self._recent(layer), self.settings.sink_blocks, choice))
+        return choice
 
-    def _select(self, layer: int, rows: Rows, far_blocks: int, fetch: int) -> tuple[Tensor, Tensor]:
-        """Blocks (kv_heads, rows, fetch) that each query's head fetches, and which of them are valid."""
+    def _select(self, layer: int, rows: Rows, far_blocks: int, fetch: int) -> Choice:
+        """The `fetch` best blocks of each query and head."""
         ends = rows.own - self._recent(layer)  # what a query may fetch is [sink_blocks, end)
         if self.settings.gated and layer == 0:
             # Every landmark key of layer 0 is the same vector: all blocks tie and the most recent win.
             blocks = ends[:, None] - 1 - torch.arange(fetch, device=ends.device)
             blocks = blocks.expand(self.layout.kv_heads, -1, -1)
-            return blocks.clamp(min=0), blocks >= self.settings.sink_blocks
+            return Choice(blocks.clamp(min=0), blocks >= self.settings.sink_blocks)
         scores = self._landmark_scores(layer, rows, far_blocks)  # (H, T, G, far_blocks)
-        if scores.shape[2] == 1:
-            return self._best(scores[:, :, 0], ends, fetch)
-        return self._best(self._aggregate(scores, self._hidden(ends, far_blocks)), ends, fetch)
+        hidden = self._hidden(ends, far_blocks)
+        wanted = scores[:, :, 0] if scores.shape[2] == 1 else shares(scores, hidden)
+        if self.settings.outlier_blocks:
+            wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
+        blocks, valid = self._best(wanted, ends, fetch)
+        return Choice(blocks, valid, scores)
+
+    def _outliers(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
+        """Blocks that are read whatever their landmarks say: bool (kv_heads, rows, far_blocks)."""
+        index = rows.session.indexes[layer]
+        assert index is not None
+        return most_outlying(index.outlying(hidden.shape[1]), hidden, self.settings.outlier_blocks)
+
+    def _until_covered(
+        self, layer: int, rows: Rows, choice: Choice, scoring: Scoring, parts: list[Part], top_p: float
+    ) -> Choice:
+        """The choice up to `top_p` of the softmax: of all attention if landmarks estimate it, else of the landmarks."""
+        assert choice.scores is not None
+        hidden = self._hidden(rows.own - self._recent(layer), choice.scores.shape[3])
+        near, scores = None, choice.scores
+        if self.settings.rule.estimates_mass:
+            scores = scoring.cap(self.settings.rule.log_mass(scores, self.layout.block_size))
+            near = torch.cat([part.scores.flatten(3) for part in parts], dim=-1).logsumexp(-1)  # (H, T, G)
+        whole = shares(scores, hidden, near)  # (H, T, N)
+        chosen = whole.gather(2, choice.blocks.clamp(min=0)).masked_fill(~choice.valid, 0.0)  # (H, T, K)
+        # `_best` need not sort, and outliers come first however little they weigh.
+        order = chosen.sort(dim=-1, descending=True)
+        read = 1 - whole.sum(-1) if near is not None else torch.zeros_like(whole[..., 0])
+        kept = within_top_p(order.values, read, top_p, self.settings.least_blocks)
+        valid = choice.valid & torch.zeros_like(kept).scatter_(2, order.indices, kept)
+        return Choice(choice.blocks, valid, choice.scores)
 
     def _hidden(self, ends: Tensor, far_blocks: int) -> Tensor:
-        """Blocks that a query may not fetch: bool (rows, far_blocks)."""
+        """Blocks that a query may not fetch, with the first recent block of each (rows,): bool (rows, far_blocks)."""
         blocks = torch.arange(far_blocks, device=ends.device)
         return (blocks < self.settings.sink_blocks) | (blocks >= ends[:, None])
 
@@ -266,12 +317,10 @@ class ReferenceAttention:
         """(kv_heads, rows, groups, far_blocks)."""
         index = rows.session.indexes[layer]
         assert index is not None
-        encoded = self.settings.rule.encode(rows.far_queries).flatten(1, 2)  # (H, T * G, width)
-        return index.scores(encoded, far_blocks).unflatten(1, rows.queries.shape[1:3])
-
-    def _aggregate(self, scores: Tensor, hidden: Tensor) -> Tensor:
-        """One score per KV head: the mean over its query heads *after* the softmax: (H, T, far_blocks)."""
-        return scores.masked_fill_(hidden[:, None], -torch.inf).softmax(-1).nan_to_num_(0.0).mean(2)
+        rule = self.settings.rule
+        looking = rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, width)
+        scores = index.scores(looking, far_blocks).unflatten(1, rows.queries.shape[1:3])
+        return rule.join(scores.unflatten(-1, (far_blocks, index.shape.landmarks)))
 
     # -- measuring -------------------------------------------------------------------------------------------
 
@@ -281,20 +330,24 @@ class ReferenceAttention:
         report.blocks_selected += fetched
         report.hits[tier] = report.hits.get(tier, 0) + fetched
 
-    def _count_read(self, span: Span, masses: list[Tensor], fetched: Tensor | None) -> None:
+    def _count_read(self, span: Span, parts: list[Part], masses: list[Tensor], fetched: Tensor | None) -> None:
         """What the span's queries read, if somebody wants to know.
 
         Args:
-            masses: attention by block (kv_heads, rows, blocks) of the near part, then the shared and fetched ones
+            parts: near, shared and estimated ones as far as there are, then the fetched one
+            masses: attention by block (kv_heads, rows, blocks) of each part
             fetched: block numbers of the last part, if it is one of fetched blocks
         """
         if span.tally is None:
             return
-        near, *rest = masses
-        span.tally.local += float(near.sum())
+        span.tally.local += float(masses[0].sum())
+        between = list(zip(parts, masses, strict=True))[1:]
         if fetched is not None:
-            span.tally.add(fetched.flatten().tolist(), rest.pop().flatten().tolist())
-        for mass in rest:
-            shared, sinks = mass.sum((0, 1)).tolist(), self.settings.sink_blocks
-            span.tally.sinks += sum(shared[:sinks])
-            span.tally.add(list(range(sinks, len(shared))), shared[sinks:])
+            span.tally.add(fetched.flatten().tolist(), between.pop()[1].flatten().tolist())
+        for part, mass in between:
+            if isinstance(part, EstimatedPart):
+                span.tally.estimated += float(mass.sum())
+            else:
+                shared, sinks = mass.sum((0, 1)).tolist(), self.settings.sink_blocks
+                span.tally.sinks += sum(shared[:sinks])
+                span.tally.add(list(range(sinks, len(shared))), shared[sinks:])

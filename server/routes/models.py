@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter
@@ -27,7 +28,6 @@ async def get_model(model_id: str, service: Serving) -> dict[str, Any]:
 
 def _model(service: Service) -> dict[str, Any]:
     told = service.model.description
-    retrieval = ("landmarks", "block_size", "blocks_per_head", "recent_blocks", "sink_blocks", "positions")
     return {
         "id": service.settings.model_name,
         "object": "model",
@@ -36,5 +36,5 @@ def _model(service: Service) -> dict[str, Any]:
         "max_model_len": told.max_session_tokens,
         "parameters": told.parameters,
         "dtype": told.dtype,
-        "retrieval": {name: getattr(told, name) for name in retrieval},
+        "retrieval": {"block_size": told.block_size, **dataclasses.asdict(told.retrieval)},
     }

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cache import BlockStore, CacheLayout, DeviceTier, Session
+from cache import BlockStore, CacheLayout, DeviceTier, IndexShape, Session, Summary
 
-RULE_WIDTH = 3
-LAYOUT = CacheLayout(layers=2, kv_heads=2, head_dim=RULE_WIDTH, block_size=4, landmark_positions=1)
+DIM = 3
+SHAPE = IndexShape(DIM)
+LAYOUT = CacheLayout(layers=2, kv_heads=2, head_dim=DIM, block_size=4, landmark_positions=1)
 LANDMARK = 9
 
 
@@ -43,7 +44,7 @@ def compute(session: Session, text: int) -> None:
         sealed = last // layout.block_size
         if index is not None and sealed > index.count:
             read, _ = session.store.read(layer, session.slots_between(index.count, sealed))
-            index.add(read.mean(-2))
+            index.add(Summary(read.mean(-2)[:, :, None]))
     session.advance(text)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from cache import Session, SessionRegistry
-from tests.cache.filling import LAYOUT, RULE_WIDTH, compute, new_store, verify
+from tests.cache.filling import LAYOUT, SHAPE, compute, new_store, verify
 
 TEXT = LAYOUT.text_per_block
 LONG = list(range(5 * TEXT + 1))
@@ -15,7 +15,7 @@ LONG = list(range(5 * TEXT + 1))
 
 @pytest.fixture
 def registry() -> SessionRegistry:
-    return SessionRegistry(new_store(64), [RULE_WIDTH, None], b"model")
+    return SessionRegistry(new_store(64), [SHAPE, None], b"model")
 
 
 def read(registry: SessionRegistry, tokens: Sequence[int], tenant: str = "a") -> Session:
@@ -67,8 +67,8 @@ def test_a_prefix_is_found_by_its_tenant_only(registry: SessionRegistry) -> None
 
 def test_another_models_prefix_is_not_found() -> None:
     store = new_store(64)
-    first = SessionRegistry(store, [RULE_WIDTH, None], b"model")
-    second = SessionRegistry(store, [RULE_WIDTH, None], b"other")
+    first = SessionRegistry(store, [SHAPE, None], b"model")
+    second = SessionRegistry(store, [SHAPE, None], b"other")
     kept = read(first, LONG)
     second.keep(kept.fork("shared"))
     assert found(second, LONG) == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from cache import OutOfBlocks, Session, SessionRegistry
-from tests.cache.filling import LAYOUT, RULE_WIDTH, compute, new_store, verify
+from tests.cache.filling import LAYOUT, SHAPE, compute, new_store, verify
 
 TEXT = LAYOUT.text_per_block
 CAPACITY = 14
@@ -30,7 +30,7 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.registry = SessionRegistry(new_store(CAPACITY), [RULE_WIDTH, None], b"model")
+        self.registry = SessionRegistry(new_store(CAPACITY), [SHAPE, None], b"model")
         self.truth: dict[Session, list[int]] = {}
         self.published: dict[Session, tuple[str, int]] = {}  # kept ones too, in no order
 

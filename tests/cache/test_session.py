@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import BlockStore, CacheLayout, OutOfBlocks, Session
-from tests.cache.filling import LAYOUT, RULE_WIDTH, compute, new_store, verify
+from tests.cache.filling import LAYOUT, SHAPE, compute, new_store, verify
 
 TEXT = LAYOUT.text_per_block  # 3 text tokens and a landmark
 
@@ -22,7 +22,7 @@ def store() -> BlockStore:
 
 def session_of(store: BlockStore, tokens: Sequence[int], computed: int | None = None, salt: bytes = b"") -> Session:
     """A session of which the first `computed` tokens are stored, all by default."""
-    session = Session("s", store, [RULE_WIDTH, None], salt)
+    session = Session("s", store, [SHAPE, None], salt)
     session.append(tokens)
     compute(session, len(tokens) if computed is None else computed)
     return session
@@ -41,7 +41,7 @@ def test_positions_count_the_landmarks_of_full_blocks(store: BlockStore) -> None
 
 def test_without_landmarks_a_position_is_a_token() -> None:
     layout = CacheLayout(layers=1, kv_heads=2, head_dim=3, block_size=4)
-    session = Session("s", new_store(8, layout), [3])
+    session = Session("s", new_store(8, layout), [SHAPE])
     session.append(range(10))
     compute(session, 10)
     assert (session.positions, session.sealed, len(session.blocks)) == (10, 2, 3)

@@ -33,7 +33,7 @@ def alone(run: Running, tiny_folder: Path, landmark_folder: Path) -> Iterator[Ru
     """The same engine, sharing nothing."""
     trained = run.engine.description.landmark_token_id is not None
     folder = landmark_folder if trained else tiny_folder
-    blocks = {} if trained else {**KINDS["absolute"], "positions": run.engine.description.positions}
+    blocks = {} if trained else {**KINDS["absolute"], "positions": run.engine.description.retrieval.positions}
     with running(folder, **blocks, prefix_cache=False) as started:
         yield started
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache import LandmarkIndex
+from cache import Vectors
 
 HEADS, WIDTH = 2, 6
 
@@ -22,13 +22,13 @@ def summaries(count: int, seed: int = 0) -> Tensor:
 QUERIES = summaries(3, seed=99)
 
 
-def index_of(added: Tensor) -> LandmarkIndex:
-    index = LandmarkIndex(HEADS, WIDTH)
+def index_of(added: Tensor) -> Vectors:
+    index = Vectors(HEADS, WIDTH)
     index.add(added)
     return index
 
 
-def agrees(index: LandmarkIndex, expected: Tensor) -> None:
+def agrees(index: Vectors, expected: Tensor) -> None:
     """The index scores like a plain product with `expected` (heads, count, width), also when asked for less."""
     assert index.count == expected.shape[1]
     for count in {0, 1, 64, 65, expected.shape[1] // 2, expected.shape[1]}:
@@ -36,7 +36,7 @@ def agrees(index: LandmarkIndex, expected: Tensor) -> None:
             torch.testing.assert_close(index.scores(QUERIES, count), QUERIES @ expected[:, :count].mT)
 
 
-def storages(index: LandmarkIndex) -> list[Tensor]:
+def storages(index: Vectors) -> list[Tensor]:
     return [segment.storage for segment in index._segments]
 
 
@@ -44,14 +44,14 @@ def storages(index: LandmarkIndex) -> list[Tensor]:
 @given(st.lists(st.integers(0, 150), max_size=8))
 def test_scores_are_a_plain_product_whatever_the_pattern_of_adding(counts: list[int]) -> None:
     everything = summaries(sum(counts))
-    index = LandmarkIndex(HEADS, WIDTH)
+    index = Vectors(HEADS, WIDTH)
     for part in everything.split(counts, dim=1) if counts else ():
         index.add(part)
     agrees(index, everything)
 
 
 def test_growth_never_copies() -> None:
-    index = LandmarkIndex(HEADS, WIDTH)
+    index = Vectors(HEADS, WIDTH)
     everything = summaries(700)
     seen: list[Tensor] = []
     for start in range(0, 700, 7):
@@ -67,7 +67,7 @@ def test_growth_never_copies() -> None:
 
 
 def test_segments_stop_growing_at_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache.index.LARGEST_SEGMENT", 128)
+    monkeypatch.setattr("cache.vectors.LARGEST_SEGMENT", 128)
     index = index_of(summaries(600))
     assert max(storage.shape[1] for storage in storages(index)) == 128
     agrees(index, summaries(600))
@@ -110,7 +110,7 @@ def test_more_than_it_holds_is_an_error_not_noise() -> None:
 
 def test_scores_of_half_precision_summaries_come_in_the_queries_precision() -> None:
     everything = summaries(90)
-    index = LandmarkIndex(HEADS, WIDTH, torch.bfloat16)
+    index = Vectors(HEADS, WIDTH, torch.bfloat16)
     index.add(everything)
     scores = index.scores(QUERIES, 90)
     assert scores.dtype == torch.float32

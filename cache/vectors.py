@@ -1,0 +1,101 @@
+"""Vectors in rows 0, 1, 2, … that only grow: add some, multiply with all of them, fork.
+
+Grows in segments whose sizes double, so nothing is copied to append; a fork reads its parent's segments and
+grows segments of its own. Knows neither blocks nor what the vectors mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Storage (kv_heads, capacity, width) of which the first `count` rows belong to these vectors."""
+
+    storage: Tensor
+    count: int
+
+    @property
+    def room(self) -> int:
+        return self.storage.shape[1] - self.count
+
+
+class Vectors:
+    """Rows of one session in one layer.
+
+    Args:
+        kv_heads: heads with rows of their own
+        width: channels of a row
+        dtype: of the stored rows
+    """
+
+    def __init__(self, kv_heads: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        self._shape = (kv_heads, width, dtype)
+        self._segments: list[Segment] = []
+        self._owned = False
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Append rows (kv_heads, rows, width)."""
+        while rows.shape[1]:
+            last = self._open_segment(rows.device)
+            taken = min(last.room, rows.shape[1])
+            last.storage[:, last.count : last.count + taken] = rows[:, :taken]
+            self._segments[-1] = Segment(last.storage, last.count + taken)
+            self.count += taken
+            rows = rows[:, taken:]
+
+    def _open_segment(self, device: torch.device) -> Segment:
+        """A segment of our own with room: the last one, or a new one twice as large as it."""
+        if not self._owned or not self._segments[-1].room:
+            heads, width, dtype = self._shape
+            largest = max((s.storage.shape[1] for s in self._segments), default=FIRST_SEGMENT // 2)
+            capacity = min(2 * largest, LARGEST_SEGMENT)
+            storage = torch.empty((heads, capacity, width), dtype=dtype, device=device)
+            self._segments.append(Segment(storage, 0))
+            self._owned = True
+        return self._segments[-1]
+
+    def parts(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """The first `count` rows as (number of the first one, rows (kv_heads, some, width)), where they lie."""
+        assert count <= self.count, "more rows were asked for than there are"
+        start = 0
+        for segment in self._segments:
+            taken = min(segment.count, count - start)
+            if taken <= 0:
+                break
+            yield start, segment.storage[:, :taken]
+            start += taken
+
+    def scores(self, queries: Tensor, count: int) -> Tensor:
+        """Products of queries (kv_heads, queries, width) with the first `count` rows: (kv_heads, queries, count)."""
+        scores = torch.empty((*queries.shape[:2], count), dtype=queries.dtype, device=queries.device)
+        for start, rows in self.parts(count):
+            torch.matmul(queries, rows.to(queries.dtype).mT, out=scores[:, :, start : start + rows.shape[1]])
+        return scores
+
+    def weigh(self, weights: Tensor) -> Tensor:
+        """Sums of the first rows by weights (kv_heads, queries, count): (kv_heads, queries, width)."""
+        heads, width, _ = self._shape
+        sums = torch.zeros((heads, weights.shape[1], width), dtype=weights.dtype, device=weights.device)
+        for start, rows in self.parts(weights.shape[2]):
+            sums += weights[:, :, start : start + rows.shape[1]] @ rows.to(weights.dtype)
+        return sums
+
+    def fork(self, count: int) -> Vectors:
+        """Vectors that are the first `count` rows and share their storage."""
+        fork = Vectors(*self._shape)
+        for segment in self._segments:
+            taken = min(segment.count, count - fork.count)
+            if taken > 0:
+                fork._segments.append(Segment(segment.storage, taken))
+                fork.count += taken
+        assert fork.count == count, "cannot fork beyond what there is"
+        return fork

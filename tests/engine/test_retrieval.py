@@ -1,0 +1,236 @@
+"""What a query reads, against attention computed key by key: rules, outliers, top-p, the rest, dense layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache import RULES, outlying
+from engine import InvalidParameter, RetrievalSettings, Step
+from tests.engine.test_families import full_attention
+from tests.models import Bench, random_tokens
+
+SIZE, RECENT, SINKS, LENGTH = 8, 1, 1, 120
+CONFIG: dict[str, Any] = {"block_size": SIZE, "recent_blocks": RECENT, "sink_blocks": SINKS}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mean": {"landmarks": "mean"},
+    "box, four landmarks": {"landmarks": "box", "landmarks_per_block": 4},
+    "clusters": {"landmarks": "clusters", "landmarks_per_block": 2},
+    "outliers": {"landmarks": "box-mean", "outlier_blocks": 2},
+    "top-p of the attention": {"landmarks": "moments", "retrieval_top_p": 0.7},
+    "top-p of the landmarks": {"landmarks": "box", "retrieval_top_p": 0.5, "least_blocks": 2},
+    "rest": {"landmarks": "mean", "estimate_rest": True},
+    "rest of clusters": {"landmarks": "clusters", "landmarks_per_block": 4, "estimate_rest": True},
+    "rest by random features": {"landmarks": "performer", "estimate_rest": True},
+    "combiner": {"landmarks": "combiner"},
+    "everything": {
+        "landmarks": "moments", "landmarks_per_block": 2, "outlier_blocks": 1, "retrieval_top_p": 0.8,
+        "estimate_rest": True, "dense_layers": 1,
+    },
+}  # fmt: skip
+
+
+class Oracle:
+    """One layer's attention for each query and head in turn, from whole keys and values; no blocks are cached.
+
+    Args:
+        keys, values: true keys (heads, tokens, dim) at their absolute positions
+        k: blocks per head
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, settings: RetrievalSettings, k: int) -> None:
+        self.keys, self.values, self.settings, self.k = keys, values, settings, k
+
+    def __call__(self, queries: Tensor, at: int) -> Tensor:
+        """Output (groups, dim) of the scaled queries (groups, dim) of KV head 0 at a position."""
+        own = at // SIZE
+        far = list(range(SINKS, max(SINKS, own - RECENT)))
+        always = [b for b in range(own + 1) if b < SINKS or b >= own - RECENT]
+        blocks = self._blocks(far)
+        chosen = self._chosen(queries, at, far, blocks, always)
+        terms, values = [], []
+        for b in always + chosen:
+            inside = slice(b * SIZE, min((b + 1) * SIZE, at + 1))
+            scores = queries @ self.keys[inside].T
+            if b in chosen and self.settings.rule.replaces_mass:
+                mass = self._mass(queries, blocks[far.index(b)][None], own, b)
+                scores = scores - scores.logsumexp(-1, keepdim=True) + mass
+            terms.append(scores)
+            values.append(self.values[inside])
+        if self.settings.estimate_rest:
+            for b in set(far) - set(chosen):
+                terms.append(self._mass(queries, blocks[far.index(b)][None], own, b))
+                values.append(self.values[b * SIZE : (b + 1) * SIZE].mean(0, keepdim=True))
+        return torch.cat(terms, -1).softmax(-1) @ torch.cat(values)
+
+    def _blocks(self, far: list[int]) -> Tensor:
+        """Keys of the far blocks (blocks, SIZE, dim)."""
+        return torch.stack([self.keys[b * SIZE : (b + 1) * SIZE] for b in far]) if far else self.keys[:0]
+
+    def _scores(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
+        """Scores (groups, blocks) by the rule, which tests/cache/test_landmarks.py checks."""
+        rule, count = self.settings.rule, self.settings.landmarks_per_block
+        landmarks = rule.landmarks(keys[None], first, count)[0]
+        looking = rule.look(queries[None, None], torch.tensor([own]))[0, 0]
+        return rule.join(torch.einsum("gw,nmw->gnm", looking, landmarks))
+
+    def _mass(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
+        return self.settings.rule.log_mass(self._scores(queries, keys, own, first), SIZE)
+
+    def _chosen(self, queries: Tensor, at: int, far: list[int], blocks: Tensor, always: list[int]) -> list[int]:
+        settings, own = self.settings, at // SIZE
+        if not far:
+            return []
+        scores = self._scores(queries, blocks, own, SINKS)  # (groups, blocks)
+        wanted = scores.softmax(-1).mean(0).tolist()
+        forced = sorted(range(len(far)), key=lambda i: -float(outlying(blocks)[i]))[: settings.outlier_blocks]
+        order = sorted(range(len(far)), key=lambda i: (i not in forced, -wanted[i]))[: self.k + settings.outlier_blocks]
+        if settings.top_p is not None:
+            weights, covered = scores.softmax(-1).mean(0), 0.0
+            if settings.rule.estimates_mass:
+                read = torch.cat([queries @ self.keys[b * SIZE : min((b + 1) * SIZE, at + 1)].T for b in always], -1)
+                near = read.logsumexp(-1, keepdim=True)
+                mass = settings.rule.log_mass(scores, SIZE)
+                weights = torch.cat((near, mass), -1).softmax(-1)[:, 1:].mean(0)
+                covered = 1 - float(weights.sum())
+            kept: list[int] = []
+            for i in sorted(order, key=lambda i: -float(weights[i])):
+                if covered < settings.top_p or len(kept) < settings.least_blocks:
+                    kept.append(i)
+                covered += float(weights[i])
+            order = kept
+        return [far[i] for i in order]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_layer_agrees_with_attention_key_by_key(name: str, fused: bool, one_layer: Path) -> None:
+    options = OPTIONS[name] | {"dense_layers": 0}
+    positions = "bounded" if fused else "absolute"
+    bench = Bench(one_layer, fused=fused, positions=positions, **CONFIG, **options)
+    taken = Recorded(bench)
+    session = bench.session()
+    bench.logits(session, random_tokens(LENGTH), [50, 1, LENGTH - 51], fetch=3)
+    for at in range(0, LENGTH, 7):
+        keys, values, queries = taken.seen_from(at, bounded=fused)
+        expected = Oracle(keys, values, bench.settings, 3)(queries, at)
+        torch.testing.assert_close(taken.output[at, :2], expected, atol=2e-4, rtol=2e-4, msg=f"position {at}")
+
+
+class Recorded:
+    """Queries, keys, values and outputs that went through the only layer of a bench, of KV head 0."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.rotation = bench.model.layers[0].rotation
+        self.q, self.k, self.v = (torch.empty(0, 2, 16) for _ in range(3))
+        self.output = torch.empty(0, 4, 16)
+        attention = bench.runner._attention
+        bench.runner._attention = lambda layer, q, k, v, step, scaling, cap: self._through(
+            attention, layer, q, k, v, step, scaling, cap
+        )
+
+    def _through(self, attention: Any, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, *rest: Any) -> Tensor:
+        output = attention(layer, q, k, v, step, *rest)
+        self.q = torch.cat((self.q, q[:, :2] * rest[0]))
+        self.k, self.v = torch.cat((self.k, k)), torch.cat((self.v, v))
+        self.output = torch.cat((self.output, output))
+        return output
+
+    def seen_from(self, at: int, *, bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values (tokens, dim) of head 0 and queries (2, dim), as the query at a position sees them."""
+        positions, origin = torch.arange(len(self.k)), 0
+        stands = positions
+        if bounded:  # every far block stands just before the recent ones, and that is where positions count from
+            origin = (at // SIZE - RECENT - 1) * SIZE
+            far = positions // SIZE < at // SIZE - RECENT
+            stands = torch.where(far, origin + positions % SIZE, positions)
+        keys = self.rotation(self.k[:, 0], stands - origin)
+        return keys, self.v[:, 0], self.rotation(self.q[at], torch.full((2,), at - origin))
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.models import save_model
+
+    return save_model("llama", tmp_path_factory.mktemp("one") / "layer", num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_any_cut_gives_the_same_logits(name: str, fused: bool, tiny_folder: Path) -> None:
+    bench = Bench(tiny_folder, fused=fused, positions="bounded", **CONFIG, **OPTIONS[name])
+    whole = bench.logits(bench.session(), random_tokens(LENGTH), [LENGTH], fetch=2)
+    parts = bench.logits(bench.session(), random_tokens(LENGTH), [30, *[1] * 20, LENGTH - 50], fetch=2)
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "combiner"])
+def test_fetching_every_block_is_full_attention(name: str, tiny_folder: Path) -> None:
+    options = OPTIONS[name] | {"retrieval_top_p": None}
+    bench = Bench(tiny_folder, **CONFIG, **options)
+    logits = bench.logits(bench.session(), random_tokens(LENGTH), [60, 60], fetch=20)
+    torch.testing.assert_close(logits, full_attention(tiny_folder, random_tokens(LENGTH)), atol=1e-4, rtol=1e-4)
+
+
+def test_with_all_layers_dense_nothing_is_left_out(tiny_folder: Path) -> None:
+    bench = Bench(tiny_folder, **CONFIG, dense_layers=3)
+    session = bench.session()
+    logits = bench.logits(session, random_tokens(LENGTH), [60, 60], fetch=0)
+    assert session.indexes == [None] * 3
+    torch.testing.assert_close(logits, full_attention(tiny_folder, random_tokens(LENGTH)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_rest_is_worth_estimating(tiny_folder: Path) -> None:
+    """Reading two blocks and estimating the others is nearer to full attention than reading two blocks alone."""
+    expected = full_attention(tiny_folder, random_tokens(LENGTH)).log_softmax(-1)
+    errors = []
+    for rest in (False, True):
+        bench = Bench(tiny_folder, **CONFIG, landmarks="clusters", landmarks_per_block=4, estimate_rest=rest)
+        logits = bench.logits(bench.session(), random_tokens(LENGTH), [LENGTH], fetch=2)
+        errors.append(float((expected.exp() * (expected - logits.log_softmax(-1))).sum(-1).mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"retrieval_top_p": 1.5}, "retrieval_top_p"),
+    ({"retrieval_top_p": 0.0}, "retrieval_top_p"),
+    ({"landmarks": "psychic"}, "must be one of"),
+    ({"block_size": 1}, "block_size"),
+    ({"blocks_per_head": -1}, "blocks_per_head"),
+    ({"landmarks_per_block": 3, "block_size": 8}, "must divide"),
+    ({"landmarks": "box", "estimate_rest": True}, "does not estimate"),
+    ({"landmarks": "random", "retrieval_top_p": 0.9}, "does not look"),
+    ({"dense_layers": -1}, "dense_layers"),
+    ({"outlier_blocks": -1}, "outlier_blocks"),
+    ({"landmarks": "trained"}, "no trained landmarks"),
+])  # fmt: skip
+def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str, tiny_folder: Path) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        Bench(tiny_folder, **settings)
+
+
+@pytest.mark.parametrize("name", ["outlier_blocks", "estimate_rest", "dense_layers", "landmarks_per_block"])
+def test_trained_landmarks_keep_their_geometry(name: str, landmark_folder: Path) -> None:
+    settings: dict[str, Any] = {name: 1}
+    with pytest.raises(InvalidParameter, match="fixed by the model's training"):
+        Bench(landmark_folder, **settings)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_trained_landmarks_fetch_until_enough_is_covered(fused: bool, landmark_folder: Path) -> None:
+    """Their scores are the attention that blocks get, so 1 reads what a fixed number reads, and little reads less."""
+    logits = {}
+    for p in (None, 1.0, 0.5):
+        bench = Bench(landmark_folder, fused=fused, retrieval_top_p=p)
+        logits[p] = bench.logits(bench.session(), random_tokens(LENGTH), [LENGTH], fetch=3)
+    torch.testing.assert_close(logits[1.0], logits[None], atol=1e-4, rtol=1e-4)
+    assert (logits[0.5] - logits[None]).abs().max() > 1e-3
+
+
+def test_every_rule_is_tried() -> None:
+    tried = {options["landmarks"] for options in OPTIONS.values()}
+    assert set(RULES) - tried == {"trained", "lsh", "random", "dilated"}, "those have no option of their own"
