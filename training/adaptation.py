@@ -38,6 +38,7 @@ class Adaptation:
     model: Any
     tokenizer: Any
     layers: list[LayerGeometry]
+    kv_heads: int
     settings: LandmarkSettings
     token_id: int
     dtype: torch.dtype
@@ -57,7 +58,7 @@ class Adaptation:
 
     def logits(self, slots: Tensor, crowd: int = 0) -> Tensor:
         """Logits (rows, slots, vocabulary) of what will be served."""
-        plan = Blockwise(self.layers, self.settings, crowd)
+        plan = Blockwise(self.layers, self.kv_heads, self.settings, crowd)
         return self.model(slots, position_ids=torch.zeros_like(slots), use_cache=False, blockwise=plan).logits
 
     def plain_logits(self, tokens: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def adapt(base: str, settings: LandmarkSettings, lora: int, seed: int) -> Adapta
     loaded.model.set_attn_implementation(blockwise.NAME)
     dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
     model = with_lora(loaded.model, token_id, lora) if lora else loaded.model
-    return Adaptation(model, tokenizer, loaded.layers, settings, token_id, dtype, lora)
+    return Adaptation(model, tokenizer, loaded.layers, loaded.kv_heads, settings, token_id, dtype, lora)
 
 
 def check_positions(settings: LandmarkSettings, trained: int) -> None:

@@ -26,7 +26,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, keys: Tensor, values: Tensor, reader: Reader) -> Tensor:
-        output, reads = torch.empty_like(q), []
+        output, reads = q.new_empty(*q.shape[:-1], values.shape[-1]), []
         pools = Pools(keys, values)
         for chunk in reader.chunks(q.shape[2], q.device):
             queries, pooled = q[:, :, chunk.slots], pools.of(chunk)
@@ -117,11 +117,13 @@ def blockwise_attention(
     reader = blockwise.reader(module.layer_idx, softcap)
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        q = (query.to(dtype) * scaling).unflatten(1, (key.shape[1], -1)).transpose(2, 3)  # (R, H, T, G, D)
+        q = (query.to(dtype) * scaling).unflatten(1, (blockwise.kv_heads, -1)).transpose(2, 3)  # (R, H, T, G, D)
         keys, values = (x.to(dtype).unflatten(2, (-1, reader.size)) for x in (key, value))  # (R, H, N, B, D)
+        if repeats := blockwise.kv_heads // key.shape[1] - 1:
+            keys, values = (x.repeat_interleave(repeats + 1, dim=1) for x in (keys, values))
         keys = reader.geometry.rotation(keys, torch.arange(reader.size, device=key.device)).contiguous()
         output = _Attend.apply(q, keys, values.contiguous(), reader)  # type: ignore[no-untyped-call] # (R, H, T, G, D)
-    return output.permute(0, 2, 1, 3, 4).flatten(2, 3).to(query.dtype), None
+    return output.permute(0, 2, 1, 3, 4).flatten(2, 3).contiguous().to(query.dtype), None
 
 
 def register() -> None:

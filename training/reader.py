@@ -29,6 +29,7 @@ class Blockwise:
 
     Attributes:
         layers: one geometry per layer
+        kv_heads: heads that choose separately, in every layer: a layer with fewer of them repeats its own
         crowd: so many last slots of each row, in whole blocks, also choose among the blocks of the batch's other
             rows (docs/decisions/0003); not in layer 0, where nothing is chosen
         chunk_slots: queries that are taken at once, at least one block of them
@@ -36,6 +37,7 @@ class Blockwise:
     """
 
     layers: list[LayerGeometry]
+    kv_heads: int
     settings: LandmarkSettings = field(default_factory=LandmarkSettings)
     crowd: int = 0
     chunk_slots: int = 64
@@ -91,7 +93,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Reader:
-    """One layer's attention over chunks: scaled queries (R, H, T, G, D), relative keys and values (R, H, N, B, D)."""
+    """One layer's attention over chunks: scaled queries (R, H, T, G, D), relative keys and values (R, H, N, B, D).
+
+    Values may have another number of channels than keys; the output has as many.
+    """
 
     plan: Blockwise
     geometry: LayerGeometry
@@ -260,4 +265,4 @@ class Reader:
         peak = scores.detach().amax(-1, keepdim=True)
         mass = (scores - peak).exp()
         total = mass.sum(-1, keepdim=True)
-        return (mass @ values / total).view(shape), (peak + total.log()).view(*shape[:-1], 1)
+        return (mass @ values / total).view(*shape[:-1], -1), (peak + total.log()).view(*shape[:-1], 1)

@@ -49,7 +49,9 @@ def inputs(rows: int, slots: int, heads: int = 2, kv_heads: int = 2) -> list[Ten
 def plan(settings: LandmarkSettings = SETTINGS, geometry: LayerGeometry | None = None, **options: Any) -> Blockwise:
     """Two layers of which the second chooses; chunks of two blocks."""
     layer = geometry or LayerGeometry(ROTATION)
-    return Blockwise([layer, layer], settings, **{"chunk_slots": 8, "dense_blocks": MASK, **options})
+    return Blockwise(
+        [layer, layer], settings=settings, **{"kv_heads": 2, "chunk_slots": 8, "dense_blocks": MASK, **options}
+    )
 
 
 def attend(tensors: list[Tensor], given: Blockwise, index: int = 1, softcap: float | None = None) -> Tensor:
@@ -172,7 +174,8 @@ def agree(folder: Path, fetch: int, dense_blocks: int) -> None:
     """Logits of every text token: training's attention and the engine's."""
     settings, text = with_geometry(folder, fetch), random_tokens(7 * 22)
     slots = [token for i in range(0, len(text), 7) for token in (*text[i : i + 7], LANDMARK)]
-    given = Blockwise(load_model(str(folder), "float32").layers, settings, chunk_slots=24, dense_blocks=dense_blocks)
+    model = load_model(str(folder), "float32")
+    given = Blockwise(model.layers, model.kv_heads, settings, chunk_slots=24, dense_blocks=dense_blocks)
     expected = training_logits(folder, slots, given)
     bench = Bench(folder)
     logits = bench.logits(bench.session(), text, [50, 1, 33, 70], fetch=fetch)
@@ -180,10 +183,19 @@ def agree(folder: Path, fetch: int, dense_blocks: int) -> None:
     torch.testing.assert_close(logits, expected[predicting], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dense_blocks", [GATHER, MASK])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_computes_what_the_engine_serves(family: str, dense_blocks: int, tmp_path: Path) -> None:
-    agree(save_model(family, tmp_path / family), 3, dense_blocks)
+def test_every_family_computes_what_the_engine_serves(family: str, tmp_path: Path) -> None:
+    agree(save_model(family, tmp_path / family), 3, GATHER)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "gpt_neox", "smollm3"])
+def test_pools_that_are_read_whole_are_as_served(family: str, tmp_path: Path) -> None:
+    agree(save_model(family, tmp_path / family), 3, MASK)
+
+
+@pytest.mark.parametrize("dense_blocks", [GATHER, MASK])
+def test_capped_scores_are_as_served(dense_blocks: int, tmp_path: Path) -> None:
+    agree(save_model("gemma2", tmp_path / "capped", attn_logit_softcapping=0.5), 3, dense_blocks)
 
 
 @pytest.mark.parametrize("fetch", [0, 1, 100])
@@ -226,7 +238,7 @@ class Watch(TorchDispatchMode):
 
 def memory(slots: int, *, blockwise: bool) -> Bytes:
     settings = LandmarkSettings(block_size=16, recent_blocks=3, sink_blocks=1, blocks_per_head=2)
-    given = plan(settings, chunk_slots=32, dense_blocks=8)
+    given = plan(settings, kv_heads=1, chunk_slots=32, dense_blocks=8)
     tensors = [random(1, 1, slots, 6, seed=seed, dtype=torch.float32).requires_grad_() for seed in range(3)]
     seen = Bytes()
 
