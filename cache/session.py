@@ -40,6 +40,7 @@ class Session:
         self.created = self.used = time.time()
         self.parent: str | None = None
         self.blocks_per_head: int | None = None  # what an audit has raised it to
+        self.audited: list[tuple[int, float]] = []  # blocks per head, and the mass that they had, lately
         # As long as the tier could ever need; the operating system backs only the part that is written.
         self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
 
@@ -93,8 +94,8 @@ class Session:
         """A session with the same past that shares the sealed blocks.
 
         Args:
-            sealed: keep only this many sealed blocks and none of the later tokens; None keeps everything,
-                and what lies in the open block is computed again (fewer than `block_size` tokens)
+            sealed: keep only this many sealed blocks and none of the later tokens; None keeps everything (what an
+                audit found, too), and what lies in the open block is computed again (fewer than `block_size` tokens)
         """
         keep = self.sealed if sealed is None else sealed
         size = self.layout.text_per_block
@@ -106,7 +107,8 @@ class Session:
         fork.hashes = self.hashes[: keep + 1]
         fork.indexes = [index and index.fork(keep) for index in self.indexes]
         fork.parent = self.id
-        fork.blocks_per_head = self.blocks_per_head
+        if sealed is None:  # who shares no more than a prefix reads as if it had computed it
+            fork.blocks_per_head, fork.audited = self.blocks_per_head, self.audited[:]
         self.store.share(fork.blocks)
         return fork
 

@@ -1,18 +1,23 @@
-"""The online audit: which (position, layer, query head) are checked against exact attention, and what was found.
+"""The online audit: which (token, layer, query head) are checked against exact attention, and what was found.
 
-Owns the sampling, the result of a request, and the rule that raises blocks_per_head. Samples follow from positions
-alone, so an audited answer is the same however its tokens were batched. Plain Python: the exact attention itself
-is computed in `engine/attention/exact.py`.
+Owns the sampling, the result of a request, and the rule that raises blocks_per_head. Samples follow from tokens and
+their positions alone, so an audited answer is the same however it was batched. Plain Python: the exact attention
+itself is computed in `engine/attention/exact.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import fsum
+
+from cache import Session
 
 MASK = (1 << 64) - 1
-WINDOW = 8
-"""Samples over which the mass must hold before a session's blocks_per_head is let be."""
+WINDOW, MEMORY = 8, 64
+"""After so many further samples a session's mass is judged, by so many of its latest samples."""
 MOST_BLOCKS = 4096
+"""No further is blocks_per_head raised; also the most that a request may set."""
 
 
 def mixed(number: int) -> int:
@@ -23,14 +28,16 @@ def mixed(number: int) -> int:
     return number ^ (number >> 31)
 
 
-def sampled(position: int, rate: float, heads: int) -> int | None:
-    """Which of `heads` (a layer's and query head's number together) is audited at a position; None at most of them."""
+def samples(first: int, tokens: Sequence[int], rate: float) -> dict[int, int]:
+    """Which of the positions first, first + 1, … are audited, each with a random number that draws its layer and head.
+
+    The tokens have a say: from positions alone, all short sessions of a server would be audited at the same places.
+    """
     if rate <= 0:
-        return None
-    drawn = mixed(position)
-    if drawn / (MASK + 1) >= rate:
-        return None
-    return mixed(drawn) % heads
+        return {}
+    limit = int(rate * (MASK + 1))
+    numbers = {position: mixed(position ^ token << 40) for position, token in enumerate(tokens, first)}
+    return {position: mixed(number) for position, number in numbers.items() if number < limit}
 
 
 @dataclass
@@ -47,23 +54,37 @@ class Audit:
 
 
 class Regulator:
-    """Raises blocks_per_head until the audited mass holds.
+    """Raises a session's blocks_per_head until the audited mass holds.
+
+    The session remembers its latest samples, so that short answers are judged together, and one that long has held is
+    not raised by a few bad samples.
 
     Args:
         least: mass to hold
         blocks_per_head: where to begin
     """
 
-    def __init__(self, least: float, blocks_per_head: int) -> None:
+    def __init__(self, least: float, blocks_per_head: int, session: Session) -> None:
         self.blocks_per_head = blocks_per_head
         self._least = least
+        self._session = session
         self._seen = 0
 
     def observe(self, masses: list[float]) -> int:
-        """The number to go on with, given all masses so far; looks at each window of samples once."""
-        window = masses[self._seen : self._seen + WINDOW]
-        if len(window) == WINDOW:
-            self._seen += WINDOW
-            if sum(window) / WINDOW < self._least:
-                self.blocks_per_head = min(MOST_BLOCKS, max(1, 2 * self.blocks_per_head))
+        """The number to go on with, given all masses of the answer so far."""
+        latest, blocks = self._session.audited, self.blocks_per_head
+        for mass in masses[self._seen :]:
+            latest.append((blocks, mass))
+            del latest[:-MEMORY]
+            found = [mass for with_blocks, mass in latest if with_blocks == blocks]
+            if len(found) % WINDOW == 0 and fsum(found) / len(found) < self._least:
+                self._raise()
+                break
+        self._seen = len(masses)
         return self.blocks_per_head
+
+    def _raise(self) -> None:
+        self._session.audited.clear()
+        if self.blocks_per_head < MOST_BLOCKS:
+            self.blocks_per_head = min(MOST_BLOCKS, max(1, 2 * self.blocks_per_head))
+            self._session.blocks_per_head = self.blocks_per_head

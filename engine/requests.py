@@ -42,6 +42,8 @@ class RetrievalParams:
             raise InvalidParameter("retrieval.top_p", "must lie above 0 and not above 1")
         if self.min_mass is not None and not 0 < self.min_mass <= 1:
             raise InvalidParameter("retrieval.min_mass", "must lie above 0 and not above 1")
+        if self.min_mass is not None and self.top_p is not None:
+            raise InvalidParameter("retrieval.top_p", "stops before min_mass may be reached; give one of them")
         if not 1 <= self.passages <= 100:
             raise InvalidParameter("retrieval.passages", "must lie between 1 and 100")
 
@@ -120,13 +122,13 @@ class AuditReport:
     """How much of the exact attention the answer's tokens read, one layer and query head of each token.
 
     Attributes:
-        mean, lowest: over the samples
-        samples: how many
+        mean, lowest: over the samples; None without any
+        samples: how many; none if no layer of the model chooses what it reads
         blocks_per_head: with which the answer ended; None fetched everything
     """
 
-    mean: float
-    lowest: float
+    mean: float | None
+    lowest: float | None
     samples: int
     blocks_per_head: int | None
 

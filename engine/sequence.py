@@ -101,24 +101,30 @@ class Sequence:
             with_landmarks(self.session.tokens[start:end].tolist(), start, landmark, layout),
             self.blocks_per_head,
             self.tally if answers else None,
-            defaults.top_p if retrieval.top_p is None else retrieval.top_p,
+            self._top_p(defaults.top_p),
             self.audit.rate if self.audit and answers else defaults.audit_rate,
             self.audit if answers else None,
         )
 
     def _blocks_per_head(self, default: int) -> int:
         """What the request asks for, or what the audit has raised it to."""
-        retrieval = self.generation.retrieval
-        wanted = default if retrieval.blocks_per_head is None else retrieval.blocks_per_head
+        retrieval, raised = self.generation.retrieval, self.session.blocks_per_head or 0
+        wanted = max(default, raised) if retrieval.blocks_per_head is None else retrieval.blocks_per_head
         if retrieval.min_mass is None:
-            raised = self.session.blocks_per_head if retrieval.blocks_per_head is None else None
-            return max(wanted, raised or 0)
+            return wanted
         if self.regulator is None:
-            self.regulator = Regulator(retrieval.min_mass, max(wanted, self.session.blocks_per_head or 0))
+            self.regulator = Regulator(retrieval.min_mass, max(wanted, raised), self.session)
+        return self._regulate(self.regulator)
+
+    def _regulate(self, regulator: Regulator) -> int:
         assert self.audit is not None
-        raised = self.regulator.observe(self.audit.masses)
-        self.session.blocks_per_head = raised if raised > default else None
-        return raised
+        return regulator.observe(self.audit.masses)
+
+    def _top_p(self, default: float | None) -> float | None:
+        """What the request asks for; the server's gives way to an audit, which measures what it estimates."""
+        retrieval = self.generation.retrieval
+        audited = retrieval.min_mass is not None or self.session.blocks_per_head is not None
+        return retrieval.top_p if retrieval.top_p is not None or audited else default
 
     def progress(self) -> Progress:
         milliseconds = 1000 * (time.perf_counter() - self.started)
@@ -146,8 +152,11 @@ class Sequence:
         return Finished(self.index, reason, usage, timing, retrieval, self._audited())
 
     def _audited(self) -> AuditReport | None:
-        """What the audit found, if it was asked for and had something to look at."""
-        if self.audit is None or not self.audit.masses:
+        """What the audit found, if it was asked for."""
+        if self.audit is None:
             return None
+        if self.regulator is not None:
+            self._regulate(self.regulator)  # the last step counts for the session's next answer
         masses = self.audit.masses
-        return AuditReport(sum(masses) / len(masses), min(masses), len(masses), self.blocks_per_head)
+        mean, lowest = (sum(masses) / len(masses), min(masses)) if masses else (None, None)
+        return AuditReport(mean, lowest, len(masses), self.blocks_per_head)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cache import CacheLayout, Session
-from engine.audit import Audit
+from engine.audit import Audit, samples
 from engine.stats import StepReport
 from engine.tally import Tally
 
@@ -39,6 +40,11 @@ class Span:
     def first(self) -> int:
         """Position of the first token."""
         return self.session.layout.positions(self.start)
+
+    @cached_property
+    def samples(self) -> dict[int, int]:
+        """Positions that are audited, each with the number that draws its layer and head."""
+        return samples(self.first, self.token_ids, self.audit_rate)
 
 
 @dataclass

@@ -58,7 +58,7 @@ class DeviceTier:
         return self._keys[layer], self._values[layer]
 
     def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
-        return self._keys[layer][slots, head]
+        return self._keys[layer].flatten(0, 1).index_select(0, slots * self.layout.kv_heads + head)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.layout.kv_heads

@@ -7,6 +7,7 @@ It is computed inline: a second team of threads on the same cores would cost the
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,10 @@ from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.parts import Scoring
 from engine.attention.rows import Rows
-from engine.audit import sampled
 from engine.step import Span, Step
 
 PIECE = 4096
-"""Blocks that are scored at once."""
+"""Keys that are scored at once: as many as stay in a processor's cache while they are copied and read."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class Read:
 
 
 class ExactAudit:
-    """Compares what was read with exact attention, at the positions whose turn it is.
+    """Compares what was read with exact attention, for the tokens whose turn it is.
+
+    Only layers that choose what they read are audited: not those with a window, nor dense ones, nor the first one of
+    a model with trained landmarks, where all landmarks tie.
 
     Args:
         layers, layout, settings: as the attention's
@@ -57,7 +60,7 @@ class ExactAudit:
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         self._layout = layout
         self._settings = settings
-        first = 1 if settings.gated else 0  # in layer 0 all trained landmarks tie: nothing is chosen there
+        first = max(1 if settings.gated else 0, settings.dense_layers)
         self._layers = [index for index, layer in enumerate(layers) if index >= first and layer.window is None]
 
     def __call__(self, layer: int, rows: Rows, span: Span, step: Step, scoring: Scoring, read: Read) -> None:
@@ -65,10 +68,11 @@ class ExactAudit:
         if not span.audit_rate or layer not in self._layers:
             return
         begun, heads = time.perf_counter(), self._layout.kv_heads * rows.queries.shape[2]
-        for row, position in enumerate(rows.positions.tolist()):
-            drawn = sampled(position, span.audit_rate, heads * len(self._layers))
-            if drawn is not None and self._layers[drawn // heads] == layer:
-                mass = self._covered(layer, rows, row, drawn % heads, scoring, read)
+        for position, number in span.samples.items():
+            place, head = divmod(number % (len(self._layers) * heads), heads)
+            row = position - int(rows.positions[0])
+            if self._layers[place] == layer and 0 <= row < len(rows.positions):
+                mass = self._covered(layer, rows, row, head, scoring, read)
                 step.report.audited.append(mass)
                 if span.audit is not None:
                     span.audit.masses.append(mass)
@@ -92,22 +96,31 @@ def log_masses(layer: int, rows: Rows, row: int, head: int, scoring: Scoring, re
         recent: blocks before the query's own that it sees at their true distance
         bounded: whether the blocks before them all stand at one distance
     """
-    size, position = rows.block_size, int(rows.positions[row])
-    own = position // size
-    kv_head, group = divmod(head, rows.queries.shape[2])
-    query = rows.queries[kv_head, row, group]  # (D,)
-    far = own - recent if bounded else 0
+    position, kv_head = int(rows.positions[row]), head // rows.queries.shape[2]
+    own, offset = divmod(position, rows.block_size)
+    far = max(0, own - recent) if bounded else 0
+    query, far_query = (q[kv_head, row, head % q.shape[2]] for q in (rows.queries, rows.far_queries))
     pieces = []
-    for first in range(0, own + 1, PIECE):
-        blocks = torch.arange(first, min(first + PIECE, own + 1), device=query.device)
-        keys = rows.session.store.head_keys(layer, rows.session.slots(blocks), kv_head).float()  # (blocks, B, D)
-        distance = torch.where(blocks < far, rows.far_distance[row], position - blocks * size)
-        seen = rows.rotation(query.expand(len(blocks), -1), distance)  # (blocks, D)
-        pieces.append(scoring.cap((keys @ seen[:, :, None]).squeeze(-1)))  # (blocks, B)
-    scores = torch.cat(pieces)
-    scores[own, position % size + 1 :] = -torch.inf
+    for first, last in cut(0, far, own + 1, max(1, PIECE // rows.block_size)):
+        slots = rows.session.slots_between(first, last)
+        keys = rows.session.store.head_keys(layer, slots, kv_head).float()  # (blocks, B, D)
+        if last <= far:
+            pieces.append(keys @ far_query)
+        else:
+            distance = position - torch.arange(first, last, device=query.device) * rows.block_size
+            seen = rows.rotation(query.expand(last - first, -1), distance)  # (blocks, D)
+            pieces.append((keys @ seen[:, :, None]).squeeze(-1))
+    scores = scoring.cap(torch.cat(pieces))  # (blocks, B)
+    scores[own, offset + 1 :] = -torch.inf
     if not scoring.gated:
         return scores.logsumexp(-1)
     masses = scores[:, -1].clone()  # a block weighs what its landmark says
     masses[own] = scores[own, :-1].logsumexp(-1)
     return masses
+
+
+def cut(first: int, middle: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """[first, middle) and [middle, last) in pieces of at most `size`."""
+    for start, end in ((first, middle), (middle, last)):
+        for at in range(start, end, size):
+            yield at, min(at + size, end)

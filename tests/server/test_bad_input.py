@@ -74,7 +74,6 @@ def refused(response: httpx.Response, status: int, param: str | None = None) -> 
         ({"audio": {}}, "audio"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"retrieval": {"audit": True}}, "retrieval.audit"),
         ({"retrieval": {"blocks_per_head": -1}}, "retrieval.blocks_per_head"),
         ({"retrieval": {"passages": 0}}, "retrieval.passages"),
         ({"retrieval": {"other": 1}}, "retrieval.other"),
@@ -110,11 +109,6 @@ def test_tools_are_refused_as_not_supported(cairn: httpx.Client) -> None:
         "unsupported_parameter",
         "tools: this server does not support this parameter",
     )
-
-
-def test_audit_says_that_it_is_not_available(cairn: httpx.Client) -> None:
-    error = refused(cairn.post(CHAT, json={"messages": [USER], "retrieval": {"audit": True}}), 400, "retrieval.audit")
-    assert "not available" in error["message"]
 
 
 def test_an_unknown_model(cairn: httpx.Client) -> None:

@@ -15,6 +15,7 @@ HISTOGRAMS = {
     "request_decode_time_seconds",
     "retrieval_seconds",
     "retrieval_blocks_selected",
+    "retrieval_attention_mass",
 }
 COUNTERS = {
     "prompt_tokens",
@@ -23,6 +24,7 @@ COUNTERS = {
     "prefix_cache_hits",
     "request_success",
     "retrieval_block_hits",
+    "retrieval_audit_seconds",
 }
 GAUGES = {
     "num_requests_running",
