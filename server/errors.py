@@ -118,7 +118,7 @@ def _limits(error: Exception) -> dict[str, Any]:
 
 def _validation_problem(error: RequestValidationError) -> Problem:
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    param = ".".join(str(part) for part in first["loc"][1:]) or None  # the first says where: body, query
     if first["type"] == "json_invalid":
         return Problem(
             400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None, "invalid_json"

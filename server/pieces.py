@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-CONTINUATION = bytes(range(0x80, 0xC0))
 
 
 class Pieces:
@@ -43,13 +42,13 @@ class Pieces:
         """The token's bytes in an answer: control tokens and `hidden` ones are not shown."""
         return b"" if token in self._hidden else self.spelled(token)
 
+    def data(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of `tokens`, control tokens spelled."""
+        return b"".join(map(self.spelled, tokens))
+
     def text(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`, control tokens spelled; half characters become U+FFFD."""
-        return b"".join(map(self.spelled, tokens)).decode("utf-8", "replace")
-
-    def characters(self, tokens: Iterable[int]) -> int:
-        """How many characters begin in `tokens`: exact also where a token ends within a character."""
-        return len(b"".join(map(self.spelled, tokens)).translate(None, CONTINUATION))
+        return self.data(tokens).decode("utf-8", "replace")
 
     def _spell(self, token: int) -> bytes:
         if token in self._added:

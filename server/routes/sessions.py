@@ -1,4 +1,4 @@
-"""/v1/sessions: create, list, get, append, fork, delete. A session belongs to its creator's key."""
+"""/v1/sessions: create, list, get, read its text, append, fork, delete. A session belongs to its creator's key."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from engine import Engine, Generation, Progress, SamplingParams, SessionInfo
@@ -16,13 +16,17 @@ from server.answers import Silence, choices_of, outputs
 from server.async_engine import EventStream
 from server.choices import Ended
 from server.context import Serving, Tenant
+from server.errors import ApiError
+from server.provenance import excerpts
 from server.responding import session_headers, while_connected
-from server.schemas import AppendRequest, Wire
+from server.schemas import MAX_TOKENS, AppendRequest, Wire
 from server.service import Service
 from server.shapes import progress_body, timings_body, usage_body
 from server.streaming import KEEPALIVE, EventSource, frame
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+Edge = Annotated[int | None, Query(ge=0, le=MAX_TOKENS)]
 
 
 @router.post("", status_code=201)
@@ -42,6 +46,22 @@ async def list_sessions(service: Serving, tenant: Tenant) -> dict[str, Any]:
 async def get_session(session_id: str, service: Serving, tenant: Tenant) -> JSONResponse:
     """One session."""
     return _answer(await service.model.engine.call(Engine.get_session, session_id, tenant))
+
+
+@router.get("/{session_id}/text")
+async def get_text(
+    session_id: str, service: Serving, tenant: Tenant, start_token: Edge = None, end_token: Edge = None
+) -> JSONResponse:
+    """What a session holds, as text: all of it, or some tokens."""
+    tokens = await service.model.engine.call(Engine.session_tokens, session_id, tenant)
+    start, end = start_token or 0, len(tokens) if end_token is None else end_token
+    if end > len(tokens):
+        raise ApiError(400, f"end_token: the session has {len(tokens)} tokens", "end_token", "invalid_value")
+    if start > end:
+        raise ApiError(400, f"start_token: must not pass the end, {end}", "start_token", "invalid_value")
+    pieces = service.model.tokenizer.pieces
+    [told] = await asyncio.to_thread(excerpts, tokens, [(start, end)], pieces)
+    return JSONResponse({"id": session_id, "object": "session.text", **told}, headers=session_headers(session_id))
 
 
 @router.post("/{session_id}/fork", status_code=201)

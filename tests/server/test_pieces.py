@@ -31,7 +31,6 @@ def sentencepiece() -> Tokenizer:
 def test_a_byte_level_vocabulary_spells_its_text(tokenizer: Tokenizer) -> None:
     pieces, tokens = Pieces(tokenizer), tokenizer.encode(TEXT).ids
     assert pieces.text(tokens) == TEXT
-    assert pieces.characters(tokens) == len(TEXT)
 
 
 def test_a_sentencepiece_vocabulary_spells_its_text(sentencepiece: Tokenizer) -> None:
@@ -60,9 +59,3 @@ def test_a_character_that_never_ends_is_told_at_the_end() -> None:
     stream = TextStream()
     assert stream.push("é".encode()[:1]) == ""
     assert stream.finish() == "\ufffd"
-
-
-def test_characters_are_counted_exactly_within_a_character(tokenizer: Tokenizer) -> None:
-    pieces, tokens = Pieces(tokenizer), tokenizer.encode(TEXT).ids
-    for cut in range(len(tokens)):
-        assert pieces.characters(tokens[:cut]) + pieces.characters(tokens[cut:]) == len(TEXT)
