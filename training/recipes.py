@@ -74,7 +74,10 @@ RECIPES = {
     ),
     "books-landmark": Recipe(LandmarkSettings(block_size=32, recent_blocks=7), books(copying_again=2.45e6)),
     "books-plain": Recipe(None, books(copying_again=3.27e6)),
-    "books-plain-2k": Recipe(None, (Stage(0, 2048, 2, Mix(copying=0.04, language=0.76)),)),
+    "books-plain-2k": Recipe(
+        None,
+        (Stage(0, 2048, 2, PROSE), Stage(6e6, 2048, 2, Mix(copying=0.08, language=0.32))),
+    ),
 }
 """`cairn-4m` is the model that we ship; the books' pair is for the paper's tables; `books-plain-2k` goes on
 from `books-plain` to a longer context, as the test bed of the training-free rules."""

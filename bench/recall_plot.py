@@ -1,0 +1,81 @@
+"""`python -m bench.recall_plot RESULT.json --output docs/recall.svg`: the table of a recall result, and its plot.
+
+The plot shows the divergence from full attention against the bytes read, one line per way to read; the table is
+markdown, one row per way, for one length and budget after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+FAINT = ("StreamingLLM", "BigBird", "Longformer", "Reformer", "Linformer-like", "Combiner", "Performer")
+"""Ways that are there to compare with; drawn grey."""
+
+
+def by_way(rows: list[Row], length: int) -> dict[str, list[Row]]:
+    """The rows of one length by way, cheapest first."""
+    ways: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["length"] == length:
+            ways[f"{row['way']} ({row['source']})"].append(row)
+    return {name: sorted(found, key=lambda row: row["bytes"]) for name, found in ways.items()}
+
+
+def plot(rows: list[Row], output: Path) -> None:
+    """Divergence against bytes read, one panel per length."""
+    import matplotlib as mpl  # loaded on demand: the table needs no plot
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    lengths = sorted({row["length"] for row in rows})
+    figure, panels = pyplot.subplots(1, len(lengths), figsize=(7 * len(lengths), 5.5), squeeze=False)
+    for panel, length in zip(panels[0], lengths, strict=True):
+        for name, found in by_way(rows, length).items():
+            if found[0]["bytes"] < 1:
+                faint = any(source in name for source in FAINT)
+                style = {"color": "0.75", "linewidth": 1.0} if faint else {"linewidth": 1.6}
+                shares = [100 * row["bytes"] for row in found]
+                panel.plot(shares, [row["kl"] for row in found], marker="o", markersize=3, label=name, **style)
+        panel.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
+        panel.set(xscale="log", yscale="log", xlabel="bytes read per token, % of all keys and values")
+        panel.set(ylabel="KL from full attention, nats per token", title=f"{length:,} tokens")
+    panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.tight_layout()
+    figure.savefig(output, metadata={"Date": None})
+
+
+def table(rows: list[Row], length: int, budget: float) -> str:
+    """One budget at one length as markdown."""
+    lines = ["| way | bytes | mass | error | KL | one key's digits | eight keys' digits |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        if row["length"] == length and row["budget"] == budget:
+            shares = " | ".join(f"{row[name]:.1%}" for name in ("bytes", "mass"))
+            found = " | ".join(f"{row[name]:.0%}" for name in ("keys", "many"))
+            lines.append(
+                f"| {row['way']} ({row['source']}) | {shares} | {row['error']:.3f} | {row['kl']:.4f} | {found} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="what bench.recall has written")
+    parser.add_argument("--output", type=Path, help="draw the plot here")
+    options = parser.parse_args()
+    rows = [row for path in options.results for row in json.loads(path.read_text())["rows"]]
+    for length in sorted({row["length"] for row in rows}):
+        for budget in sorted({row["budget"] for row in rows if row["length"] == length}):
+            print(f"\n{length:,} tokens, {budget:.0%} of the blocks\n\n{table(rows, length, budget)}")
+    if options.output:
+        plot(rows, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

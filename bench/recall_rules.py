@@ -1,0 +1,86 @@
+"""The ways to read that `bench.recall` compares: what is set, and how a budget of blocks becomes a setting.
+
+The first ones choose without looking, or only estimate; then come the published rules, then what is added to one. Block
+size, recent blocks and the sink are the same for all, so at one budget they differ in what they choose alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine import EngineConfig
+
+BLOCK, RECENT, SINKS = 16, 4, 1
+
+
+@dataclass(frozen=True)
+class Way:
+    """One line of the table.
+
+    Attributes:
+        name: as printed
+        source: whose rule it is
+        settings: what the engine is told, beside block size, recent blocks and sink
+        spends: what the budget buys: `blocks` that each head chooses, a longer `window`, `nothing`, or
+            `everything` whatever the budget
+        block_size: where it differs from the others'
+    """
+
+    name: str
+    source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    spends: str = "blocks"
+    block_size: int = BLOCK
+
+    def config(self, blocks: int, positions: str) -> EngineConfig:
+        """The engine's settings for a budget of so many blocks of BLOCK positions."""
+        per_block = BLOCK // self.block_size if self.block_size <= BLOCK else 1
+        size = self.block_size
+        window = blocks if self.spends == "window" else 0
+        chosen = {"blocks": blocks * BLOCK // size, "everything": 4096}.get(self.spends, 0)
+        outliers = int(self.settings.get("outlier_blocks", 0))
+        settings: dict[str, Any] = {
+            "kv_bytes": 1 << 30,
+            "dtype": "float32",
+            "block_size": size,
+            "recent_blocks": (RECENT + window) * BLOCK // size if per_block else RECENT,
+            "sink_blocks": max(1, SINKS * BLOCK // size),
+            "positions": positions,
+            **self.settings,
+            "blocks_per_head": max(0, chosen - outliers),
+        }
+        return EngineConfig(**settings)
+
+
+EVERYTHING = "full attention"
+
+WAYS = (
+    Way(EVERYTHING, "all blocks", {"landmarks": "mean"}, spends="everything"),
+    Way("window and sinks", "StreamingLLM", spends="window"),
+    Way("random blocks", "BigBird", {"landmarks": "random"}),
+    Way("dilated window", "Longformer", {"landmarks": "dilated"}),
+    Way("hashing", "Reformer", {"landmarks": "lsh"}),
+    Way("pooled summaries", "Linformer-like", {"landmarks": "mean", "estimate_rest": True}, spends="nothing"),
+    Way("block-mean gating", "Combiner", {"landmarks": "combiner"}),
+    Way("random features of the rest", "Performer", {"landmarks": "performer", "estimate_rest": True}),
+    Way("every key", "Memorizing Transformer", {"landmarks": "mean"}, block_size=2),
+    Way("mean", "MoBA", {"landmarks": "mean"}),
+    Way("box", "Quest", {"landmarks": "box"}),
+    Way("box-mean", "ArkVale", {"landmarks": "box-mean"}),
+    Way("moments", "ours", {"landmarks": "moments"}),
+    Way("two means", "LServe", {"landmarks": "mean", "landmarks_per_block": 2}),
+    Way("two clusters", "RetroInfer's idea", {"landmarks": "clusters", "landmarks_per_block": 2}),
+    Way("box, outliers", "+ ShadowKV", {"landmarks": "box", "outlier_blocks": 1}),
+    Way("box-mean, dense first layer", "+ Quest", {"landmarks": "box-mean", "dense_layers": 1}),
+    Way("mean, rest", "+ RetroInfer", {"landmarks": "mean", "estimate_rest": True}),
+    Way("moments, rest", "ours", {"landmarks": "moments", "estimate_rest": True}),
+    Way("moments, rest, outliers", "ours", {"landmarks": "moments", "estimate_rest": True, "outlier_blocks": 1}),
+    Way("two clusters, rest", "ours",
+        {"landmarks": "clusters", "landmarks_per_block": 2, "estimate_rest": True}),
+    Way("moments, rest, top-p", "+ Twilight",
+        {"landmarks": "moments", "estimate_rest": True, "retrieval_top_p": 0.95}),
+    Way("moments, rest, blocks of 32", "ours", {"landmarks": "moments", "estimate_rest": True}, block_size=32),
+    Way("mean, rest, blocks of 32", "ours", {"landmarks": "mean", "estimate_rest": True}, block_size=32),
+)  # fmt: skip
