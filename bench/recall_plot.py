@@ -52,7 +52,10 @@ def plot(rows: list[Row], output: Path) -> None:
 
 def table(rows: list[Row], length: int, budget: float) -> str:
     """One budget at one length as markdown."""
-    lines = ["| way | bytes | mass | error | KL | one key's digits | eight keys' digits |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| way | bytes | mass | error | KL | one key's digits | eight keys' digits |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in rows:
         if row["length"] == length and row["budget"] == budget:
             shares = " | ".join(f"{row[name]:.1%}" for name in ("bytes", "mass"))

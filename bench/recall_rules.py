@@ -74,6 +74,8 @@ WAYS = (
     Way("two clusters", "RetroInfer's idea", {"landmarks": "clusters", "landmarks_per_block": 2}),
     Way("box, outliers", "+ ShadowKV", {"landmarks": "box", "outlier_blocks": 1}),
     Way("box-mean, dense first layer", "+ Quest", {"landmarks": "box-mean", "dense_layers": 1}),
+    Way("box-mean, rest", "ours", {"landmarks": "box-mean", "estimate_rest": True}),
+    Way("box-mean, rest, outliers", "ours", {"landmarks": "box-mean", "estimate_rest": True, "outlier_blocks": 1}),
     Way("mean, rest", "+ RetroInfer", {"landmarks": "mean", "estimate_rest": True}),
     Way("moments, rest", "ours", {"landmarks": "moments", "estimate_rest": True}),
     Way("moments, rest, outliers", "ours", {"landmarks": "moments", "estimate_rest": True, "outlier_blocks": 1}),
@@ -81,6 +83,7 @@ WAYS = (
         {"landmarks": "clusters", "landmarks_per_block": 2, "estimate_rest": True}),
     Way("moments, rest, top-p", "+ Twilight",
         {"landmarks": "moments", "estimate_rest": True, "retrieval_top_p": 0.95}),
-    Way("moments, rest, blocks of 32", "ours", {"landmarks": "moments", "estimate_rest": True}, block_size=32),
-    Way("mean, rest, blocks of 32", "ours", {"landmarks": "mean", "estimate_rest": True}, block_size=32),
+    Way("box, blocks of 32", "Quest", {"landmarks": "box"}, block_size=32),
+    Way("box-mean, blocks of 32", "ArkVale", {"landmarks": "box-mean"}, block_size=32),
+    Way("box-mean, rest, blocks of 32", "ours", {"landmarks": "box-mean", "estimate_rest": True}, block_size=32),
 )  # fmt: skip

@@ -25,7 +25,9 @@ class LandmarkRule(ABC):
 
     name: ClassVar[str]
     estimates_mass: ClassVar[bool] = False
-    """A block's score is an estimate of log(mean of exp(q · key)): it can stand in for keys that are not read."""
+    """It can estimate log(mean of exp(q · key)) of a block, and so stand in for keys that are not read."""
+    gauges_apart: ClassVar[bool] = False
+    """That estimate is not the score by which it chooses, but `gauge`'s."""
     replaces_mass: ClassVar[bool] = False
     """A block that is read gets the attention that its landmark says, not its keys."""
     sees_content: ClassVar[bool] = True
@@ -56,6 +58,10 @@ class LandmarkRule(ABC):
         """Vectors (H, T, G, W) of queries (H, T, G, D) that stand in blocks `own` (T,)."""
         return self.encode(queries)
 
+    def gauge(self, queries: Tensor, own: Tensor) -> Tensor:
+        """As `look`, for scores that estimate masses."""
+        return self.look(queries, own)
+
     def join(self, scores: Tensor) -> Tensor:
         """One score per block (…, N) from those of its landmarks (…, N, M): its best part's, or all parts' mass."""
         if scores.shape[-1] == 1:
@@ -65,5 +71,5 @@ class LandmarkRule(ABC):
         return scores.logsumexp(-1) - torch.tensor(float(scores.shape[-1])).log()
 
     def log_mass(self, scores: Tensor, block_size: int) -> Tensor:
-        """log Σ exp(q · key) of a block, from joined scores of the same shape; only if `estimates_mass`."""
+        """log Σ exp(q · key) of a block, from joined scores of `gauge`, the same shape; only if `estimates_mass`."""
         return scores + torch.tensor(float(block_size)).log()

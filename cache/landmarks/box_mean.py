@@ -9,9 +9,14 @@ from cache.landmarks.base import LandmarkRule
 
 
 class BoxMean(LandmarkRule):
-    """q·centre + Σ_channels |q|·radius, with the mean of the keys and their mean absolute deviation from it."""
+    """q·centre + Σ_channels |q|·radius, with the mean of the keys and their mean absolute deviation from it.
+
+    The radius finds the block with one good key among poor ones; the centre alone estimates what a block weighs.
+    """
 
     name = "box-mean"
+    estimates_mass = True
+    gauges_apart = True
 
     def width(self, head_dim: int) -> int:
         return 2 * head_dim
@@ -24,3 +29,6 @@ class BoxMean(LandmarkRule):
 
     def encode(self, queries: Tensor) -> Tensor:
         return torch.cat((queries, queries.abs()), dim=-1)
+
+    def gauge(self, queries: Tensor, own: Tensor) -> Tensor:
+        return torch.cat((queries, torch.zeros_like(queries)), dim=-1)

@@ -15,6 +15,7 @@ stored relative to their block (`R(offset) k`): a block is seen from any distanc
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -256,6 +257,8 @@ class ReferenceAttention:
         """What each query and head fetches beside `parts`, with the seconds that it took on the step's report."""
         begun = time.perf_counter()
         choice = self._select(layer, rows, far_blocks, fetch)
+        if choice.scores is not None and (self.settings.estimate_rest or span.top_p is not None):
+            choice = self._gauged(layer, rows, choice)
         if span.top_p is not None and choice.scores is not None:
             choice = self._until_covered(layer, rows, choice, scoring, parts, span.top_p)
         step.report.retrieval_seconds += time.perf_counter() - begun
@@ -277,6 +280,14 @@ class ReferenceAttention:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
         blocks, valid = self._best(wanted, ends, fetch)
         return Choice(blocks, valid, scores)
+
+    def _gauged(self, layer: int, rows: Rows, choice: Choice) -> Choice:
+        """The choice with scores that estimate masses, if the rule does not choose by these."""
+        if not self.settings.rule.gauges_apart:
+            return choice
+        assert choice.scores is not None
+        looking = self.settings.rule.gauge(rows.far_queries, rows.own)
+        return replace(choice, scores=self._scores(layer, rows, looking, choice.scores.shape[3]))
 
     def _outliers(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
         """Blocks that are read whatever their landmarks say: bool (kv_heads, rows, far_blocks)."""
@@ -315,12 +326,14 @@ class ReferenceAttention:
 
     def _landmark_scores(self, layer: int, rows: Rows, far_blocks: int) -> Tensor:
         """(kv_heads, rows, groups, far_blocks)."""
+        return self._scores(layer, rows, self.settings.rule.look(rows.far_queries, rows.own), far_blocks)
+
+    def _scores(self, layer: int, rows: Rows, looking: Tensor, far_blocks: int) -> Tensor:
+        """Joined products of looking (kv_heads, rows, groups, width) and landmarks, one for each far block."""
         index = rows.session.indexes[layer]
         assert index is not None
-        rule = self.settings.rule
-        looking = rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, width)
-        scores = index.scores(looking, far_blocks).unflatten(1, rows.queries.shape[1:3])
-        return rule.join(scores.unflatten(-1, (far_blocks, index.shape.landmarks)))
+        scores = index.scores(looking.flatten(1, 2), far_blocks).unflatten(1, rows.queries.shape[1:3])
+        return self.settings.rule.join(scores.unflatten(-1, (far_blocks, index.shape.landmarks)))
 
     # -- measuring -------------------------------------------------------------------------------------------
 

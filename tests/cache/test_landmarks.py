@@ -87,7 +87,7 @@ def test_shapes_are_as_announced(name: str, count: int) -> None:
 def log_mass(rule: LandmarkRule, query: Tensor, keys: Tensor, count: int) -> Tensor:
     """A rule's estimate of log Σ exp(q · key) for blocks of keys (blocks, size, dim): (blocks,)."""
     landmarks = rule.landmarks(keys[None], 0, count)[0]  # (blocks, count, width)
-    looking = rule.look(query[None, None, None], torch.zeros(1, dtype=torch.long))[0, 0, 0]
+    looking = rule.gauge(query[None, None, None], torch.zeros(1, dtype=torch.long))[0, 0, 0]
     return rule.log_mass(rule.join(landmarks @ looking), keys.shape[1])
 
 
@@ -99,7 +99,7 @@ def test_a_block_is_as_good_as_the_best_of_its_boxes() -> None:
     torch.testing.assert_close(box.join(scores), parts.amax(-1))
 
 
-@pytest.mark.parametrize("name", ["mean", "moments", "clusters"])
+@pytest.mark.parametrize("name", ["mean", "box-mean", "moments", "clusters"])
 def test_one_landmark_for_each_key_gives_the_exact_mass(name: str) -> None:
     keys, query = random(BLOCKS, SIZE, DIM, seed=3), random(DIM, seed=4) / 4
     expected = (keys @ query).logsumexp(-1)

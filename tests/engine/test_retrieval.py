@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top-p of the landmarks": {"landmarks": "box", "retrieval_top_p": 0.5, "least_blocks": 2},
     "rest": {"landmarks": "mean", "estimate_rest": True},
     "rest of clusters": {"landmarks": "clusters", "landmarks_per_block": 4, "estimate_rest": True},
+    "rest of box-mean": {"landmarks": "box-mean", "estimate_rest": True, "retrieval_top_p": 0.9},
     "rest by random features": {"landmarks": "performer", "estimate_rest": True},
     "combiner": {"landmarks": "combiner"},
     "everything": {
@@ -71,15 +72,15 @@ class Oracle:
         """Keys of the far blocks (blocks, SIZE, dim)."""
         return torch.stack([self.keys[b * SIZE : (b + 1) * SIZE] for b in far]) if far else self.keys[:0]
 
-    def _scores(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
+    def _scores(self, queries: Tensor, keys: Tensor, own: int, first: int, *, mass: bool = False) -> Tensor:
         """Scores (groups, blocks) by the rule, which tests/cache/test_landmarks.py checks."""
         rule, count = self.settings.rule, self.settings.landmarks_per_block
         landmarks = rule.landmarks(keys[None], first, count)[0]
-        looking = rule.look(queries[None, None], torch.tensor([own]))[0, 0]
+        looking = (rule.gauge if mass else rule.look)(queries[None, None], torch.tensor([own]))[0, 0]
         return rule.join(torch.einsum("gw,nmw->gnm", looking, landmarks))
 
     def _mass(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
-        return self.settings.rule.log_mass(self._scores(queries, keys, own, first), SIZE)
+        return self.settings.rule.log_mass(self._scores(queries, keys, own, first, mass=True), SIZE)
 
     def _chosen(self, queries: Tensor, at: int, far: list[int], blocks: Tensor, always: list[int]) -> list[int]:
         settings, own = self.settings, at // SIZE
@@ -94,7 +95,7 @@ class Oracle:
             if settings.rule.estimates_mass:
                 read = torch.cat([queries @ self.keys[b * SIZE : min((b + 1) * SIZE, at + 1)].T for b in always], -1)
                 near = read.logsumexp(-1, keepdim=True)
-                mass = settings.rule.log_mass(scores, SIZE)
+                mass = self._mass(queries, blocks, own, SINKS)
                 weights = torch.cat((near, mass), -1).softmax(-1)[:, 1:].mean(0)
                 covered = 1 - float(weights.sum())
             kept: list[int] = []
