@@ -12,6 +12,7 @@ from engine.errors import InvalidParameter
 from engine.huggingface import Landmarks, LoadedModel
 
 DEFAULT_RULE = "box-mean"
+"""With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
 LOWEST = {
     "max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
     "block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0, "landmarks_per_block": 1,
@@ -38,7 +39,8 @@ class EngineConfig:
         outlier_blocks: further far blocks that are always read, those that their landmarks represent worst
         retrieval_top_p: fetch only until this share of the attention is covered, as the landmarks estimate it
         least_blocks: with `retrieval_top_p`, fetch at least so many
-        estimate_rest: what is not read still counts, as its landmarks and mean values estimate it
+        estimate_rest: what is not read still counts, as its landmarks and mean values estimate it; None does so
+            with the default rule
         dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
         audit_rate: share of the tokens at which one layer and head is compared with exact attention
@@ -100,7 +102,7 @@ class EngineConfig:
             outlier_blocks=choose(self.outlier_blocks, 0),
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
-            estimate_rest=bool(self.estimate_rest),
+            estimate_rest=self.landmarks is None if self.estimate_rest is None else self.estimate_rest,
             dense_layers=choose(self.dense_layers, 0),
         )
         self._check(settings, self._block_size)
