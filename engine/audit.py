@@ -37,7 +37,7 @@ def samples(first: int, tokens: Sequence[int], rate: float) -> dict[int, int]:
         return {}
     limit = int(rate * (MASK + 1))
     numbers = {position: mixed(position ^ token << 40) for position, token in enumerate(tokens, first)}
-    return {position: mixed(number) for position, number in numbers.items() if number < limit}
+    return {position: number for position, number in numbers.items() if number < limit}
 
 
 @dataclass
@@ -84,7 +84,6 @@ class Regulator:
         return self.blocks_per_head
 
     def _raise(self) -> None:
-        self._session.audited.clear()
         if self.blocks_per_head < MOST_BLOCKS:
             self.blocks_per_head = min(MOST_BLOCKS, max(1, 2 * self.blocks_per_head))
             self._session.blocks_per_head = self.blocks_per_head
