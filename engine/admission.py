@@ -55,6 +55,7 @@ class Admission:
     def _validate_room(self, generation: Generation, session: Session | None) -> None:
         """Refuse what could not run even if everything that may end had ended."""
         others = {slot for s in self._registry.named() if s is not session for slot in s.blocks}
+        others -= set(session.blocks if session else ())  # a fork's past is not needed a second time
         room = self._store.tier.capacity - len(others)
         needed = self._whole(generation, session)
         if needed > room:

@@ -296,6 +296,14 @@ def test_a_request_that_kept_sessions_leave_no_room_for_is_refused(landmark_fold
         assert len(run.ask(PROMPT[: 7 * TEXT], max_tokens=2).tokens()) == 2
 
 
+def test_a_fork_needs_no_room_for_the_past_that_it_shares(landmark_folder: Path) -> None:
+    with small(landmark_folder, 12) as run:
+        session = run.engine.create_session("").id
+        run.ask(PROMPT[: 7 * TEXT], session=session, max_tokens=0)
+        fork = run.engine.fork_session(session, "").id
+        assert len(run.ask(PROMPT[:TEXT], session=fork, max_tokens=TEXT).tokens()) == TEXT
+
+
 def test_kept_prompts_make_room(landmark_folder: Path) -> None:
     """Each prompt takes half of the cache, so only the latest ones are remembered."""
     prompts = [random_tokens(5 * TEXT, seed=seed) for seed in range(4)]
