@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -77,9 +78,8 @@ class Counted:
         if settings.positions == "bounded":
             stands = torch.where(far, (own - recent - 1) * size + at % size, at)
         keys = geometry.rotation(self.keys[layer][: position + 1, kv_head], stands - stands.min())
-        scores = keys @ geometry.rotation(query, torch.tensor(position) - stands.min())
-        if cap:
-            scores = cap * (scores / cap).tanh()
+        plain = keys @ geometry.rotation(query, torch.tensor(position) - stands.min())
+        scores = capped(plain, cap)
         chosen = set(range(own + 1))
         if self._choice is not None:
             blocks, valid = self._choice.blocks[kv_head, row], self._choice.valid[kv_head, row]
@@ -95,8 +95,8 @@ class Counted:
         whole = sum(weight for block, weight in weights.items() if block in chosen)
         rest = 0.0
         if settings.estimate_rest:  # as if each key of a block were their mean
-            left = (scores[block * size : (block + 1) * size] for block in set(weights) - chosen)
-            rest = sum(size * float(inside.mean().exp()) for inside in left)
+            left = (plain[block * size : (block + 1) * size] for block in set(weights) - chosen)
+            rest = sum(float(capped(inside.mean() + math.log(size), cap).exp()) for inside in left)
         for block in chosen:
             share = weights[block] / (whole + rest)
             if block >= own - recent:
@@ -106,6 +106,10 @@ class Counted:
             else:
                 self.blocks[block] += share
         self.estimated += rest / (whole + rest)
+
+
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    return cap * (scores / cap).tanh() if cap else scores
 
 
 @pytest.mark.parametrize("name", CASES)
