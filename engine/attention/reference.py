@@ -229,7 +229,7 @@ class ReferenceAttention:
         if not self.settings.rule.replaces_mass:
             return part
         assert choice.scores is not None
-        mass = self.settings.rule.log_mass(choice.scores, self.layout.block_size)  # (H, T, G, N)
+        mass = self.settings.rule.log_mass(scoring.cap(choice.scores), self.layout.block_size)  # (H, T, G, N)
         return part.weighing(mass.gather(3, choice.blocks[:, :, None].expand(-1, -1, mass.shape[2], -1)))
 
     def _rest(self, layer: int, rows: Rows, scoring: Scoring, choice: Choice) -> Part:
@@ -237,7 +237,7 @@ class ReferenceAttention:
         assert choice.scores is not None
         index = rows.session.indexes[layer]
         assert index is not None
-        mass = scoring.cap(self.settings.rule.log_mass(choice.scores, self.layout.block_size))
+        mass = self.settings.rule.log_mass(scoring.cap(choice.scores), self.layout.block_size)
         unread = choice.unread(self._hidden(rows.own - self._recent(layer), mass.shape[3]))
         return EstimatedPart(mass.masked_fill(~unread[:, :, None], -torch.inf), index)
 
@@ -303,7 +303,7 @@ class ReferenceAttention:
         hidden = self._hidden(rows.own - self._recent(layer), choice.scores.shape[3])
         near, scores = None, choice.scores
         if self.settings.rule.estimates_mass:
-            scores = scoring.cap(self.settings.rule.log_mass(scores, self.layout.block_size))
+            scores = self.settings.rule.log_mass(scoring.cap(scores), self.layout.block_size)
             near = torch.cat([part.scores.flatten(3) for part in parts], dim=-1).logsumexp(-1)  # (H, T, G)
         whole = shares(scores, hidden, near)  # (H, T, N)
         chosen = whole.gather(2, choice.blocks.clamp(min=0)).masked_fill(~choice.valid, 0.0)  # (H, T, K)

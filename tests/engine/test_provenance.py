@@ -96,7 +96,7 @@ class Counted:
         rest = 0.0
         if settings.estimate_rest:  # as if each key of a block were their mean
             left = (plain[block * size : (block + 1) * size] for block in set(weights) - chosen)
-            rest = sum(float(capped(inside.mean() + math.log(size), cap).exp()) for inside in left)
+            rest = sum(float((capped(inside.mean(), cap) + math.log(size)).exp()) for inside in left)
         for block in chosen:
             share = weights[block] / (whole + rest)
             if block >= own - recent:

@@ -107,7 +107,7 @@ def test_trained_landmarks_cannot_be_replaced(config: dict[str, Any], landmark_f
 
 
 def test_a_model_without_landmark_tokens_has_no_trained_ones(tiny_folder: Path) -> None:
-    with pytest.raises(InvalidParameter, match="no trained landmarks; use mean"):
+    with pytest.raises(InvalidParameter, match="no trained landmarks; use another rule"):
         load_engine(str(tiny_folder), EngineConfig(kv_bytes=1 << 20, landmarks="trained"))
 
 
