@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 from bench.report import write_json
 from cache import BlockStore, DeviceTier, Session
 from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, index_shapes
-from engine.huggingface import ATTENTION, describe, register
+from engine.huggingface import describe, register
 from engine.step import with_landmarks
 
 OURS = Path("models/cairn-4m")
@@ -153,7 +153,6 @@ def peak_bytes() -> int:
 def measure(model: PreTrainedModel, context: int, tokens: int, *, compare: bool) -> Row:
     """Both sides at one context; Cairn first, because the process's peak only grows."""
     config = EngineConfig()
-    model.set_attn_implementation(ATTENTION)
     loaded = describe("bench", model)
     cairn = Cairn(loaded, config, context, tokens + 2)
     seconds = [cairn.decode() for _ in range(tokens + 2)][2:]

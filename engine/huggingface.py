@@ -128,6 +128,7 @@ def landmarks_of(name: str, config: PretrainedConfig) -> Landmarks | None:
 def describe(name: str, model: PreTrainedModel) -> LoadedModel:
     """Learn a model's facts from its config and from a rehearsal; raises ModelError."""
     config = model.config
+    model.set_attn_implementation(REHEARSAL)
     try:
         rehearsed = rehearsal.rehearse(model)
         kv_heads, head_dim = largest_shape(rehearsed)

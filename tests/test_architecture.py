@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
 ON_DEMAND = {"numba", "triton"}
 """Compilers: a machine may lack them, and importing them takes seconds."""
 INTERNALS = {
-    ("bench", "engine"): {"engine.huggingface", "engine.step", "engine.attention"},
+    ("bench", "engine"): {"engine.audit", "engine.huggingface", "engine.step", "engine.attention"},
 }
 """What a bench takes from below the package root: it measures parts that nobody else may touch."""
 VAGUE = {"utils", "util", "common", "helpers", "helper", "core", "manager", "managers", "misc"}

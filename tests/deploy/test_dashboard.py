@@ -66,7 +66,7 @@ def test_brackets_close_and_servers_can_be_chosen(expression: str) -> None:
 
 def test_each_row_asks_a_question() -> None:
     rows = [panel["title"] for panel in PANELS if panel["type"] == "row"]
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert all(title.endswith("?") for title in rows)
 
 
