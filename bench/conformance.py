@@ -62,7 +62,7 @@ def paper_logits(model: LoadedModel, case: dict[str, Any], token_ids: list[int])
     attention = PaperAttention(model.layers, layout, settings, shared_selection=shared)
     runner = ModelRunner(model, attention)
     store = BlockStore(DeviceTier(layout, layout.block_bytes * layout.blocks(len(token_ids))))
-    session = Session("case", store, [IndexShape(model.head_dim)] * layout.layers)
+    session = Session("case", store, [IndexShape((model.head_dim,))] * layout.layers)
     session.append(token_ids)
     logits = []
     for start, end in cuts(case["prompt_length"], case["prefill_chunk"], len(token_ids)):

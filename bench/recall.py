@@ -77,7 +77,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told: a way and a budget at a length; budget None reads everything."""
+    """What a worker is told: a way and a budget at a length."""
 
     model: str
     haystack: tuple[Path, ...]
@@ -114,12 +114,11 @@ class Reader:
     """
 
     def __init__(self, model: LoadedModel, config: EngineConfig, *, everything: bool = False) -> None:
-        layout = config.layout(model)
         self._model, self._everything = model, everything
-        self.settings = config.retrieval(model)
-        self._store = BlockStore(DeviceTier(layout, 1 << 30))
-        attention = choose_attention(model, self.settings, layout)
-        self.compared = Compared(attention, ReferenceAttention(model.layers, layout, self.settings))
+        self.settings, self.layout = config.retrieval(model), config.layout(model)
+        self._store = BlockStore(DeviceTier(self.layout, 1 << 30))
+        attention = choose_attention(model, self.settings, self.layout)
+        self.compared = Compared(attention, ReferenceAttention(model.layers, self.layout, self.settings))
         self._runner = ModelRunner(model, self.compared)
         self.blocks_fetched = 0.0
         self.audit = Audit()
@@ -242,14 +241,16 @@ def loaded(model: str) -> LoadedModel:
 
 def byte_share(reader: Reader, length: int, model: LoadedModel) -> float:
     """Keys, values and landmarks that a token reads, as a share of all keys and values of a text."""
-    settings, size = reader.settings, reader._store.layout.block_size
+    layout, settings = reader.layout, reader.settings
+    size, itemsize = layout.block_size, layout.dtype.itemsize
     if settings.blocks_per_head * size >= length:
         return 1.0
     near = (settings.recent_blocks + 0.5 + settings.sink_blocks) * size
-    read = 2 * model.head_dim * (near + reader.blocks_fetched * size)
+    read = 2 * model.head_dim * (near + reader.blocks_fetched * size) * itemsize
     looks = settings.blocks_per_head or settings.estimate_rest
-    index = length / size * settings.index_shape(model.head_dim).channels if looks and settings.rule.sees_content else 0
-    whole = 2 * model.head_dim * length
+    index = length / size * settings.index_shape(model.head_dim).block_bytes
+    index = index if looks and settings.rule.sees_content else 0
+    whole = 2 * model.head_dim * length * itemsize
     dense = settings.dense_layers / len(model.layers)
     return dense + (1 - dense) * min(1.0, (read + index) / whole)
 

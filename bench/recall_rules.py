@@ -55,6 +55,7 @@ class Way:
 
 
 EVERYTHING = "full attention"
+REST: dict[str, Any] = {"estimate_rest": True}
 
 WAYS = (
     Way(EVERYTHING, "all blocks", {"landmarks": "mean"}, spends="everything"),
@@ -62,9 +63,9 @@ WAYS = (
     Way("random blocks", "BigBird", {"landmarks": "random"}),
     Way("dilated window", "Longformer", {"landmarks": "dilated"}),
     Way("hashing", "Reformer", {"landmarks": "lsh"}),
-    Way("pooled summaries", "Linformer-like", {"landmarks": "mean", "estimate_rest": True}, spends="nothing"),
+    Way("pooled summaries", "Linformer-like", {"landmarks": "mean", **REST, "rest_slopes": False}, spends="nothing"),
     Way("block-mean gating", "Combiner", {"landmarks": "combiner"}),
-    Way("random features of the rest", "Performer", {"landmarks": "performer", "estimate_rest": True}),
+    Way("random features of the rest", "Performer", {"landmarks": "performer", **REST, "rest_slopes": False}),
     Way("every key", "Memorizing Transformer", {"landmarks": "mean"}, block_size=2),
     Way("mean", "MoBA", {"landmarks": "mean"}),
     Way("box", "Quest", {"landmarks": "box"}),
@@ -74,16 +75,20 @@ WAYS = (
     Way("two clusters", "RetroInfer's idea", {"landmarks": "clusters", "landmarks_per_block": 2}),
     Way("box, outliers", "+ ShadowKV", {"landmarks": "box", "outlier_blocks": 1}),
     Way("box-mean, dense first layer", "+ Quest", {"landmarks": "box-mean", "dense_layers": 1}),
-    Way("box-mean, rest", "ours", {"landmarks": "box-mean", "estimate_rest": True}),
-    Way("box-mean, rest, outliers", "ours", {"landmarks": "box-mean", "estimate_rest": True, "outlier_blocks": 1}),
-    Way("mean, rest", "+ RetroInfer", {"landmarks": "mean", "estimate_rest": True}),
-    Way("moments, rest", "ours", {"landmarks": "moments", "estimate_rest": True}),
-    Way("moments, rest, outliers", "ours", {"landmarks": "moments", "estimate_rest": True, "outlier_blocks": 1}),
-    Way("two clusters, rest", "ours",
-        {"landmarks": "clusters", "landmarks_per_block": 2, "estimate_rest": True}),
-    Way("moments, rest, top-p", "+ Twilight",
-        {"landmarks": "moments", "estimate_rest": True, "retrieval_top_p": 0.95}),
+    Way("mean, rest without slopes", "+ RetroInfer", {"landmarks": "mean", **REST, "rest_slopes": False}),
+    Way("moments, rest without slopes", "ours", {"landmarks": "moments", **REST, "rest_slopes": False}),
+    Way("mean, rest", "ours", {"landmarks": "mean", **REST}),
+    Way("box-mean, rest", "ours", {"landmarks": "box-mean", **REST}),
+    Way("two clusters, rest", "ours", {"landmarks": "clusters", "landmarks_per_block": 2, **REST}),
+    Way("moments, rest", "ours", {"landmarks": "moments", **REST}),
+    Way("moments, rest, in fp32", "ours", {"landmarks": "moments", **REST, "landmark_dtype": "float32"}),
+    Way("moments, rest, outliers", "ours", {"landmarks": "moments", **REST, "outlier_blocks": 1}),
+    Way("moments, rest, top-p", "+ Twilight", {"landmarks": "moments", **REST, "retrieval_top_p": 0.95}),
+    Way("moments of halves, rest", "ours", {"landmarks": "moments", "landmarks_per_block": 2, **REST}),
+    Way("moments of quarters, rest", "ours", {"landmarks": "moments", "landmarks_per_block": 4, **REST}),
     Way("box, blocks of 32", "Quest", {"landmarks": "box"}, block_size=32),
     Way("box-mean, blocks of 32", "ArkVale", {"landmarks": "box-mean"}, block_size=32),
-    Way("box-mean, rest, blocks of 32", "ours", {"landmarks": "box-mean", "estimate_rest": True}, block_size=32),
+    Way("moments, rest, blocks of 32", "ours", {"landmarks": "moments", **REST}, block_size=32),
+    Way("moments of quarters, rest, blocks of 32", "ours",
+        {"landmarks": "moments", "landmarks_per_block": 4, **REST}, block_size=32),
 )  # fmt: skip

@@ -6,6 +6,7 @@ from cache.landmarks import RULES, LandmarkRule, outlying
 from cache.layout import CacheLayout
 from cache.registry import SessionRegistry
 from cache.session import Session
+from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.tiers import DeviceTier, Tier
 from cache.vectors import Vectors
@@ -26,4 +27,5 @@ __all__ = [
     "Tier",
     "Vectors",
     "outlying",
+    "slopes",
 ]

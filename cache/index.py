@@ -18,21 +18,28 @@ class IndexShape:
     """What is kept of a block, per KV head.
 
     Attributes:
-        width: channels of a landmark
+        widths: channels of a landmark, in parts that each make a product of its own with a query
         landmarks: landmarks of a block
         values: channels of its mean value, 0 to keep none
+        slopes: whether to keep how its mean value turns with the query
         outlying: whether to keep how badly its landmark represents it
+        dtype: of all vectors; int8 rounds them, each with a scale of its own
     """
 
-    width: int
+    widths: tuple[int, ...]
     landmarks: int = 1
     values: int = 0
+    slopes: bool = False
     outlying: bool = False
+    dtype: torch.dtype = torch.float32
 
     @property
-    def channels(self) -> int:
-        """Numbers kept of a block, per KV head."""
-        return self.landmarks * self.width + self.values + self.outlying
+    def block_bytes(self) -> int:
+        """Bytes that are kept of a block, per KV head."""
+        rows = [*self.widths * self.landmarks, *[self.values] * (3 if self.slopes else 1)]
+        scales = sum(map(bool, rows)) if self.dtype == torch.int8 else 0
+        outlying = torch.float32.itemsize * self.outlying
+        return sum(rows) * self.dtype.itemsize + scales * torch.float32.itemsize + outlying
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,14 @@ class Summary:
     Attributes:
         landmarks: (kv_heads, blocks, landmarks, width)
         values: mean values (kv_heads, blocks, head_dim)
+        slopes: two vectors (kv_heads, blocks, head_dim) each: the product of a query with the first one tells how much
+            of the second one to add to the mean value
         outlying: how badly the landmark represents the block (kv_heads, blocks)
     """
 
     landmarks: Tensor
     values: Tensor | None = None
+    slopes: tuple[Tensor, Tensor] | None = None
     outlying: Tensor | None = None
 
 
@@ -62,36 +72,53 @@ class BlockIndex:
         self.shape = shape
         self.count = 0
         self._kv_heads = kv_heads
-        self._landmarks = Vectors(kv_heads, shape.width)
-        self._values = Vectors(kv_heads, shape.values)
+        self._landmarks = [Vectors(kv_heads, width, shape.dtype) for width in shape.widths]
+        self._values = Vectors(kv_heads, shape.values, shape.dtype)
+        self._slopes = [Vectors(kv_heads, shape.values, shape.dtype) for _ in range(2 if shape.slopes else 0)]
         self._outlying = Vectors(kv_heads, 1)
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks."""
-        self._landmarks.add(summary.landmarks.flatten(1, 2))
+        parts = summary.landmarks.flatten(1, 2).split(self.shape.widths, dim=-1)
+        for vectors, rows in zip(self._landmarks, parts, strict=True):
+            vectors.add(rows)
         if self.shape.values:
             assert summary.values is not None
             self._values.add(summary.values)
+        if self.shape.slopes:
+            assert summary.slopes is not None
+            for vectors, rows in zip(self._slopes, summary.slopes, strict=True):
+                vectors.add(rows)
         if self.shape.outlying:
             assert summary.outlying is not None
             self._outlying.add(summary.outlying[..., None])
         self.count += summary.landmarks.shape[1]
 
-    def scores(self, queries: Tensor, count: int) -> Tensor:
-        """Dot products of queries (kv_heads, queries, width) with the landmarks of the first `count` blocks.
+    def products(self, queries: Tensor, count: int) -> Tensor:
+        """Dot products of queries (kv_heads, queries, width) with each landmark of the first `count` blocks, by part.
 
         Returns:
-            (kv_heads, queries, count * landmarks), a block's landmarks side by side
+            (kv_heads, queries, count * landmarks, parts), a block's landmarks side by side
         """
-        return self._landmarks.scores(queries, count * self.shape.landmarks)
+        rows = count * self.shape.landmarks
+        parts = queries.split(self.shape.widths, dim=-1)
+        return torch.stack([v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)], dim=-1)
 
-    def weigh_values(self, weights: Tensor) -> Tensor:
-        """Mean values of the first blocks, summed by weights (kv_heads, queries, blocks).
+    def weigh_values(self, weights: Tensor, queries: Tensor) -> Tensor:
+        """Values of the first blocks, as these queries would read them, summed by weights.
+
+        Args:
+            weights: (kv_heads, queries, blocks)
+            queries: (kv_heads, queries, head_dim)
 
         Returns:
             (kv_heads, queries, head_dim)
         """
-        return self._values.weigh(weights)
+        values = self._values.weigh(weights)
+        if self.shape.slopes:
+            keys, turns = self._slopes
+            values = values + turns.weigh(weights * keys.scores(queries, weights.shape[2]))
+        return values
 
     def outlying(self, count: int) -> Tensor:
         """How badly the first `count` blocks are represented: (kv_heads, count)."""
@@ -101,7 +128,8 @@ class BlockIndex:
         """An index of the first `count` blocks that shares their storage."""
         fork = BlockIndex(self._kv_heads, self.shape)
         fork.count = count
-        fork._landmarks = self._landmarks.fork(count * self.shape.landmarks)
+        fork._landmarks = [vectors.fork(count * self.shape.landmarks) for vectors in self._landmarks]
         fork._values = self._values.fork(count if self.shape.values else 0)
+        fork._slopes = [vectors.fork(count) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         return fork

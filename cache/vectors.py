@@ -1,7 +1,8 @@
 """Vectors in rows 0, 1, 2, … that only grow: add some, multiply with all of them, fork.
 
-Grows in segments whose sizes double, so nothing is copied to append; a fork reads its parent's segments and
-grows segments of its own. Knows neither blocks nor what the vectors mean.
+Kept in 8 bits, each row has a scale of its own: its largest number is 127. Storage grows in segments of doubled sizes,
+so nothing is copied to append; a fork reads its parent's segments and grows segments of its own. Knows neither blocks
+nor what the vectors mean.
 """
 
 from __future__ import annotations
@@ -13,18 +14,40 @@ import torch
 from torch import Tensor
 
 FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
+LARGEST = 127
+"""Of the numbers that 8 bits hold."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Storage (kv_heads, capacity, width) of which the first `count` rows belong to these vectors."""
+    """Storage (kv_heads, capacity, width) of which the first `count` rows belong to these vectors.
+
+    Attributes:
+        scales: what to multiply each row with (kv_heads, capacity); None if rows are not kept in 8 bits
+    """
 
     storage: Tensor
+    scales: Tensor | None
     count: int
 
     @property
     def room(self) -> int:
         return self.storage.shape[1] - self.count
+
+    def put(self, rows: Tensor) -> Segment:
+        """This segment with further rows (kv_heads, some, width) behind its own."""
+        place = slice(self.count, self.count + rows.shape[1])
+        if self.scales is not None:
+            scales = rows.abs().amax(-1) / LARGEST  # (kv_heads, some)
+            self.scales[:, place] = scales
+            rows = (rows / scales.clamp(min=torch.finfo(scales.dtype).tiny)[..., None]).round()
+        self.storage[:, place] = rows
+        return Segment(self.storage, self.scales, place.stop)
+
+    def rows(self, count: int) -> Tensor:
+        """The first rows (kv_heads, count, width): where they lie, or from 8 bits to fp32."""
+        rows = self.storage[:, :count]
+        return rows if self.scales is None else rows * self.scales[:, :count, None]
 
 
 class Vectors:
@@ -33,7 +56,7 @@ class Vectors:
     Args:
         kv_heads: heads with rows of their own
         width: channels of a row
-        dtype: of the stored rows
+        dtype: of the stored rows; int8 rounds them
     """
 
     def __init__(self, kv_heads: int, width: int, dtype: torch.dtype = torch.float32) -> None:
@@ -47,8 +70,7 @@ class Vectors:
         while rows.shape[1]:
             last = self._open_segment(rows.device)
             taken = min(last.room, rows.shape[1])
-            last.storage[:, last.count : last.count + taken] = rows[:, :taken]
-            self._segments[-1] = Segment(last.storage, last.count + taken)
+            self._segments[-1] = last.put(rows[:, :taken])
             self.count += taken
             rows = rows[:, taken:]
 
@@ -59,19 +81,20 @@ class Vectors:
             largest = max((s.storage.shape[1] for s in self._segments), default=FIRST_SEGMENT // 2)
             capacity = min(2 * largest, LARGEST_SEGMENT)
             storage = torch.empty((heads, capacity, width), dtype=dtype, device=device)
-            self._segments.append(Segment(storage, 0))
+            scales = torch.empty((heads, capacity), device=device) if dtype == torch.int8 else None
+            self._segments.append(Segment(storage, scales, 0))
             self._owned = True
         return self._segments[-1]
 
     def parts(self, count: int) -> Iterator[tuple[int, Tensor]]:
-        """The first `count` rows as (number of the first one, rows (kv_heads, some, width)), where they lie."""
+        """The first `count` rows as (number of the first one, rows (kv_heads, some, width))."""
         assert count <= self.count, "more rows were asked for than there are"
         start = 0
         for segment in self._segments:
             taken = min(segment.count, count - start)
             if taken <= 0:
                 break
-            yield start, segment.storage[:, :taken]
+            yield start, segment.rows(taken)
             start += taken
 
     def scores(self, queries: Tensor, count: int) -> Tensor:
@@ -95,7 +118,7 @@ class Vectors:
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:
-                fork._segments.append(Segment(segment.storage, taken))
+                fork._segments.append(Segment(segment.storage, segment.scales, taken))
                 fork.count += taken
         assert fork.count == count, "cannot fork beyond what there is"
         return fork

@@ -11,7 +11,7 @@ from engine.attention import RetrievalSettings
 from engine.errors import InvalidParameter
 from engine.huggingface import Landmarks, LoadedModel
 
-DEFAULT_RULE = "box-mean"
+DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
 LOWEST = {
     "max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
@@ -31,7 +31,7 @@ class EngineConfig:
         max_running: requests that are computed together
         max_waiting: requests that may wait; one more is refused
         step_tokens: text tokens of one forward pass
-        landmarks: a landmark rule (cache/landmarks); None is the trained landmarks of the model, or `box-mean`
+        landmarks: a landmark rule (cache/landmarks); None is the trained landmarks of the model, or `moments`
         block_size: positions of a block
         blocks_per_head: far blocks that each KV head fetches per position
         recent_blocks, sink_blocks: blocks that are always read
@@ -41,6 +41,9 @@ class EngineConfig:
         least_blocks: with `retrieval_top_p`, fetch at least so many
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it; None does so
             with the default rule
+        rest_slopes: with it, mean values turn with the query; None lets them
+        landmark_dtype: in which landmarks are kept, `int8` or `float32`; None is `float32` for trained ones and for
+            rules that do not bear rounding
         dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
         audit_rate: share of the tokens at which one layer and head is compared with exact attention
@@ -65,6 +68,8 @@ class EngineConfig:
     retrieval_top_p: float | None = None
     least_blocks: int = 1
     estimate_rest: bool | None = None
+    rest_slopes: bool | None = None
+    landmark_dtype: str | None = None
     dense_layers: int | None = None
     positions: str | None = None
     audit_rate: float = 0.001
@@ -85,6 +90,8 @@ class EngineConfig:
             raise InvalidParameter("landmarks", f"must be one of {', '.join(RULES)}, not {self.landmarks!r}")
         if self.positions not in (None, "absolute", "bounded"):
             raise InvalidParameter("positions", f"must be absolute or bounded, not {self.positions!r}")
+        if self.landmark_dtype not in (None, "int8", "float32"):
+            raise InvalidParameter("landmark_dtype", f"must be int8 or float32, not {self.landmark_dtype!r}")
 
     def retrieval(self, model: LoadedModel) -> RetrievalSettings:
         """What is read, for this model."""
@@ -92,8 +99,9 @@ class EngineConfig:
             return self._trained(model.landmarks)
         if self.landmarks == "trained":
             raise InvalidParameter("landmarks", f"{model.name} has no trained landmarks; use another rule")
+        rule = self.landmarks or DEFAULT_RULE
         settings = RetrievalSettings(
-            landmarks=self.landmarks or DEFAULT_RULE,
+            landmarks=rule,
             blocks_per_head=choose(self.blocks_per_head, 32),
             recent_blocks=choose(self.recent_blocks, 4),
             sink_blocks=choose(self.sink_blocks, 1),
@@ -103,6 +111,8 @@ class EngineConfig:
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
             estimate_rest=self.landmarks is None if self.estimate_rest is None else self.estimate_rest,
+            rest_slopes=self.rest_slopes is not False,
+            landmark_dtype=self.landmark_dtype or ("int8" if RULES[rule].rounds else "float32"),
             dense_layers=choose(self.dense_layers, 0),
         )
         self._check(settings, self._block_size)
@@ -119,6 +129,7 @@ class EngineConfig:
             positions="bounded",
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
+            landmark_dtype=self.landmark_dtype or "float32",
         )
 
     def _check(self, settings: RetrievalSettings, block_size: int) -> None:
@@ -129,13 +140,15 @@ class EngineConfig:
         if settings.estimate_rest and not rule.estimates_mass:
             fit = ", ".join(name for name, rule in RULES.items() if rule.estimates_mass and name != "trained")
             raise InvalidParameter("estimate_rest", f"{rule.name} does not estimate a block's attention; use {fit}")
+        if settings.landmark_dtype == "int8" and not rule.rounds:
+            raise InvalidParameter("landmark_dtype", f"landmarks of {rule.name} do not bear rounding; use float32")
         if settings.top_p is not None and not rule.sees_content:
             raise InvalidParameter("retrieval_top_p", f"{rule.name} does not look at what stands in a block")
 
     def _refuse_for_trained(self) -> None:
         """The geometry of trained landmarks is part of the weights."""
         fixed = ("block_size", "recent_blocks", "sink_blocks", "landmarks_per_block", "outlier_blocks")
-        for name in (*fixed, "estimate_rest", "dense_layers"):
+        for name in (*fixed, "estimate_rest", "rest_slopes", "dense_layers"):
             if getattr(self, name) is not None:
                 raise InvalidParameter(name, "is fixed by the model's training; leave it out")
         if self.landmarks not in (None, "trained") or self.positions == "absolute":
@@ -149,7 +162,7 @@ class EngineConfig:
 
     @property
     def _block_size(self) -> int:
-        return choose(self.block_size, 32)
+        return choose(self.block_size, 16)
 
     def storage_bytes(self, layout: CacheLayout) -> int:
         """Bytes for keys and values; raises InvalidParameter if not even two blocks fit."""

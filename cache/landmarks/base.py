@@ -1,10 +1,10 @@
 """What a landmark rule is.
 
-Every score is an inner product: a block becomes a few vectors per KV head, a query becomes one, and their dot products,
-joined, are the block's score. So one index serves all rules, and scoring is one matrix product.
+Every score comes from inner products: a block becomes a few vectors per KV head, a query becomes as many, and of their
+products a rule makes the block's score. So one index serves all rules, and looking is a few matrix products.
 
 Letters in shapes: H KV heads, T queries, G query heads per KV head, N blocks, M landmarks of a block, B positions of a
-block, D channels of a key, W channels of a landmark.
+block, D channels of a key, W channels of a landmark, P products of a query with a landmark.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor
 class LandmarkRule(ABC):
     """How a block is summarised and how a query looks at summaries.
 
-    A rule writes `summarise` and `encode`; one that looks at where blocks stand, or that cuts a block in its own way,
-    overrides `landmarks` or `look`.
+    A rule writes `widths`, `summarise` and `encode`; one of several products overrides `judge`; one that looks at where
+    blocks stand, or that cuts a block in its own way, overrides `landmarks` or `look`.
     """
 
     name: ClassVar[str]
     estimates_mass: ClassVar[bool] = False
     """It can estimate log(mean of exp(q · key)) of a block, and so stand in for keys that are not read."""
-    gauges_apart: ClassVar[bool] = False
-    """That estimate is not the score by which it chooses, but `gauge`'s."""
     replaces_mass: ClassVar[bool] = False
     """A block that is read gets the attention that its landmark says, not its keys."""
     sees_content: ClassVar[bool] = True
     """The choice depends on what stands in a block."""
+    rounds: ClassVar[bool] = True
+    """Its landmarks may be kept in 8 bits."""
 
     @abstractmethod
-    def width(self, head_dim: int) -> int:
-        """Channels of a landmark."""
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        """Channels of a landmark, in parts: each makes a product of its own with a query. W is their sum."""
 
     @abstractmethod
     def summarise(self, keys: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class LandmarkRule(ABC):
 
     @abstractmethod
     def encode(self, queries: Tensor) -> Tensor:
-        """queries (…, D) -> vectors (…, W) whose dot product with a landmark is its score."""
+        """queries (…, D) -> vectors (…, W), in the same parts as a landmark."""
 
     def landmarks(self, keys: Tensor, first: int, count: int) -> Tensor:
         """Landmarks (H, N, count, W) of sealed blocks: one for each of `count` equal parts.
@@ -58,9 +58,14 @@ class LandmarkRule(ABC):
         """Vectors (H, T, G, W) of queries (H, T, G, D) that stand in blocks `own` (T,)."""
         return self.encode(queries)
 
-    def gauge(self, queries: Tensor, own: Tensor) -> Tensor:
-        """As `look`, for scores that estimate masses."""
-        return self.look(queries, own)
+    def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """What products (…, P) say of landmarks that stand for `size` keys each.
+
+        Returns:
+            The score by which blocks are chosen (…), and, if the rule `estimates_mass`, log(mean of exp(q · key)) (…)
+        """
+        score = products.sum(-1) if products.shape[-1] > 1 else products.squeeze(-1)
+        return score, score
 
     def join(self, scores: Tensor) -> Tensor:
         """One score per block (…, N) from those of its landmarks (…, N, M): its best part's, or all parts' mass."""
@@ -71,5 +76,5 @@ class LandmarkRule(ABC):
         return scores.logsumexp(-1) - torch.tensor(float(scores.shape[-1])).log()
 
     def log_mass(self, scores: Tensor, block_size: int) -> Tensor:
-        """log Σ exp(q · key) of a block, from joined scores of `gauge`, the same shape; only if `estimates_mass`."""
+        """log Σ exp(q · key) of a block, from its joined log(mean of exp), the same shape; only if `estimates_mass`."""
         return scores + torch.tensor(float(block_size)).log()

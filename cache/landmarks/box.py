@@ -13,8 +13,8 @@ class Box(LandmarkRule):
 
     name = "box"
 
-    def width(self, head_dim: int) -> int:
-        return 2 * head_dim
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (2 * head_dim,)
 
     def summarise(self, keys: Tensor) -> Tensor:
         return torch.cat((keys.amax(-2), keys.amin(-2)), dim=-1)

@@ -16,10 +16,9 @@ class BoxMean(LandmarkRule):
 
     name = "box-mean"
     estimates_mass = True
-    gauges_apart = True
 
-    def width(self, head_dim: int) -> int:
-        return 2 * head_dim
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return head_dim, head_dim
 
     def summarise(self, keys: Tensor) -> Tensor:
         keys = keys.float()
@@ -30,5 +29,5 @@ class BoxMean(LandmarkRule):
     def encode(self, queries: Tensor) -> Tensor:
         return torch.cat((queries, queries.abs()), dim=-1)
 
-    def gauge(self, queries: Tensor, own: Tensor) -> Tensor:
-        return torch.cat((queries, torch.zeros_like(queries)), dim=-1)
+    def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        return products.sum(-1), products[..., 0]

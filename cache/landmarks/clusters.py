@@ -22,8 +22,8 @@ class Clusters(LandmarkRule):
     name = "clusters"
     estimates_mass = True
 
-    def width(self, head_dim: int) -> int:
-        return head_dim + 1
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return head_dim, 1
 
     def summarise(self, keys: Tensor) -> Tensor:
         mean = keys.float().mean(-2)

@@ -19,8 +19,8 @@ class Dilated(Placed):
 
     name = "dilated"
 
-    def width(self, head_dim: int) -> int:
-        return 3
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (3,)
 
     def features(self, blocks: Tensor) -> Tensor:
         angle = 2 * math.pi / DILATION * (blocks % DILATION).double()

@@ -17,9 +17,10 @@ class LSH(LandmarkRule):
     """
 
     name = "lsh"
+    rounds = False
 
-    def width(self, head_dim: int) -> int:
-        return ROUNDS * BUCKETS
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (ROUNDS * BUCKETS,)
 
     def summarise(self, keys: Tensor) -> Tensor:
         return buckets(keys).sum(-2)

@@ -13,8 +13,8 @@ class Mean(LandmarkRule):
     name = "mean"
     estimates_mass = True
 
-    def width(self, head_dim: int) -> int:
-        return head_dim
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (head_dim,)
 
     def summarise(self, keys: Tensor) -> Tensor:
         return keys.float().mean(-2)

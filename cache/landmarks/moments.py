@@ -1,12 +1,17 @@
-"""Mean and variance of a block's keys: the first two cumulants of q · key.
+"""Mean and variance of a block's keys: what q · key is like, had they scattered normally.
 
-For keys that scatter normally around their mean, log(mean of exp(q · key)) is exactly q · mean + ½ qᵀ Σ q (the
-cumulant generating function of a Gaussian). With the diagonal of Σ alone it stays a dot product, of (q, q²/2) with
-(mean, variance): as many channels as Quest's box, but an estimate of the block's mass, where the box bounds the
-score of its best key.
+Then q · key is normal too, with mean q·mean and variance Σ_channels q²·variance (the channels taken as independent).
+From these follow, in closed form, the block's best key and its mass:
+
+- the largest of B such numbers is expected at mean + s·σ, s being the normal quantile of the largest of B (Blom 1958);
+- log(mean of exp) starts as mean + σ²/2, the cumulant generating function of a Gaussian, and for large σ it grows no
+  faster than the largest number does. A hyperbola has both: mean + s·√(s² + σ²) - s². Without the bend, blocks whose
+  keys scatter would seem to weigh far too much.
 """
 
 from __future__ import annotations
+
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -15,17 +20,27 @@ from cache.landmarks.base import LandmarkRule
 
 
 class Moments(LandmarkRule):
-    """q·mean + ½ Σ_channels q²·variance."""
+    """Chooses by the expected best key, weighs by the expected mass."""
 
     name = "moments"
     estimates_mass = True
 
-    def width(self, head_dim: int) -> int:
-        return 2 * head_dim
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return head_dim, head_dim
 
     def summarise(self, keys: Tensor) -> Tensor:
         keys = keys.float()
         return torch.cat((keys.mean(-2), keys.var(-2, correction=0)), dim=-1)
 
     def encode(self, queries: Tensor) -> Tensor:
-        return torch.cat((queries, queries.square() / 2), dim=-1)
+        return torch.cat((queries, queries.square()), dim=-1)
+
+    def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        mean, variance = products.unbind(-1)
+        reach = largest(size)
+        return mean + reach * variance.sqrt(), mean + reach * (variance + reach * reach).sqrt() - reach * reach
+
+
+def largest(count: int) -> float:
+    """Where the largest of `count` standard normal numbers is expected (Blom's approximation)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))

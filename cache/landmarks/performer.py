@@ -23,9 +23,10 @@ class Performer(LandmarkRule):
 
     name = "performer"
     estimates_mass = True
+    rounds = False
 
-    def width(self, head_dim: int) -> int:
-        return FEATURES
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (FEATURES,)
 
     def summarise(self, keys: Tensor) -> Tensor:
         return features(keys.float() / balance(keys)).mean(-2)

@@ -12,6 +12,7 @@ class Placed(LandmarkRule):
     """Scores that depend on the numbers of the query's block and of the block alone."""
 
     sees_content = False
+    rounds = False
 
     def summarise(self, keys: Tensor) -> Tensor:
         raise NotImplementedError("a placed rule has no landmark without a place")

@@ -15,8 +15,8 @@ class Random(Placed):
 
     name = "random"
 
-    def width(self, head_dim: int) -> int:
-        return 2 * WAVES
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (2 * WAVES,)
 
     def features(self, blocks: Tensor) -> Tensor:
         angles = blocks.double()[..., None] * waves(1).to(blocks.device)

@@ -13,8 +13,8 @@ class Trained(LandmarkRule):
     name = "trained"
     estimates_mass = True
 
-    def width(self, head_dim: int) -> int:
-        return head_dim
+    def widths(self, head_dim: int) -> tuple[int, ...]:
+        return (head_dim,)
 
     def summarise(self, keys: Tensor) -> Tensor:
         return keys[..., -1, :]

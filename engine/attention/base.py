@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cache import RULES, IndexShape, LandmarkRule
@@ -40,6 +41,8 @@ class RetrievalSettings:
             fetches `blocks_per_head` always
         least_blocks: with `top_p`, fetch at least so many
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it
+        rest_slopes: with it, mean values turn with the query
+        landmark_dtype: in which landmarks and what else is kept of a block are stored: `int8` or `float32`
         dense_layers: in the first layers every block is read
         positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
             before the recent blocks, so that no distance exceeds (recent_blocks + 2) * block_size
@@ -55,6 +58,8 @@ class RetrievalSettings:
     top_p: float | None = None
     least_blocks: int = 1
     estimate_rest: bool = False
+    rest_slopes: bool = False
+    landmark_dtype: str = "float32"
     dense_layers: int = 0
 
     @property
@@ -69,10 +74,12 @@ class RetrievalSettings:
     def index_shape(self, head_dim: int) -> IndexShape:
         """What is kept of a block in a layer that chooses."""
         return IndexShape(
-            width=self.rule.width(head_dim),
+            widths=self.rule.widths(head_dim),
             landmarks=self.landmarks_per_block,
             values=head_dim if self.estimate_rest else 0,
+            slopes=self.estimate_rest and self.rest_slopes,
             outlying=self.outlier_blocks > 0,
+            dtype=getattr(torch, self.landmark_dtype),
         )
 
     @property

@@ -18,8 +18,8 @@ class Choice:
     Attributes:
         blocks: block numbers (H, T, K)
         valid: bool (H, T, K), False where there was nothing more to fetch
-        scores: of all far blocks for each query head (H, T, G, N), those that estimate masses if the rule has such;
-            None if nobody looked at landmarks
+        scores: of all far blocks for each query head (H, T, G, N), those that estimate masses if the rule does; None
+            if nobody looked at landmarks
     """
 
     blocks: Tensor

@@ -94,7 +94,7 @@ class PaperAttention(ReferenceAttention):
         """Landmark scores of the oldest `count` blocks, which share slot 0: (H, T, count)."""
         index = rows.session.indexes[layer]
         assert index is not None
-        return index.scores(self._seen_from(layer, rows, 0), count)
+        return index.products(self._seen_from(layer, rows, 0), count).squeeze(-1)
 
     def _late_scores(self, layer: int, rows: Rows, block: int, slot: int) -> Tensor:
         """Landmark score of one of the latest blocks in its own slot: (H, T, 1)."""

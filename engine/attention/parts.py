@@ -136,9 +136,11 @@ class EstimatedPart:
 
     Args:
         log_mass: (H, T, G, N), -inf for blocks that are read or ahead
+        queries: (H, T, G, D), scaled, as these blocks see them
     """
 
     log_mass: Tensor
+    queries: Tensor
     index: BlockIndex
 
     @property
@@ -146,7 +148,8 @@ class EstimatedPart:
         return self.log_mass[..., None]
 
     def read(self, weights: Tensor) -> Tensor:
-        return self.index.weigh_values(weights.flatten(1, 2)).view(*weights.shape[:3], -1)
+        values = self.index.weigh_values(weights.flatten(1, 2), self.queries.flatten(1, 2))
+        return values.view(*weights.shape[:3], -1)
 
 
 def combine(parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:

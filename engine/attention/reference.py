@@ -15,12 +15,11 @@ stored relative to their block (`R(offset) k`): a block is seen from any distanc
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, Session, Summary, outlying
+from cache import BlockIndex, CacheLayout, Session, Summary, outlying, slopes
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice, most_outlying, shares, within_top_p
 from engine.attention.exact import ExactAudit, Read
@@ -96,6 +95,7 @@ class ReferenceAttention:
         return Summary(
             self.settings.rule.landmarks(keys, index.count, index.shape.landmarks),
             values.float().mean(2) if index.shape.values else None,
+            slopes(keys, values.float()) if index.shape.slopes else None,
             outlying(keys) if index.shape.outlying else None,
         )
 
@@ -137,7 +137,8 @@ class ReferenceAttention:
     @property
     def _looks_per_block(self) -> int:
         """Numbers that a far block takes for each query while blocks are chosen."""
-        return self.settings.landmarks_per_block + (4 if self.settings.estimate_rest else 0)
+        parts = len(self.settings.rule.widths(self.layout.head_dim))
+        return self.settings.landmarks_per_block * 2 * parts + (4 if self.settings.estimate_rest else 0)
 
     def _fetches(self, layer: int, span: Span, far_blocks: int) -> int:
         """How many of the far blocks a query of the span may read, at most."""
@@ -239,7 +240,7 @@ class ReferenceAttention:
         assert index is not None
         mass = self.settings.rule.log_mass(scoring.cap(choice.scores), self.layout.block_size)
         unread = choice.unread(self._hidden(rows.own - self._recent(layer), mass.shape[3]))
-        return EstimatedPart(mass.masked_fill(~unread[:, :, None], -torch.inf), index)
+        return EstimatedPart(mass.masked_fill(~unread[:, :, None], -torch.inf), rows.far_queries, index)
 
     # -- choosing --------------------------------------------------------------------------------------------
 
@@ -257,8 +258,6 @@ class ReferenceAttention:
         """What each query and head fetches beside `parts`, with the seconds that it took on the step's report."""
         begun = time.perf_counter()
         choice = self._select(layer, rows, far_blocks, fetch)
-        if choice.scores is not None and (self.settings.estimate_rest or span.top_p is not None):
-            choice = self._gauged(layer, rows, choice)
         if span.top_p is not None and choice.scores is not None:
             choice = self._until_covered(layer, rows, choice, scoring, parts, span.top_p)
         step.report.retrieval_seconds += time.perf_counter() - begun
@@ -273,21 +272,13 @@ class ReferenceAttention:
             blocks = ends[:, None] - 1 - torch.arange(fetch, device=ends.device)
             blocks = blocks.expand(self.layout.kv_heads, -1, -1)
             return Choice(blocks.clamp(min=0), blocks >= self.settings.sink_blocks)
-        scores = self._landmark_scores(layer, rows, far_blocks)  # (H, T, G, far_blocks)
+        scores, gauges = self._judged(layer, rows, far_blocks)  # (H, T, G, far_blocks) each
         hidden = self._hidden(ends, far_blocks)
         wanted = scores[:, :, 0] if scores.shape[2] == 1 else shares(scores, hidden)
         if self.settings.outlier_blocks:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
         blocks, valid = self._best(wanted, ends, fetch)
-        return Choice(blocks, valid, scores)
-
-    def _gauged(self, layer: int, rows: Rows, choice: Choice) -> Choice:
-        """The choice with scores that estimate masses, if the rule does not choose by these."""
-        if not self.settings.rule.gauges_apart:
-            return choice
-        assert choice.scores is not None
-        looking = self.settings.rule.gauge(rows.far_queries, rows.own)
-        return replace(choice, scores=self._scores(layer, rows, looking, choice.scores.shape[3]))
+        return Choice(blocks, valid, gauges)
 
     def _outliers(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
         """Blocks that are read whatever their landmarks say: bool (kv_heads, rows, far_blocks)."""
@@ -324,16 +315,16 @@ class ReferenceAttention:
         best = scores.masked_fill(self._hidden(ends, scores.shape[2]), -torch.inf).topk(fetch, dim=-1)
         return best.indices, best.values > -torch.inf
 
-    def _landmark_scores(self, layer: int, rows: Rows, far_blocks: int) -> Tensor:
-        """(kv_heads, rows, groups, far_blocks)."""
-        return self._scores(layer, rows, self.settings.rule.look(rows.far_queries, rows.own), far_blocks)
-
-    def _scores(self, layer: int, rows: Rows, looking: Tensor, far_blocks: int) -> Tensor:
-        """Joined products of looking (kv_heads, rows, groups, width) and landmarks, one for each far block."""
-        index = rows.session.indexes[layer]
+    def _judged(self, layer: int, rows: Rows, far_blocks: int) -> tuple[Tensor, Tensor]:
+        """How promising each far block is, and what it weighs if the rule can tell: (H, T, G, far_blocks) each."""
+        rule, index = self.settings.rule, rows.session.indexes[layer]
         assert index is not None
-        scores = index.scores(looking.flatten(1, 2), far_blocks).unflatten(1, rows.queries.shape[1:3])
-        return self.settings.rule.join(scores.unflatten(-1, (far_blocks, index.shape.landmarks)))
+        looking = rule.look(rows.far_queries, rows.own)  # (H, T, G, W)
+        products = index.products(looking.flatten(1, 2), far_blocks)  # (H, T * G, far_blocks * M, P)
+        score, gauge = rule.judge(products, self.layout.block_size // index.shape.landmarks)
+        shape = (*rows.queries.shape[:3], far_blocks, index.shape.landmarks)
+        joined = rule.join(score.view(shape))
+        return joined, joined if gauge is score else rule.join(gauge.view(shape))
 
     # -- measuring -------------------------------------------------------------------------------------------
 

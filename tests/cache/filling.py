@@ -10,7 +10,7 @@ from torch import Tensor
 from cache import BlockStore, CacheLayout, DeviceTier, IndexShape, Session, Summary
 
 DIM = 3
-SHAPE = IndexShape(DIM)
+SHAPE = IndexShape((DIM,))
 LAYOUT = CacheLayout(layers=2, kv_heads=2, head_dim=DIM, block_size=4, landmark_positions=1)
 LANDMARK = 9
 
@@ -59,4 +59,4 @@ def verify(session: Session) -> None:
         if index is not None and session.sealed:
             means = (expected + layer)[:, : session.sealed * layout.block_size].unflatten(1, (session.sealed, -1))
             unit = torch.eye(layout.head_dim).expand(layout.kv_heads, -1, -1)
-            torch.testing.assert_close(index.scores(unit, session.sealed).mT, means.mean(2))
+            torch.testing.assert_close(index.products(unit, session.sealed).squeeze(-1).mT, means.mean(2))

@@ -22,7 +22,14 @@ def random(*shape: int, seed: int) -> Tensor:
 
 def score(rule: LandmarkRule, query: Tensor, keys: Tensor) -> Tensor:
     """Scores (blocks,) of one query (dim,) for blocks of keys (blocks, size, dim), as the index takes them."""
-    return rule.summarise(keys) @ rule.encode(query)
+    return rule.judge(products(rule, rule.summarise(keys), rule.encode(query)), keys.shape[-2])[0]
+
+
+def products(rule: LandmarkRule, landmarks: Tensor, looking: Tensor) -> Tensor:
+    """A query's product with each part of landmarks (…, width): (…, parts)."""
+    widths = rule.widths(DIM)
+    parts = zip(landmarks.split(widths, -1), looking.split(widths, -1), strict=True)
+    return torch.stack([landmark @ look for landmark, look in parts], -1)
 
 
 def by_hand(name: str, query: list[float], keys: list[list[float]]) -> float:
@@ -37,7 +44,9 @@ def by_hand(name: str, query: list[float], keys: list[list[float]]) -> float:
     if name == "moments":
         means = [sum(channel) / len(channel) for channel in channels]
         spreads = [sum((x - m) ** 2 for x in c) / len(c) for c, m in zip(channels, means, strict=True)]
-        return sum(q * m + q * q * v / 2 for q, m, v in zip(query, means, spreads, strict=True))
+        centre = sum(q * m for q, m in zip(query, means, strict=True))
+        deviation = math.sqrt(sum(q * q * v for q, v in zip(query, spreads, strict=True)))
+        return centre + 1.4342 * deviation  # where Blom expects the largest of 8 (exactly, it is 1.4236)
     assert name == "box-mean"
     total = 0.0
     for q, channel in zip(query, channels, strict=True):
@@ -75,9 +84,11 @@ def test_shapes_are_as_announced(name: str, count: int) -> None:
     assert rule.name == name
     landmarks = rule.landmarks(random(3, BLOCKS, SIZE, DIM, seed=6), 7, count)
     looking = rule.look(random(3, 9, 2, DIM, seed=7), torch.arange(9))
-    assert landmarks.shape == (3, BLOCKS, count, rule.width(DIM))
-    assert looking.shape == (3, 9, 2, rule.width(DIM))
+    assert landmarks.shape == (3, BLOCKS, count, sum(rule.widths(DIM)))
+    assert looking.shape == (3, 9, 2, sum(rule.widths(DIM)))
     assert landmarks.isfinite().all()
+    told = products(rule, landmarks[0], looking[0, 0, 0])
+    assert all(said.shape == (BLOCKS, count) for said in rule.judge(told, SIZE // count))
     assert rule.join(random(3, 9, 2, BLOCKS, count, seed=8)).shape == (3, 9, 2, BLOCKS)
 
 
@@ -87,8 +98,9 @@ def test_shapes_are_as_announced(name: str, count: int) -> None:
 def log_mass(rule: LandmarkRule, query: Tensor, keys: Tensor, count: int) -> Tensor:
     """A rule's estimate of log Σ exp(q · key) for blocks of keys (blocks, size, dim): (blocks,)."""
     landmarks = rule.landmarks(keys[None], 0, count)[0]  # (blocks, count, width)
-    looking = rule.gauge(query[None, None, None], torch.zeros(1, dtype=torch.long))[0, 0, 0]
-    return rule.log_mass(rule.join(landmarks @ looking), keys.shape[1])
+    looking = rule.look(query[None, None, None], torch.zeros(1, dtype=torch.long))[0, 0, 0]
+    size = keys.shape[1]
+    return rule.log_mass(rule.join(rule.judge(products(rule, landmarks, looking), size // count)[1]), size)
 
 
 def test_a_block_is_as_good_as_the_best_of_its_boxes() -> None:
@@ -127,6 +139,18 @@ def test_moments_know_the_mass_of_normally_scattered_keys() -> None:
     torch.testing.assert_close(
         log_mass(RULES["moments"], query, keys, 1), (keys @ query).logsumexp(-1), atol=0.02, rtol=0
     )
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1.0, 2.0])
+def test_moments_know_the_best_and_the_mass_of_a_block_however_its_keys_scatter(scale: float) -> None:
+    """On the average over many blocks: from nearly equal scores to one that outweighs all others."""
+    keys = random(4000, SIZE, DIM, seed=17)  # of standard deviation 2
+    query = random(DIM, seed=18)
+    query = query * scale / (2 * query.norm())  # scores of standard deviation `scale`
+    spread = math.sqrt((SIZE - 1) / SIZE)  # variances within a block are that much smaller
+    mass, best = log_mass(RULES["moments"], query, keys, 1), score(RULES["moments"], query, keys)
+    assert float((mass - (keys @ query).logsumexp(-1)).mean()) == pytest.approx(0, abs=0.06 * scale)
+    assert float((best - (keys @ query).amax(-1)).mean()) == pytest.approx(0, abs=(1.05 - spread) * 1.4 * scale)
 
 
 def test_random_features_follow_the_mass() -> None:

@@ -108,6 +108,23 @@ def test_more_than_it_holds_is_an_error_not_noise() -> None:
         index.fork(11)
 
 
+def test_eight_bits_keep_each_row_to_a_255th_of_its_range() -> None:
+    everything = summaries(200) * torch.logspace(-3, 0, 200)[:, None]
+    index = Vectors(HEADS, WIDTH, torch.int8)
+    for part in everything.split(30, dim=1):
+        index.add(part)
+    fork = index.fork(150)
+    fork.add(torch.zeros(HEADS, 1, WIDTH))
+    step = everything.abs().amax(-1) / 127  # (heads, 200)
+    for vectors, count in ((index, 200), (fork, 150)):
+        rows = torch.cat([rows for _, rows in vectors.parts(count)], dim=1)
+        assert ((rows - everything[:, :count]).abs() <= 0.501 * step[:, :count, None]).all()
+        torch.testing.assert_close(vectors.scores(QUERIES, count), QUERIES @ rows.mT)
+        weights = torch.rand(HEADS, 3, count)
+        torch.testing.assert_close(vectors.weigh(weights), weights @ rows)
+    assert not fork.scores(QUERIES, 151)[..., -1].any(), "a row of zeros stays one"
+
+
 def test_scores_of_half_precision_summaries_come_in_the_queries_precision() -> None:
     everything = summaries(90)
     index = Vectors(HEADS, WIDTH, torch.bfloat16)

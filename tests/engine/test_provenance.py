@@ -18,7 +18,10 @@ from tests.engine.running import running
 from tests.models import Bench, random_tokens, save_model
 
 PROMPT, ANSWER = 150, 12
-SMALL: dict[str, Any] = {"block_size": 8, "recent_blocks": 1, "sink_blocks": 1}
+SMALL: dict[str, Any] = {
+    "block_size": 8, "recent_blocks": 1, "sink_blocks": 1, "landmark_dtype": "float32", "landmarks": "box-mean",
+    "estimate_rest": True,
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, changes of the model, of the cache
     "grouped queries, absolute": ("llama", {}, {}),
     "bounded": ("llama", {}, {"positions": "bounded"}),
@@ -29,7 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, chan
     "an estimated rest": ("llama", {}, {"landmarks": "mean", "estimate_rest": True}),
     "an estimated rest, fused": ("llama", {}, {"landmarks": "mean", "estimate_rest": True, "positions": "bounded",
                                                "fused": True}),
-    "top-p": ("llama", {}, {"landmarks": "moments", "retrieval_top_p": 0.6}),
+    "top-p": ("llama", {}, {"landmarks": "moments", "retrieval_top_p": 0.6, "estimate_rest": False}),
     "a dense layer": ("llama", {}, {"dense_layers": 1}),
     "trained": ("landmarks", {}, {}),
     "trained, fused": ("landmarks", {}, {"fused": True}),
@@ -172,7 +175,7 @@ def test_a_tally_changes_no_logits(fused: bool, tiny_folder: Path) -> None:
 
 def test_an_engine_with_an_estimated_rest_tells_its_share(tiny_folder: Path) -> None:
     wanted = RetrievalParams(provenance=True, passages=100)
-    with running(tiny_folder, landmarks="mean", estimate_rest=True, blocks_per_head=2, **SMALL) as run:
+    with running(tiny_folder, blocks_per_head=2, **SMALL) as run:
         report = run.ask(random_tokens(300), retrieval=wanted).end.retrieval
     assert report is not None
     assert report.estimated > 0.2

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache import RULES, outlying
+from cache import RULES, outlying, slopes
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
 
 SIZE, RECENT, SINKS, LENGTH = 8, 1, 1, 120
-CONFIG: dict[str, Any] = {"block_size": SIZE, "recent_blocks": RECENT, "sink_blocks": SINKS}
+CONFIG: dict[str, Any] = {
+    "block_size": SIZE, "recent_blocks": RECENT, "sink_blocks": SINKS, "landmark_dtype": "float32"
+}  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "mean": {"landmarks": "mean"},
     "box, four landmarks": {"landmarks": "box", "landmarks_per_block": 4},
@@ -24,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top-p of the attention": {"landmarks": "moments", "retrieval_top_p": 0.7},
     "top-p of the landmarks": {"landmarks": "box", "retrieval_top_p": 0.5, "least_blocks": 2},
     "rest": {"landmarks": "mean", "estimate_rest": True},
+    "rest without slopes": {"landmarks": "mean", "estimate_rest": True, "rest_slopes": False},
     "rest of clusters": {"landmarks": "clusters", "landmarks_per_block": 4, "estimate_rest": True},
     "rest of box-mean": {"landmarks": "box-mean", "estimate_rest": True, "retrieval_top_p": 0.9},
     "rest by random features": {"landmarks": "performer", "estimate_rest": True},
@@ -65,8 +68,17 @@ class Oracle:
         if self.settings.estimate_rest:
             for b in set(far) - set(chosen):
                 terms.append(self._mass(queries, blocks[far.index(b)][None], own, b))
-                values.append(self.values[b * SIZE : (b + 1) * SIZE].mean(0, keepdim=True))
-        return torch.cat(terms, -1).softmax(-1) @ torch.cat(values)
+                values.append(self._mean_value(queries, slice(b * SIZE, (b + 1) * SIZE)))
+        wide = [value.expand(len(queries), -1, -1) for value in values]  # (groups, keys, dim)
+        return torch.einsum("gk,gkd->gd", torch.cat(terms, -1).softmax(-1), torch.cat(wide, 1))
+
+    def _mean_value(self, queries: Tensor, inside: slice) -> Tensor:
+        """The value (groups, 1, dim) that stands for a block which is not read."""
+        mean = self.values[inside].mean(0)[None, None]
+        if not self.settings.rest_slopes:
+            return mean
+        along, turn = slopes(self.keys[inside], self.values[inside])
+        return mean + (queries @ along)[:, None, None] * turn
 
     def _blocks(self, far: list[int]) -> Tensor:
         """Keys of the far blocks (blocks, SIZE, dim)."""
@@ -75,9 +87,11 @@ class Oracle:
     def _scores(self, queries: Tensor, keys: Tensor, own: int, first: int, *, mass: bool = False) -> Tensor:
         """Scores (groups, blocks) by the rule, which tests/cache/test_landmarks.py checks."""
         rule, count = self.settings.rule, self.settings.landmarks_per_block
-        landmarks = rule.landmarks(keys[None], first, count)[0]
-        looking = (rule.gauge if mass else rule.look)(queries[None, None], torch.tensor([own]))[0, 0]
-        return rule.join(torch.einsum("gw,nmw->gnm", looking, landmarks))
+        widths = rule.widths(keys.shape[-1])
+        landmarks = rule.landmarks(keys[None], first, count)[0].split(widths, -1)
+        looking = rule.look(queries[None, None], torch.tensor([own]))[0, 0].split(widths, -1)
+        products = [torch.einsum("gw,nmw->gnm", q, k) for q, k in zip(looking, landmarks, strict=True)]
+        return rule.join(rule.judge(torch.stack(products, -1), SIZE // count)[mass])
 
     def _mass(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
         return self.settings.rule.log_mass(self._scores(queries, keys, own, first, mass=True), SIZE)
@@ -196,6 +210,16 @@ def test_the_rest_is_worth_estimating(tiny_folder: Path) -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_landmarks_in_eight_bits_read_nearly_the_same(fused: bool, tiny_folder: Path) -> None:
+    logits = []
+    for kind in ("float32", "int8"):
+        bench = Bench(tiny_folder, fused=fused, positions="bounded", **CONFIG | {"landmark_dtype": kind})
+        logits.append(bench.logits(bench.session(), random_tokens(LENGTH), [LENGTH - 9, *[1] * 9], fetch=8))
+    assert (logits[0] != logits[1]).any()
+    torch.testing.assert_close(logits[1], logits[0], atol=2e-2, rtol=0)
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     ({"retrieval_top_p": 1.5}, "retrieval_top_p"),
     ({"retrieval_top_p": 0.0}, "retrieval_top_p"),
@@ -206,6 +230,8 @@ def test_the_rest_is_worth_estimating(tiny_folder: Path) -> None:
     ({"landmarks": "box", "estimate_rest": True}, "does not estimate"),
     ({"landmarks": "random", "retrieval_top_p": 0.9}, "does not look"),
     ({"dense_layers": -1}, "dense_layers"),
+    ({"landmark_dtype": "int3"}, "landmark_dtype"),
+    ({"landmarks": "performer", "landmark_dtype": "int8"}, "do not bear rounding"),
     ({"outlier_blocks": -1}, "outlier_blocks"),
     ({"landmarks": "trained"}, "no trained landmarks"),
 ])  # fmt: skip
@@ -214,7 +240,9 @@ def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str,
         Bench(tiny_folder, **settings)
 
 
-@pytest.mark.parametrize("name", ["outlier_blocks", "estimate_rest", "dense_layers", "landmarks_per_block"])
+@pytest.mark.parametrize(
+    "name", ["outlier_blocks", "estimate_rest", "rest_slopes", "dense_layers", "landmarks_per_block"]
+)
 def test_trained_landmarks_keep_their_geometry(name: str, landmark_folder: Path) -> None:
     settings: dict[str, Any] = {name: 1}
     with pytest.raises(InvalidParameter, match="fixed by the model's training"):
