@@ -59,7 +59,7 @@ REST: dict[str, Any] = {"estimate_rest": True}
 
 WAYS = (
     Way(EVERYTHING, "all blocks", {"landmarks": "mean"}, spends="everything"),
-    Way("window and sinks", "StreamingLLM", spends="window"),
+    Way("window and sinks", "StreamingLLM", {"landmarks": "mean"}, spends="window"),
     Way("random blocks", "BigBird", {"landmarks": "random"}),
     Way("dilated window", "Longformer", {"landmarks": "dilated"}),
     Way("hashing", "Reformer", {"landmarks": "lsh"}),
