@@ -8,7 +8,7 @@ from cache.registry import SessionRegistry
 from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
-from cache.tiers import DeviceTier, Tier
+from cache.tiers import DeviceTier, Places, Tier
 from cache.vectors import Vectors
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "IndexShape",
     "LandmarkRule",
     "OutOfBlocks",
+    "Places",
     "Session",
     "SessionRegistry",
     "Summary",

@@ -1,16 +1,39 @@
-"""The protocol of a storage tier. A tier knows slots and tensors; it does not know sessions or reference counts."""
+"""The protocol of what attention reads from. A tier knows slots and tensors; it knows neither sessions nor hashes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cache.layout import CacheLayout
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where keys and values of blocks lie, to be read in place and not to be written.
+
+    Attributes:
+        keys, values: (places, block_size, head_dim)
+        at: numbers of places, the shape of what was asked for
+    """
+
+    keys: Tensor
+    values: Tensor
+    at: Tensor
+
+    def copied(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (…, block_size, head_dim) of the places (…)."""
+        keys, values = (
+            x.index_select(0, self.at.flatten()).unflatten(0, self.at.shape) for x in (self.keys, self.values)
+        )
+        return keys, values
+
+
 class Tier(Protocol):
-    """Fixed-size storage for blocks, addressed by slot number."""
+    """Fixed-size storage for blocks, addressed by slot number, of which each head is found by itself."""
 
     @property
     def name(self) -> str:
@@ -23,6 +46,11 @@ class Tier(Protocol):
         ...
 
     @property
+    def device(self) -> torch.device:
+        """Where attention reads."""
+        ...
+
+    @property
     def capacity(self) -> int:
         """Blocks that fit."""
         ...
@@ -30,6 +58,11 @@ class Tier(Protocol):
     @property
     def used(self) -> int:
         """Blocks that are stored."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Heads of blocks that can be located at once."""
         ...
 
     def allocate(self) -> int:
@@ -44,18 +77,10 @@ class Tier(Protocol):
         """Store keys and values (tokens, kv_heads, head_dim) at (slots, offsets), both int64 (tokens,)."""
         ...
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole blocks: slots (blocks,) -> keys, values, each (kv_heads, blocks, block_size, head_dim)."""
-        ...
+    def locate(self, layer: int, slots: Tensor, heads: Tensor) -> Places:
+        """Where blocks of a layer lie, brought up if need be; what it tells is good until it is asked again.
 
-    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer in place, each (slots, kv_heads, block_size, head_dim); not to be written."""
-        ...
-
-    def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
-        """Keys of one head: slots (blocks,) -> (blocks, block_size, head_dim)."""
-        ...
-
-    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Per head: slots (kv_heads, …) -> keys, values, each (kv_heads, …, block_size, head_dim)."""
+        Args:
+            slots, heads: int64, broadcast together; at most `window` of them
+        """
         ...

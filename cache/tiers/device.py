@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cache.errors import OutOfBlocks
 from cache.layout import CacheLayout
+from cache.tiers.base import Places
 
 
 class DeviceTier:
@@ -23,17 +24,21 @@ class DeviceTier:
 
     def __init__(self, layout: CacheLayout, capacity_bytes: int, device: torch.device | str = "cpu") -> None:
         self.layout = layout
+        self.device = torch.device(device)
         self.capacity = capacity_bytes // layout.block_bytes
         shape = (self.capacity, layout.kv_heads, layout.block_size, layout.head_dim)
         self._keys = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
         self._values = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
-        self._heads = torch.arange(layout.kv_heads, device=device)
         self._released: list[int] = []
         self._fresh = 0
 
     @property
     def used(self) -> int:
         return self._fresh - len(self._released)
+
+    @property
+    def window(self) -> int:
+        return self.capacity * self.layout.kv_heads
 
     def allocate(self) -> int:
         if self._released:  # memory that was touched before is taken first
@@ -50,22 +55,9 @@ class DeviceTier:
         self._keys[layer][slots, :, offsets] = keys.to(self.layout.dtype)
         self._values[layer][slots, :, offsets] = values.to(self.layout.dtype)
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self._keys[layer].index_select(0, slots), self._values[layer].index_select(0, slots)
-        return keys.transpose(0, 1), values.transpose(0, 1)
-
-    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self._keys[layer], self._values[layer]
-
-    def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
-        return self._keys[layer].flatten(0, 1).index_select(0, slots * self.layout.kv_heads + head)
-
-    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        heads = self.layout.kv_heads
-        rows = slots * heads + self._heads.view(heads, *[1] * (slots.dim() - 1))
-        pools = (self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1))
-        keys, values = (pool.index_select(0, rows.flatten()).unflatten(0, rows.shape) for pool in pools)
-        return keys, values
+    def locate(self, layer: int, slots: Tensor, heads: Tensor) -> Places:
+        keys, values = self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1)
+        return Places(keys, values, slots * self.layout.kv_heads + heads)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

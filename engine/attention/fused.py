@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache import CacheLayout
 from engine.attention.base import LayerGeometry, RetrievalSettings
+from engine.attention.choosing import Choice
 from engine.attention.parts import Scoring, combine
 from engine.attention.reference import ReferenceAttention
 from engine.attention.rows import Rows
@@ -42,11 +43,11 @@ class FusedAttention(ReferenceAttention):
     def _compile(self) -> None:
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
         queries = torch.zeros(1, 1, 1, self.layout.head_dim)
-        pool = torch.zeros(1, 1, self.layout.block_size, self.layout.head_dim)
-        slots, ends = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-        arrays = [x.numpy() for x in (queries, pool, pool, slots)]
+        pool = torch.zeros(1, self.layout.block_size, self.layout.head_dim)
+        places, ends = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+        arrays = [x.numpy() for x in (queries, pool, pool, places)]
         self._kernels.attend_fetched(*arrays, True, torch.zeros_like(queries).numpy(), np.zeros((1, 1, 1), "f4"), 0, 1)
-        self._kernels.top_blocks(np.zeros((1, 1, 1), "f4"), 0, ends.numpy(), slots.numpy(), 0, 1)
+        self._kernels.top_blocks(np.zeros((1, 1, 1), "f4"), 0, ends.numpy(), places.numpy(), 0, 1)
 
     @staticmethod
     def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:
@@ -64,21 +65,22 @@ class FusedAttention(ReferenceAttention):
             parts.append(self._rest(layer, rows, scoring, choice))
         near, _ = combine(parts)
         near_weight = torch.cat([part.scores.flatten(3) for part in parts], dim=-1).logsumexp(-1)  # (H, T, G)
-        slots = rows.session.slots(choice.blocks).masked_fill(~choice.valid, -1)
-        far, far_weight = self._read_in_place(layer, rows, slots)
+        far, far_weight = self._read_in_place(layer, rows, choice)
         share = (far_weight - near_weight).sigmoid()[..., None]
         self._count_selected(rows, step, choice.valid)
         return near + share * (far - near)
 
-    def _read_in_place(self, layer: int, rows: Rows, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention over slots (H, T, K) alone, and the logarithm of its weight: (H, T, G, D), (H, T, G)."""
+    def _read_in_place(self, layer: int, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Attention over the chosen blocks alone, and the logarithm of its weight: (H, T, G, D), (H, T, G)."""
+        slots = rows.session.slots(choice.blocks)
+        places = rows.session.store.locate(layer, slots)
+        at = places.at.masked_fill(~choice.valid, -1).contiguous()
         queries = rows.far_queries.contiguous()
         output, weight = torch.empty_like(queries), torch.empty(queries.shape[:3])
-        keys, values = rows.session.store.pools(layer)
-        arrays = [x.numpy() for x in (queries, keys, values, slots.contiguous())]
+        arrays = [x.numpy() for x in (queries, places.keys, places.values, at)]
         results = (output.numpy(), weight.numpy())
         self._over_rows(
-            slots.shape[0] * slots.shape[1],
+            at.shape[0] * at.shape[1],
             lambda start, stop: self._kernels.attend_fetched(*arrays, self.settings.gated, *results, start, stop),
         )
         return output, weight

@@ -60,20 +60,20 @@ def top_blocks(scores: Floats, first: int, ends: Integers, blocks: Integers, sta
 
 @compiled
 def attend_fetched(
-    queries: Floats, keys: Floats, values: Floats, slots: Integers, gated: bool, output: Floats, weight: Floats,
+    queries: Floats, keys: Floats, values: Floats, places: Integers, gated: bool, output: Floats, weight: Floats,
     start: int, stop: int,
 ) -> None:  # fmt: skip
     """Attention of rows start … stop - 1 over their own fetched blocks, with an online softmax.
 
     Args:
         queries: (kv_heads, queries, groups, head_dim), scaled and rotated
-        keys, values: a layer's pools (slots, kv_heads, block_size, head_dim)
-        slots: (kv_heads, queries, fetch); -1 for none
+        keys, values: (places, block_size, head_dim)
+        places: of each row's blocks (kv_heads, queries, fetch); -1 for none
         gated: the last key of a block is its landmark, which gates the block
         output: (kv_heads, queries, groups, head_dim), filled; sums to weight 1
         weight: (kv_heads, queries, groups), filled: logarithm of the softmax's denominator
     """
-    size, dim = keys.shape[2], keys.shape[3]
+    size, dim = keys.shape[1], keys.shape[2]
     scores = np.empty(size, np.float32)
     part = np.empty(dim, np.float32)
     for row in range(start, stop):
@@ -83,16 +83,16 @@ def attend_fetched(
             total = output[head, query, group]
             total[:] = 0.0
             peak, mass = np.float32(-1e30), np.float32(0.0)
-            for i in range(slots.shape[2]):
-                slot = slots[head, query, i]
-                if slot < 0:
+            for i in range(places.shape[2]):
+                place = places[head, query, i]
+                if place < 0:
                     continue
                 text = size - 1 if gated else size
                 highest = np.float32(-1e30)
                 for j in range(size):
                     score = np.float32(0.0)
                     for d in range(dim):
-                        score += q[d] * keys[slot, head, j, d]
+                        score += q[d] * keys[place, j, d]
                     scores[j] = score
                     if j < text and score > highest:
                         highest = score
@@ -102,7 +102,7 @@ def attend_fetched(
                     share = np.exp(scores[j] - highest)
                     inner += share
                     for d in range(dim):
-                        part[d] += share * values[slot, head, j, d]
+                        part[d] += share * values[place, j, d]
                 # A gated block weighs exp(landmark) however its own tokens score; another one the sum of theirs.
                 level = scores[size - 1] if gated else highest
                 scale = np.float32(1.0) / inner if gated else np.float32(1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cache import CacheLayout, DeviceTier, OutOfBlocks
+from cache import BlockStore, CacheLayout, DeviceTier, OutOfBlocks
 
 LAYOUT = CacheLayout(layers=2, kv_heads=3, head_dim=4, block_size=5)
 CAPACITY = 6
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tier: DeviceTier) -> None:
     written = [filled(tier, layer, seed=10 * layer) for layer in range(LAYOUT.layers)]
     slots = torch.tensor([4, 0, 0, 5, 2])
     for layer, (keys, values) in enumerate(written):
-        read_keys, read_values = tier.read(layer, slots)
+        read_keys, read_values = BlockStore(tier).read(layer, slots)
         assert torch.equal(read_keys, keys[:, slots])
         assert torch.equal(read_values, values[:, slots])
 
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tier: DeviceTier) -> None:
 def test_each_head_gathers_its_own_blocks(tier: DeviceTier, shape: tuple[int, ...]) -> None:
     keys, values = filled(tier, 1, seed=3)
     slots = torch.randint(CAPACITY, (LAYOUT.kv_heads, *shape), generator=torch.Generator().manual_seed(5))
-    found_keys, found_values = tier.gather(1, slots)
+    found_keys, found_values = BlockStore(tier).gather(1, slots)
     for head in range(LAYOUT.kv_heads):
         assert torch.equal(found_keys[head], keys[head, slots[head]])
         assert torch.equal(found_values[head], values[head, slots[head]])
@@ -58,7 +58,7 @@ def test_writing_one_place_leaves_the_others(tier: DeviceTier) -> None:
     one = torch.ones(1, LAYOUT.kv_heads, LAYOUT.head_dim)
     tier.write(0, torch.tensor([2]), torch.tensor([3]), one, -one)
     keys[:, 2, 3], values[:, 2, 3] = 1.0, -1.0
-    read_keys, read_values = tier.read(0, torch.arange(CAPACITY))
+    read_keys, read_values = BlockStore(tier).read(0, torch.arange(CAPACITY))
     assert torch.equal(read_keys, keys)
     assert torch.equal(read_values, values)
 
@@ -69,7 +69,7 @@ def test_keys_are_stored_in_the_layouts_precision() -> None:
     keys = random(2, 1, 4, seed=2)
     slot = torch.full((2,), tier.allocate())
     tier.write(0, slot, torch.arange(2), keys, keys)
-    read, _ = tier.read(0, slot[:1])
+    read, _ = BlockStore(tier).read(0, slot[:1])
     assert read.dtype == torch.bfloat16
     assert torch.equal(read[0, 0], keys[:, 0].bfloat16())
 
