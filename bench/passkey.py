@@ -81,10 +81,18 @@ def draw_prompts(count: int, seed: int) -> list[Prompt]:
 
 def read_haystack(path: Path, tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[int]:
     """The first `tokens` tokens of the file, which is repeated if it is shorter."""
+    return repeated(file_tokens(path, tokenizer), tokens)
+
+
+def file_tokens(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     text = path.read_text(encoding="utf-8")
     if not text.strip():
         raise SystemExit(f"{path} is empty; give a text file")
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def repeated(ids: list[int], tokens: int) -> list[int]:
+    """Again and again until there are `tokens`."""
     return (ids * (tokens // len(ids) + 1))[:tokens]
 
 

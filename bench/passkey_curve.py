@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bench.passkey import FACT, MARK, QUESTION, Prompt, ask, draw_prompts, read_haystack
+from bench.passkey import FACT, MARK, QUESTION, Prompt, ask, draw_prompts, file_tokens, repeated
 from bench.report import write_json
 from engine import Engine, EngineConfig, load_engine
 
@@ -94,12 +94,7 @@ def pieces(haystack: list[int], facts: list[Prompt], tokenizer: PreTrainedTokeni
 
 def read_all(files: list[Path], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[int]:
     """The files one after the other, repeated until there are `tokens` tokens."""
-    ids = [t for file in files for t in read_haystack(file, tokenizer, file_length(file, tokenizer))]
-    return (ids * (tokens // len(ids) + 1))[:tokens]
-
-
-def file_length(file: Path, tokenizer: PreTrainedTokenizerBase) -> int:
-    return len(tokenizer.encode(file.read_text(encoding="utf-8"), add_special_tokens=False, split_special_tokens=True))
+    return repeated([token for file in files for token in file_tokens(file, tokenizer)], tokens)
 
 
 def read_on(engine: Engine, session: str, tokens: list[int]) -> float:

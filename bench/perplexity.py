@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import lzma
 import multiprocessing
 import os
 import time
@@ -31,10 +30,9 @@ from bench.perplexity_table import Result, heading, line, markdown, summary
 from bench.report import write_json
 from bench.scoring import LandmarkScorer, PlainScorer, Reading, Scorer
 from engine.attention import Sharing
+from training import HELD_OUT, read_documents
 
 LENGTHS = (512, 2048, 4096, 16384)
-HELD_OUT = ("Dracula", "Emma", "Treasure Island", "The War of the Worlds")
-"""Titles that no model of this repository was trained on."""
 TUNED_ON = "Persuasion"
 """A book of the training set; the kNN-LM's two numbers are tuned on it."""
 
@@ -117,9 +115,8 @@ def segments(options: Options, titles: tuple[str, ...]) -> list[list[int]]:
 
 
 def books(data: Path, titles: tuple[str, ...]) -> list[str]:
-    """The texts of these titles, of a `.jsonl[.xz]` file with fields title and text."""
-    with lzma.open(data, "rt", encoding="utf-8") if data.suffix == ".xz" else data.open(encoding="utf-8") as lines:
-        texts = {book["title"]: book["text"] for book in map(json.loads, lines) if book["title"] in titles}
+    """The texts of these titles."""
+    texts = {book.title: book.text for book in read_documents(data) if book.title in titles}
     if missing := set(titles) - texts.keys():
         raise SystemExit(f"{data} lacks {', '.join(sorted(missing))}")
     return [texts[title] for title in titles]

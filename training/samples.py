@@ -21,10 +21,7 @@ from training.corpus import HELD_OUT
 from training.names import Names
 from training.packing import Encoder
 from training.records import InputError, Part, read_records, to_json
-from training.tasks import ANSWER_WEIGHT, ASK_KEY, SAY_KEY, TELL_KEY, digits
-
-FILLER, TOLD, ASKED, LEAD = 0.5, 0.1, 0.1, 1.0
-"""Weights of text, of a key when it is first told (nothing foretells it), of questions, and of an answer's words."""
+from training.tasks import ANSWER_WEIGHT, ASK_KEY, ASKED, FILLER, LEAD, TELL_KEY, TOLD, pass_key, say_key
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Samples:
 
     def _keys(self, rng: random.Random) -> dict[str, str]:
         names = self._names.draw(rng, rng.randint(1, max(1, min(8, self._room // 60))))
-        return {name: digits(rng, rng.choice((5, 5, 5, 4, 6, 7))) for name in names}
+        return {name: pass_key(rng) for name in names}
 
     def _turns(self, rng: random.Random, keys: list[tuple[str, str]]) -> list[Part]:
         """Questions about some of the keys, each with its answer; a question may follow the text or open a turn."""
@@ -102,13 +99,13 @@ class Samples:
         if rng.random() < 0.3:
             parts = [Part(self._frame.again, special=True, weight=0.0)]
         for number, (name, value) in enumerate(asked):
-            lead, end = SAY_KEY.format(name=name, value="|").split("|")
+            lead, key = say_key(name, value)
             again = number + 1 < len(asked)
             parts += [
                 Part(rng.choice(ASK_KEY).format(name=name), weight=ASKED),
                 Part(self._frame.answer, special=True, weight=ASKED),
-                Part(lead.rstrip(), weight=LEAD),
-                Part(f" {value}{end}", weight=ANSWER_WEIGHT),
+                Part(lead, weight=LEAD),
+                Part(key, weight=ANSWER_WEIGHT),
                 Part(self._frame.again if again else self._frame.close, special=True, weight=LEAD),
             ]
         return parts

@@ -19,7 +19,9 @@ from tokenizers import Tokenizer
 from training.corpus import Corpus
 from training.names import Names
 
-ANSWER_WEIGHT = 4.0
+FILLER, TOLD, ASKED, LEAD, ANSWER_WEIGHT = 0.5, 0.1, 0.1, 1.0, 4.0
+"""Weights of text, of a fact when it is first told (nothing foretells it), of questions, of an answer's words, and of
+what was asked for."""
 
 TELL_KEY = (
     "The pass key for {name} is {value}. Remember it.",
@@ -159,10 +161,10 @@ class Tasks:
         cuts = sorted(self._cut(rng, filler) for _ in told)
         last = 0
         for cut, tokens in zip(cuts, told, strict=True):
-            sample.add(filler[last:cut], 0.5)
-            sample.add(tokens, 0.1)
+            sample.add(filler[last:cut], FILLER)
+            sample.add(tokens, TOLD)
             last = cut
-        sample.add(filler[last:], 0.5)
+        sample.add(filler[last:], FILLER)
 
     def _cut(self, rng: random.Random, filler: list[int]) -> int:
         """A place to insert a fact: mostly after a full stop near a random point."""
@@ -184,14 +186,14 @@ class Tasks:
         sample = Sample()
         if chat:
             opening = rng.choice(("<|user|>", "<|user|>", "\n\n", "<|end|><|user|>"))
-            sample.add(self.encode(opening + fact.question + "<|end|><|assistant|>"), 0.1)
-            sample.add(self.encode(fact.lead.strip()), 1.0)
+            sample.add(self.encode(opening + fact.question + "<|end|><|assistant|>"), ASKED)
+            sample.add(self.encode(fact.lead.strip()), LEAD)
         else:
-            sample.add(self.encode(rng.choice((" ", "\n", "\n\n")) + fact.question), 0.1)
-            sample.add(self.encode(rng.choice((" ", "\n")) + fact.lead.strip()), 1.0)
+            sample.add(self.encode(rng.choice((" ", "\n", "\n\n")) + fact.question), ASKED)
+            sample.add(self.encode(rng.choice((" ", "\n")) + fact.lead.strip()), LEAD)
         sample.add(self.encode(fact.answer), ANSWER_WEIGHT)
         if chat:
-            sample.add([self._id("<|end|>")], 1.0)
+            sample.add([self._id("<|end|>")], LEAD)
         return sample
 
     def _facts(self, rng: random.Random, length: int) -> list[Fact]:
@@ -209,10 +211,9 @@ class Tasks:
     def _keys(self, rng: random.Random, count: int) -> list[Fact]:
         tell, facts = rng.choice(TELL_KEY), []
         for name in self._names.draw(rng, count):
-            value = digits(rng, rng.choice((5, 5, 5, 4, 6, 7)))
-            lead, answer = SAY_KEY.format(name=name, value="|").split("|")
+            value = pass_key(rng)
             question = rng.choice(ASK_KEY).format(name=name)
-            facts.append(Fact(tell.format(name=name, value=value), question, lead.rstrip(), f" {value}{answer}"))
+            facts.append(Fact(tell.format(name=name, value=value), question, *say_key(name, value)))
         return facts
 
     def _things(self, rng: random.Random, count: int) -> list[Fact]:
@@ -265,6 +266,16 @@ class Mix:
 
     copying: float
     language: float
+
+
+def pass_key(rng: random.Random) -> str:
+    return digits(rng, rng.choice((5, 5, 5, 4, 6, 7)))
+
+
+def say_key(name: str, value: str) -> tuple[str, str]:
+    """The words of an answer, and the key that they lead to."""
+    lead, end = SAY_KEY.format(name=name, value="|").split("|")
+    return lead.rstrip(), f" {value}{end}"
 
 
 def digits(rng: random.Random, count: int) -> str:

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from training import attention
 from training.corpus import HELD_OUT, Corpus, python_sources, read_documents
 from training.export import export
-from training.muon import Muon
+from training.learning import descend, optimizers, rate_at, summed_loss
 from training.names import Names
 from training.recipes import RECIPES, Recipe, Stage
 from training.tasks import ANSWER_WEIGHT, Mix, Sample, Tasks
@@ -60,9 +60,8 @@ def next_token_loss(logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
 
     A landmark has weight 0, so the token before it predicts nothing and the landmark predicts the next token.
     """
-    target, weight = slots[:, 1:].flatten(), weights[:, 1:].flatten()
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), target, reduction="none")
-    return (losses * weight).sum() / weight.sum()
+    # flat, since the order in which a sum is taken shows in its last bits
+    return summed_loss(logits, slots, weights) / weights[:, 1:].flatten().sum()
 
 
 class Trainer:
@@ -86,7 +85,8 @@ class Trainer:
         self.model.set_attn_implementation(attention.NAME if recipe.landmarks else "sdpa")
         self.inv_freq = self.model.model.rotary_emb.inv_freq.clone()
         self.average = [p.detach().clone() for p in self.model.parameters()]
-        self.optimizers = optimizers(self.model, rate, muon=muon)
+        tables = [self.model.model.embed_tokens.weight]
+        self.optimizers = optimizers(self.model.parameters(), tables, rate, decay=0.1, muon=muon)
         self.seen, self.step, self.seed = 0, 0, seed
         self.resume()
         torch._dynamo.config.recompile_limit = 64  # each layer and each stage has its own shapes
@@ -111,10 +111,7 @@ class Trainer:
         (self.run / "checkpoint.new").replace(self.run / "checkpoint.pt")
 
     def learning_rate(self) -> float:
-        """Warm up, stay, and in the last third go down to a twentieth."""
-        warm = min(1.0, (self.step + 1) / 200)
-        left = max(0.0, (self.total - self.seen) / (self.total / 3))
-        return self.rate * warm * max(0.05, min(1.0, left))
+        return rate_at(self.rate, (self.step + 1) / 200, self.seen, self.total)
 
     def batch(self, rng: random.Random, stage: Stage) -> tuple[Tensor, Tensor]:
         """Slots and weights, both (rows, slots)."""
@@ -138,12 +135,7 @@ class Trainer:
         slots, weights = self.batch(rng, stage)
         loss = next_token_loss(self.logits(slots, stage.crowd), slots, weights)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(self.optimizers, self.model.parameters(), self.learning_rate())
         blend = 1 - min(0.998, (self.step + 1) / (self.step + 20))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], blend)
         self.seen, self.step = self.seen + slots.numel(), self.step + 1
@@ -194,16 +186,6 @@ class Trainer:
         settings = self.recipe.landmarks
         landmarks = {"token_id": self.landmark, **asdict(settings)} if settings else None
         export(folder, self.model, for_transformers(self.tokenizer), landmarks)
-
-
-def optimizers(model: LlamaForCausalLM, rate: float, *, muon: bool) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest."""
-    hidden = [p for p in model.model.layers.parameters() if p.dim() == 2]
-    table = [model.model.embed_tokens.weight]
-    norms = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": table + ([] if muon else hidden), "weight_decay": 0.1}]
-    adamw = torch.optim.AdamW([*groups, {"params": norms, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.95))
-    return [adamw, Muon(hidden, lr=rate)] if muon else [adamw]
 
 
 def load_tokenizer(path: Path, files: list[Path]) -> Tokenizer:

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from training.adaptation import Adaptation
-from training.muon import Muon
+from training.learning import descend, optimizers, rate_at, summed_loss
 from training.packing import Feed
 from training.records import InputError
 
@@ -45,9 +44,8 @@ class Schedule:
     report: int
 
     def rate_at(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, min(100, self.steps // 10)))
-        left = (self.steps - step) / (self.steps / 3)
-        return self.rate * warm * max(0.05, min(1.0, left))
+        warm = (step + 1) / max(1, min(100, self.steps // 10))
+        return rate_at(self.rate, warm, step, self.steps)
 
 
 class Tuning:
@@ -71,7 +69,13 @@ class Tuning:
         self.run, self.adaptation, self.feed, self.schedule = run, adaptation, feed, schedule
         self.held = [torch.from_numpy(x) for x in held]
         self.origin = origin
-        self.optimizers = optimizers(adaptation, schedule)
+        self.optimizers = optimizers(
+            adaptation.trained().values(),
+            adaptation.tables(),
+            schedule.rate,
+            decay=0.0 if adaptation.lora else 0.01,
+            muon=schedule.muon,
+        )
         self.step, self.tokens = 0, 0
         self.losses: dict[str, float] = {}
         run.mkdir(parents=True, exist_ok=True)
@@ -130,12 +134,7 @@ class Tuning:
             part.backward()
             loss += float(part.detach())
             self.tokens += tokens.size
-        torch.nn.utils.clip_grad_norm_(self.adaptation.trained().values(), 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.schedule.rate_at(self.step)
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(self.optimizers, self.adaptation.trained().values(), self.schedule.rate_at(self.step))
         self.step += 1
         if not math.isfinite(loss):
             raise InputError(f"the loss is {loss} at step {self.step}; give a lower --rate")
@@ -201,26 +200,3 @@ class Tuning:
         tqdm.write(json.dumps(line))
         with (self.run / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
-
-
-def summed_loss(logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of cross entropies; logits (rows, slots, vocabulary), slots and weights (rows, slots)."""
-    flat, target = logits[:, :-1].flatten(0, 1).float(), slots[:, 1:].flatten()
-    losses = torch.nn.functional.cross_entropy(flat, target, reduction="none")
-    return (losses * weights[:, 1:].flatten()).sum()
-
-
-def optimizers(adaptation: Adaptation, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices and AdamW for embeddings, heads and vectors."""
-    tables = {id(p) for p in adaptation.tables()}
-    trained = list(adaptation.trained().values())
-    matrices = [p for p in trained if p.dim() == 2 and id(p) not in tables] if schedule.muon else []
-    taken = {id(p) for p in matrices}
-    rest = [p for p in trained if id(p) not in taken]
-    decay = 0.0 if adaptation.lora else 0.01
-    groups = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": decay},
-        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.rate, betas=(0.9, 0.95))
-    return [adamw, Muon(matrices, lr=schedule.rate, weight_decay=decay)] if matrices else [adamw]

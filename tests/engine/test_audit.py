@@ -16,6 +16,7 @@ from cache import Session
 from engine import AuditReport, InvalidParameter, RetrievalParams, Step
 from engine.attention.exact import ExactAudit
 from engine.audit import MEMORY, MOST_BLOCKS, WINDOW, Audit, Regulator, samples
+from tests.engine.recorded import Case, Recorded, bench_of
 from tests.engine.running import Running, running
 from tests.models import Bench, random_tokens, save_model
 
@@ -33,69 +34,18 @@ class Sample:
     mass: float
 
 
-class Recorded:
-    """What went through a bench's attention: unrotated q and k, what was fetched, and the audit's samples."""
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
+    """What the audit finds from now on."""
+    found: list[Sample] = []
+    covered = ExactAudit._covered
 
-    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bench = bench
-        self.q: dict[int, list[Tensor]] = {}
-        self.k: dict[int, list[Tensor]] = {}
-        self.fetched: dict[tuple[int, int], Tensor] = {}
-        self.caps: dict[int, float | None] = {}
-        self.samples: list[Sample] = []
-        attention: Any = bench.runner._attention
-        self._attention = attention
-        bench.runner._attention = self._attend
-        select, covered = attention._timed_select, ExactAudit._covered
+    def covering(audit: ExactAudit, layer: int, rows: Any, row: int, head: int, *rest: Any) -> float:
+        mass = covered(audit, layer, rows, row, head, *rest)
+        found.append(Sample(layer, int(rows.positions[row]), head, mass))
+        return mass
 
-        def selecting(layer: int, rows: Any, *rest: Any) -> Any:
-            choice = select(layer, rows, *rest)
-            for row, position in enumerate(rows.positions.tolist()):
-                self.fetched[layer, position] = choice.blocks[:, row].masked_fill(~choice.valid[:, row], -1)
-            return choice
-
-        def covering(audit: ExactAudit, layer: int, rows: Any, row: int, head: int, *rest: Any) -> float:
-            mass = covered(audit, layer, rows, row, head, *rest)
-            self.samples.append(Sample(layer, int(rows.positions[row]), head, mass))
-            return mass
-
-        monkeypatch.setattr(self._attention, "_timed_select", selecting)
-        monkeypatch.setattr(ExactAudit, "_covered", covering)
-
-    def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
-    ) -> Tensor:
-        self.q.setdefault(layer, []).append(q * scaling)
-        self.k.setdefault(layer, []).append(k)
-        self.caps[layer] = softcap
-        output: Tensor = self._attention(layer, q, k, v, step, scaling, softcap)
-        return output
-
-    def expected(self, layer: int, position: int, head: int) -> float:
-        """Share of exact attention that a query head read, from all keys."""
-        settings, size = self.bench.settings, self.bench.layout.block_size
-        queries, keys = torch.cat(self.q[layer]), torch.cat(self.k[layer])[: position + 1]
-        kv_head = head * keys.shape[1] // queries.shape[1]
-        own = position // size
-        blocks = torch.arange(position + 1) // size
-        stands = torch.arange(position + 1)
-        if settings.positions == "bounded":  # far blocks stand where the last block before the recent ones does
-            last = (own - settings.recent_blocks - 1) * size
-            stands = torch.where(blocks < own - settings.recent_blocks, last + stands % size, stands)
-        rotation = self.bench.model.layers[layer].rotation
-        turned = rotation(keys[:, kv_head], stands - stands.min())
-        scores = turned @ rotation(queries[position, head], torch.tensor(position) - stands.min())
-        if cap := self.caps[layer]:
-            scores = cap * (scores / cap).tanh()
-        read = set(range(settings.sink_blocks)) | set(range(max(0, own - settings.recent_blocks), own + 1))
-        read |= set(self.fetched[layer, position][kv_head].tolist())
-        weights = scores.exp()
-        if settings.gated:  # a block of the past weighs what its landmark does, the own block what its text does
-            landmark = torch.arange(position + 1) % size == size - 1
-            weights[landmark & (blocks == own)] = 0.0
-            weights[~landmark & (blocks < own)] = 0.0
-        covered = torch.tensor([block in read for block in blocks.tolist()])
-        return float(weights[covered].sum() / weights.sum())
+    monkeypatch.setattr(ExactAudit, "_covered", covering)
+    return found
 
 
 def read(
@@ -116,7 +66,7 @@ def read(
 
 # -- the estimate --------------------------------------------------------------------------------------------
 
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, changes of the model, of the cache
+CASES: dict[str, Case] = {
     "grouped queries, absolute": ("llama", {}, {"positions": "absolute"}),
     "bounded": ("llama", {}, {"positions": "bounded"}),
     "bounded, fused": ("llama", {}, {"positions": "bounded", "fused": True}),
@@ -137,25 +87,25 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, chan
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_mass_is_that_of_attention_key_by_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, changes, cache = CASES[name]
-    trained = family == "landmarks"
-    folder = save_model("llama" if trained else family, tmp_path / family, landmarks=trained, **changes)
-    bench = Bench(folder, **(cache if trained else SMALL | cache))
-    recorded = Recorded(bench, monkeypatch)
+    family, _, cache = CASES[name]
+    bench = bench_of(CASES[name], tmp_path, SMALL)
+    recorded, found = Recorded(bench, monkeypatch), sampled(monkeypatch)
     _, audit = read(bench, [40, 1, 1, LENGTH - 42], rate=1.0)
-    assert [sample.mass for sample in recorded.samples] == audit.masses
+    assert [sample.mass for sample in found] == audit.masses
     positions = bench.layout.positions(LENGTH)
-    assert sorted(sample.position for sample in recorded.samples) == list(range(positions))
+    assert sorted(sample.position for sample in found) == list(range(positions))
     chooses = [
         index
         for index, layer in enumerate(bench.model.layers)
-        if layer.window is None and index >= (1 if trained else cache.get("dense_layers", 0))
+        if layer.window is None and index >= (1 if family == "landmarks" else cache.get("dense_layers", 0))
     ]
-    assert {sample.layer for sample in recorded.samples} == set(chooses)
-    assert {sample.head for sample in recorded.samples} == set(range(4))
-    for sample in recorded.samples:
-        if (sample.layer, sample.position) in recorded.fetched:
-            expected = recorded.expected(sample.layer, sample.position, sample.head)
+    assert {sample.layer for sample in found} == set(chooses)
+    assert {sample.head for sample in found} == set(range(4))
+    for sample in found:
+        place = sample.layer, sample.position, sample.head
+        if place[:2] in recorded.fetched:
+            masses = recorded.masses(*place)
+            expected = sum(masses[block] for block in recorded.read(*place)) / sum(masses)
             assert sample.mass == pytest.approx(expected, abs=1e-4), sample
         else:
             assert sample.mass == 1.0, "nothing was to be chosen"
@@ -197,9 +147,9 @@ def test_samples_and_masses_do_not_depend_on_cuts(
     found = []
     for cuts in ([LENGTH], [30, *[1] * 20, LENGTH - 50]):
         with monkeypatch.context() as patch:
-            recorded = Recorded(Bench(tiny_folder, fused=fused, positions="bounded", **SMALL), patch)
-            read(recorded.bench, cuts, rate=0.3)
-            found.append({(s.position, s.layer, s.head): s.mass for s in recorded.samples})
+            drawn = sampled(patch)
+            read(Bench(tiny_folder, fused=fused, positions="bounded", **SMALL), cuts, rate=0.3)
+            found.append({(s.position, s.layer, s.head): s.mass for s in drawn})
     assert 20 < len(found[0]) < 70
     assert found[0].keys() == found[1].keys()
     assert all(found[0][place] == pytest.approx(found[1][place], abs=1e-4) for place in found[0])

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from engine import RetrievalParams, Step
 from engine.tally import Tally, runs
+from tests.engine.recorded import Case, Recorded, bench_of, capped
 from tests.engine.running import running
-from tests.models import Bench, random_tokens, save_model
+from tests.models import Bench, random_tokens
 
 PROMPT, ANSWER = 150, 12
 SMALL: dict[str, Any] = {
     "block_size": 8, "recent_blocks": 1, "sink_blocks": 1, "landmark_dtype": "float32", "landmarks": "box-mean",
     "estimate_rest": True,
 }  # fmt: skip
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, changes of the model, of the cache
+CASES: dict[str, Case] = {
     "grouped queries, absolute": ("llama", {}, {}),
     "bounded": ("llama", {}, {"positions": "bounded"}),
     "bounded, fused": ("llama", {}, {"positions": "bounded", "fused": True}),
@@ -40,69 +40,29 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, chan
 
 
 class Counted:
-    """The attention of a bench's tallied positions by block, from unrotated q and k and from what was fetched."""
+    """The attention by block of all query heads from a position on."""
 
-    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bench = bench
+    def __init__(self, recorded: Recorded, first: int) -> None:
         self.blocks: defaultdict[int, float] = defaultdict(float)
         self.sinks = self.local = self.estimated = 0.0
-        self.keys: dict[int, Tensor] = {}
-        attention: Any = bench.runner._attention
-        self._attention, self._choice = attention, None
-        bench.runner._attention = self._attend
-        select = attention._timed_select
+        for layer, queries in recorded.q.items():
+            for position in range(first, len(queries)):
+                for head in range(queries.shape[1]):
+                    self._count(recorded, layer, position, head)
 
-        def selecting(*arguments: Any) -> Any:
-            self._choice = select(*arguments)
-            return self._choice
-
-        monkeypatch.setattr(attention, "_timed_select", selecting)
-
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: Any) -> Tensor:
-        self.keys[layer] = torch.cat((self.keys[layer], k)) if layer in self.keys else k
-        self._choice = None
-        output: Tensor = self._attention(layer, q, k, v, step, scaling, softcap)
-        [span] = step.spans
-        if span.tally is not None:
-            for row in range(len(q)):
-                for head in range(q.shape[1]):
-                    self._count(layer, span.first + row, head, row, q[row, head] * scaling, softcap)
-        return output
-
-    def _count(self, layer: int, position: int, head: int, row: int, query: Tensor, cap: float | None) -> None:
+    def _count(self, recorded: Recorded, layer: int, position: int, head: int) -> None:
         """Add the softmax of one query head, whose sum is 1."""
-        settings, size = self.bench.settings, self.bench.layout.block_size
-        geometry, own = self.bench.model.layers[layer], position // size
-        kv_head = head * self.bench.layout.kv_heads // 4
-        at = torch.arange(position + 1)
-        recent = settings.recent_blocks if geometry.window is None else own
-        far = at // size < own - recent
-        stands = at
-        if settings.positions == "bounded":
-            stands = torch.where(far, (own - recent - 1) * size + at % size, at)
-        keys = geometry.rotation(self.keys[layer][: position + 1, kv_head], stands - stands.min())
-        plain = keys @ geometry.rotation(query, torch.tensor(position) - stands.min())
-        scores = capped(plain, cap)
-        chosen = set(range(own + 1))
-        if self._choice is not None:
-            blocks, valid = self._choice.blocks[kv_head, row], self._choice.valid[kv_head, row]
-            chosen = set(blocks[valid].tolist()) | set(range(settings.sink_blocks)) | set(range(own - recent, own + 1))
-        weights: dict[int, float] = {}
-        for block in range(own + 1):
-            inside = scores[block * size : (block + 1) * size]
-            if settings.gated:
-                inside = inside[-1:] if block < own else inside[: size - 1]
-            if geometry.window is not None:
-                inside = inside[(position - at[block * size : (block + 1) * size]) < geometry.window]
-            weights[block] = float(inside.exp().sum())
-        whole = sum(weight for block, weight in weights.items() if block in chosen)
+        settings, size = recorded.bench.settings, recorded.bench.layout.block_size
+        masses, read = recorded.masses(layer, position, head), recorded.read(layer, position, head)
+        whole = sum(masses[block] for block in read)
         rest = 0.0
         if settings.estimate_rest:  # as if each key of a block were their mean
-            left = (plain[block * size : (block + 1) * size] for block in set(weights) - chosen)
+            plain, cap = recorded.scores(layer, position, head), recorded.caps[layer]
+            left = (plain[block * size : (block + 1) * size] for block in set(range(len(masses))) - read)
             rest = sum(float((capped(inside.mean(), cap) + math.log(size)).exp()) for inside in left)
-        for block in chosen:
-            share = weights[block] / (whole + rest)
-            if block >= own - recent:
+        for block in read:
+            share = masses[block] / (whole + rest)
+            if block in recorded.near(layer, position):
                 self.local += share
             elif block < settings.sink_blocks:
                 self.sinks += share
@@ -111,22 +71,16 @@ class Counted:
         self.estimated += rest / (whole + rest)
 
 
-def capped(scores: Tensor, cap: float | None) -> Tensor:
-    return cap * (scores / cap).tanh() if cap else scores
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_shares_are_attention_mass(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, changes, cache = CASES[name]
-    trained = family == "landmarks"
-    folder = save_model("llama" if trained else family, tmp_path / family, landmarks=trained, **changes)
-    bench = Bench(folder, **(cache if trained else SMALL | cache))
-    counted, tally, session = Counted(bench, monkeypatch), Tally(), bench.session()
+    bench = bench_of(CASES[name], tmp_path, SMALL)
+    recorded, tally, session = Recorded(bench, monkeypatch), Tally(), bench.session()
     session.append(random_tokens(PROMPT + ANSWER))
     for end in (100, *range(PROMPT - 1, PROMPT + ANSWER + 1)):
         span = bench.span(session, end, fetch=2)
         bench.runner.run(Step([span if end < PROMPT else replace(span, tally=tally)]))
-    positions = bench.layout.positions(PROMPT + ANSWER) - bench.layout.positions(PROMPT - 1)
+    first = bench.layout.positions(PROMPT - 1)
+    counted, positions = Counted(recorded, first), bench.layout.positions(PROMPT + ANSWER) - first
     whole = len(bench.model.layers) * 4 * positions
     found = (tally.local, tally.sinks, tally.estimated, sum(tally.blocks.values()))
     assert sum(found) == pytest.approx(whole, rel=1e-4), "each query head of each position and layer counts once"
