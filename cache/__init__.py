@@ -1,6 +1,7 @@
 """The storage engine: tensors in, blocks out. Knows no model, no text, no HTTP."""
 
-from cache.errors import CacheError, OutOfBlocks
+from cache.archive import Archive
+from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, outlying
 from cache.layout import CacheLayout
@@ -8,22 +9,27 @@ from cache.registry import SessionRegistry
 from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
-from cache.tiers import DeviceTier, Places, Tier
+from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
 from cache.vectors import Vectors
 
 __all__ = [
     "RULES",
+    "Archive",
     "BlockIndex",
     "BlockStore",
     "CacheError",
     "CacheLayout",
+    "DamagedBlock",
     "DeviceTier",
+    "DiskTier",
     "IndexShape",
     "LandmarkRule",
     "OutOfBlocks",
+    "PagedTier",
     "Places",
     "Session",
     "SessionRegistry",
+    "StoreError",
     "Summary",
     "Tier",
     "Vectors",

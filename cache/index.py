@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cache.vectors import Vectors
+from cache.vectors import Bytes, Meter, Vectors
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,7 @@ class IndexShape:
     @property
     def block_bytes(self) -> int:
         """Bytes that are kept of a block, per KV head."""
-        rows = [*self.widths * self.landmarks, *[self.values] * (3 if self.slopes else 1)]
-        scales = sum(map(bool, rows)) if self.dtype == torch.int8 else 0
-        outlying = torch.float32.itemsize * self.outlying
-        return sum(rows) * self.dtype.itemsize + scales * torch.float32.itemsize + outlying
+        return BlockIndex(1, self).block_bytes
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,22 @@ class BlockIndex:
     Args:
         kv_heads: heads that choose separately
         shape: what is kept of a block
+        meter: counts the memory that it takes
     """
 
-    def __init__(self, kv_heads: int, shape: IndexShape) -> None:
+    def __init__(self, kv_heads: int, shape: IndexShape, meter: Meter | None = None) -> None:
         self.shape = shape
         self.count = 0
         self._kv_heads = kv_heads
-        self._landmarks = [Vectors(kv_heads, width, shape.dtype) for width in shape.widths]
-        self._values = Vectors(kv_heads, shape.values, shape.dtype)
-        self._slopes = [Vectors(kv_heads, shape.values, shape.dtype) for _ in range(2 if shape.slopes else 0)]
-        self._outlying = Vectors(kv_heads, 1)
+        self._meter = meter
+
+        def vectors(width: int) -> Vectors:
+            return Vectors(kv_heads, width, shape.dtype, meter)
+
+        self._landmarks = [vectors(width) for width in shape.widths]
+        self._values = vectors(shape.values)
+        self._slopes = [vectors(shape.values) for _ in range(2 if shape.slopes else 0)]
+        self._outlying = Vectors(kv_heads, 1, meter=meter)
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks."""
@@ -124,9 +128,38 @@ class BlockIndex:
         """How badly the first `count` blocks are represented: (kv_heads, count)."""
         return torch.cat([rows[..., 0] for _, rows in self._outlying.parts(count)], dim=1)
 
+    # -- to and from bytes -----------------------------------------------------------------------------------
+
+    @property
+    def _kept(self) -> list[tuple[Vectors, int]]:
+        """All vectors that are in use, each with its rows per block."""
+        kept = [(vectors, self.shape.landmarks) for vectors in self._landmarks]
+        kept += [(self._values, 1)] * bool(self.shape.values)
+        kept += [(vectors, 1) for vectors in self._slopes]
+        return kept + [(self._outlying, 1)] * self.shape.outlying
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, packed."""
+        return sum(rows * vectors.row_bytes for vectors, rows in self._kept)
+
+    def pack(self, first: int, last: int) -> Bytes:
+        """What is kept of blocks first, …, last - 1: (blocks, block_bytes)."""
+        parts = [vectors.pack(first * rows, last * rows) for vectors, rows in self._kept]
+        return np.concatenate([part.reshape(last - first, -1) for part in parts], axis=1)
+
+    def unpack(self, packed: Bytes) -> None:
+        """Append blocks as `pack` gave them."""
+        start = 0
+        for vectors, rows in self._kept:
+            end = start + rows * vectors.row_bytes
+            vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, -1))
+            start = end
+        self.count += len(packed)
+
     def fork(self, count: int) -> BlockIndex:
         """An index of the first `count` blocks that shares their storage."""
-        fork = BlockIndex(self._kv_heads, self.shape)
+        fork = BlockIndex(self._kv_heads, self.shape, self._meter)
         fork.count = count
         fork._landmarks = [vectors.fork(count * self.shape.landmarks) for vectors in self._landmarks]
         fork._values = self._values.fork(count if self.shape.values else 0)

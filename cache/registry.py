@@ -1,18 +1,26 @@
 """The sessions that are kept: named ones by id and owner, finished anonymous ones by their prefix until room is needed.
 
-Owns who may see a session and which one is dropped first. Does not compute anything.
+Owns who may see a session, what the catalogue is told of it, and what goes first when room is needed: finished
+anonymous prompts, then keys and values of the named session that was not used for longest (its text stays, and is
+computed again). Pinned and busy sessions stay as they are. Does not compute anything.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
+import time
 from array import array
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from cache.catalogue import SessionRecord
+from cache.errors import DamagedBlock
 from cache.index import IndexShape
 from cache.session import Session, chain
 from cache.store import BlockStore
+
+logger = logging.getLogger(__name__)
 
 
 class SessionRegistry:
@@ -22,24 +30,48 @@ class SessionRegistry:
         store: where their blocks live
         shapes: what is kept of a sealed block, as Session takes it
         fingerprint: of model and cache settings; blocks of another fingerprint are never shared
+        model: of the model alone; stored sessions of another model are left alone
     """
 
-    def __init__(self, store: BlockStore, shapes: Sequence[IndexShape | None], fingerprint: bytes) -> None:
+    def __init__(
+        self, store: BlockStore, shapes: Sequence[IndexShape | None], fingerprint: bytes, model: bytes = b""
+    ) -> None:
         self.store = store
+        self.busy: set[str] = set()
+        """Ids of sessions in which a request runs."""
+        self.evictions: Counter[str] = Counter()
+        """Sessions that had to go, or whose keys and values had to, by reason."""
+        self.damaged = 0
+        """Stored blocks that were not what they should be."""
+        self.restores: list[float] = []
+        """Seconds that it took to bring sessions back, since somebody last looked."""
         self._shapes = shapes
         self._fingerprint = fingerprint
+        self._model = model
         self._named: dict[tuple[str, str], Session] = {}
         self._kept: OrderedDict[str, Session] = OrderedDict()  # anonymous, least recently used first
         self._prefixes: dict[bytes, dict[Session, int]] = {}  # chained hash -> who holds that many blocks
+        if store.archive is not None:
+            self._load()
 
-    def create(self, tenant: str) -> Session:
-        """A new named session."""
-        return self._name(tenant, self.anonymous(tenant))
+    # -- named sessions --------------------------------------------------------------------------------------
+
+    def create(self, tenant: str, *, pinned: bool = False, ttl: float | None = None) -> Session:
+        """A new named session.
+
+        Args:
+            pinned: it is never dropped to make room, nor when its time is over
+            ttl: seconds without use after which it is deleted
+        """
+        session = self.anonymous(tenant)
+        session.pinned, session.ttl = pinned, ttl or None
+        return self._name(session)
 
     def anonymous(self, tenant: str) -> Session:
         """A new session that nobody can ask for by name."""
-        salt = self._fingerprint + tenant.encode()
-        return Session(secrets.token_hex(12), self.store, self._shapes, salt)
+        session = Session(secrets.token_hex(12), self.store, self._shapes, self._fingerprint + tenant.encode())
+        session.tenant = tenant
+        return session
 
     def get(self, session_id: str, tenant: str) -> Session | None:
         """The tenant's session of this id."""
@@ -49,9 +81,141 @@ class SessionRegistry:
         """The tenant's named sessions, oldest first; without a tenant, everybody's."""
         return [session for (owner, _), session in self._named.items() if tenant in (None, owner)]
 
-    def fork(self, session: Session, tenant: str) -> Session:
+    def fork(self, session: Session) -> Session:
         """A named session with the same past."""
-        return self._name(tenant, session.fork(secrets.token_hex(12)))
+        self.wake(session)
+        fork = session.fork(secrets.token_hex(12))
+        parent, tokens = session.id, len(session.tokens)
+        if self.save(session) and self._tell(lambda: self._catalogue.fork(record(fork, self._model), parent, tokens)):
+            fork.stored = tokens
+        return self._name(fork)
+
+    def delete(self, session: Session) -> None:
+        """Forget a named session and give its blocks back."""
+        del self._named[session.tenant, session.id]
+        if session.stored is not None:
+            self._tell(lambda: self._catalogue.delete(session.id))
+        self._forget(session)
+
+    def change(self, session: Session, *, pinned: bool | None = None, ttl: float | None = None) -> None:
+        """Set what is not None; a ttl of 0 means none."""
+        session.pinned = session.pinned if pinned is None else pinned
+        session.ttl = session.ttl if ttl is None else ttl or None
+        self.save(session)
+        if session.stored is not None:
+            now = record(session, self._model)
+            self._tell(lambda: self._catalogue.update(session.id, pinned=now.pinned, expires=now.expires))
+
+    def _name(self, session: Session) -> Session:
+        self._named[session.tenant, session.id] = session
+        self.save(session)
+        return session
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    # -- what outlives the process ---------------------------------------------------------------------------
+
+    def save(self, session: Session) -> bool:
+        """Have all tokens of a named session in the catalogue; what fails is made good for at the next time."""
+        if self.store.archive is None or (session.tenant, session.id) not in self._named:
+            return False
+        return self._tell(lambda: self._save(session))
+
+    def _save(self, session: Session) -> None:
+        if session.stored is None:
+            self._catalogue.create(record(session, self._model))
+            session.stored = 0
+        if len(session.tokens) > session.stored:
+            with self._catalogue.transaction():
+                self._catalogue.append(session.id, session.stored, session.tokens[session.stored :])
+                now = record(session, self._model)
+                told = {"used": now.used, "expires": now.expires, "blocks_per_head": now.blocks_per_head}
+                self._catalogue.update(session.id, **told)
+            session.stored = len(session.tokens)
+
+    def _tell(self, action: Callable[[], None]) -> bool:
+        return self.store.archive is not None and self.store.archive.attempt(action)
+
+    @property
+    def _catalogue(self):  # type: ignore[no-untyped-def]
+        assert self.store.archive is not None
+        return self.store.archive.catalogue
+
+    def _load(self) -> None:
+        """Sessions of this model that the catalogue knows, with as many of their blocks as the disk has."""
+        assert self.store.archive is not None
+        stored = self._catalogue.blocks(self.store.archive.fingerprint)
+        found = {digest: slot for digest, slot in stored.items() if slot < self.store.tier.capacity}
+        self.store.claim(found)
+        for known in self._catalogue.sessions():
+            if known.fingerprint == self._model:
+                self._restore(known)
+        self.store.release(list(found.values()))  # they are the sessions' now, or nobody's
+
+    def _restore(self, known: SessionRecord) -> None:
+        session = self.anonymous(known.tenant)
+        session.id, session.parent = known.id, known.parent
+        session.append(self._catalogue.tokens(known.id))
+        session.created, session.used = known.created, known.used
+        session.pinned, session.blocks_per_head = known.pinned, known.blocks_per_head
+        session.ttl = None if known.expires is None else known.expires - known.used
+        session.stored = len(session.tokens)
+        blocks, hashes = [], []
+        for digest in self._chain(session.tokens, session.hashes[0]):
+            slot = self.store.slot(digest)
+            if slot is None:
+                break
+            blocks.append(slot)
+            hashes.append(digest)
+        session.adopt(blocks, hashes)
+        session.park()
+        self._named[session.tenant, session.id] = session
+        self.publish(session)
+
+    def _chain(self, tokens: Sequence[int], digest: bytes, *, spare: int = 0) -> Iterator[bytes]:
+        """Hashes of the blocks that tokens fill, if `spare` of them must be left."""
+        size = self.store.layout.text_per_block
+        for start in range(0, len(tokens) - spare - size + 1, size):
+            digest = chain(digest, array("l", tokens[start : start + size]))
+            yield digest
+
+    def wake(self, session: Session) -> None:
+        """Bring a session's indexes back to memory; what of it is damaged is forgotten, to be computed again."""
+        if not session.parked:
+            return
+        assert self.store.archive is not None
+        begun, disk = time.perf_counter(), self.store.archive.disk
+        good, hashes = 0, session.hashes[1:]
+        try:
+            for slot, digest in zip(session.blocks, hashes, strict=True):
+                disk.expect(slot, digest)
+                good += 1
+        except (DamagedBlock, OSError) as error:
+            self._found_damage(error)
+        entries = disk.entries(session.blocks[:good], hashes[:good])
+        if len(entries) < good:
+            self._found_damage(DamagedBlock(session.blocks[len(entries)], "its landmarks have a wrong checksum"))
+        self._rewind(session, len(entries))
+        session.wake(entries)
+        self.restores.append(time.perf_counter() - begun)
+
+    def _found_damage(self, error: Exception) -> None:
+        self.damaged += 1
+        logger.warning("%s; it is computed again", error)
+
+    def mend(self, damage: DamagedBlock, running: Iterable[Session]) -> None:
+        """Let every session forget a damaged block and what follows it."""
+        self._found_damage(damage)
+        for session in {*self._named.values(), *self._kept.values(), *running}:
+            if damage.slot in session.blocks:
+                self._rewind(session, session.blocks.index(damage.slot))
+
+    def _rewind(self, session: Session, sealed: int) -> None:
+        self._unpublish(session, session.hashes[sealed + 1 :])
+        session.rewind(sealed)
+
+    # -- prefixes --------------------------------------------------------------------------------------------
 
     def branch(self, session: Session) -> Session:
         """An anonymous session with the same tokens, of which at least the last is left to compute."""
@@ -60,15 +224,6 @@ class SessionRegistry:
         branch = session.fork(secrets.token_hex(12), keep)
         branch.append(session.tokens[keep * size :])
         return branch
-
-    def delete(self, session: Session, tenant: str) -> None:
-        """Forget a named session and give its blocks back."""
-        del self._named[tenant, session.id]
-        self._forget(session)
-
-    def _name(self, tenant: str, session: Session) -> Session:
-        self._named[tenant, session.id] = session
-        return session
 
     def unmatched(self, tokens: Sequence[int], tenant: str) -> Session:
         """As `match`, when nothing is to be shared."""
@@ -79,22 +234,20 @@ class SessionRegistry:
 
         At least one token is left to compute, so that there are logits to sample from.
         """
-        found: tuple[Session, int] | None = None
-        size = self.store.layout.text_per_block
+        found: Session | None = None
         fresh = self.anonymous(tenant)
-        digest = fresh.hashes[0]
-        for start in range(0, len(tokens) - size, size):
-            digest = chain(digest, array("l", tokens[start : start + size]))
+        blocks = 0
+        for count, digest in enumerate(self._chain(tokens, fresh.hashes[0], spare=1), 1):
             holders = self._prefixes.get(digest)
             if holders is None:
                 break
-            found = next(reversed(holders.items()))
+            found, blocks = next(reversed(holders)), count
         if found is None:
             return fresh
-        session, blocks = found
-        if session.id in self._kept:
-            self._kept.move_to_end(session.id)
-        match = session.fork(fresh.id, blocks)
+        if found.id in self._kept:
+            self._kept.move_to_end(found.id)
+        self.wake(found)
+        match = found.fork(fresh.id, min(blocks, found.sealed))
         match.parent = None
         return match
 
@@ -106,31 +259,82 @@ class SessionRegistry:
                 break  # what it held when it was last published is known
             holders[session] = blocks
 
+    def _unpublish(self, session: Session, hashes: list[bytes]) -> None:
+        for digest in hashes:
+            holders = self._prefixes.get(digest, {})
+            holders.pop(session, None)
+            if not holders:
+                self._prefixes.pop(digest, None)
+
     def keep(self, session: Session) -> None:
         """Retain a finished anonymous session until room is needed."""
         session.trim()
         self.publish(session)
         self._kept[session.id] = session
 
+    # -- making room -----------------------------------------------------------------------------------------
+
     def evict(self) -> bool:
-        """Drop the least recently used anonymous session; False if there is none."""
-        if not self._kept:
+        """Give up what was not used for longest; False if there is nothing to give up."""
+        if self._kept:
+            _, session = self._kept.popitem(last=False)
+            self._forget(session)
+            self.evictions["prefix"] += 1
+            return True
+        if self.store.archive is None:
             return False
-        _, session = self._kept.popitem(last=False)
-        self._forget(session)
+        idle = self._longest_idle(lambda session: bool(session.blocks))
+        if idle is None:
+            return False
+        self._rewind(idle, 0)
+        self.evictions["room"] += 1
         return True
 
+    def held(self) -> list[Session]:
+        """Named sessions whose blocks cannot be taken from them."""
+        if self.store.archive is None:
+            return self.named()
+        return [session for session in self._named.values() if self._stays(session)]
+
+    def park(self) -> bool:
+        """Leave the indexes of the session that was not used for longest to the disk; False if there is none."""
+        archive = self.store.archive
+        if archive is None or archive.failure or archive.behind:
+            return False
+        session = self._longest_idle(lambda session: not session.parked and bool(session.sealed))
+        if session is None:
+            return False
+        session.trim()
+        self._rewind(session, session.sealed)  # the open block is computed again
+        session.park()
+        self.evictions["memory"] += 1
+        return True
+
+    def expire(self, now: float) -> None:
+        """Delete the sessions whose time is over."""
+        for session in list(self._named.values()):
+            if session.ttl is not None and session.used + session.ttl <= now and not self._stays(session):
+                self.delete(session)
+                self.evictions["expired"] += 1
+
+    def _longest_idle(self, fit: Callable[[Session], bool]) -> Session | None:
+        idle = (session for session in self._named.values() if not self._stays(session) and fit(session))
+        return min(idle, key=lambda session: session.used, default=None)
+
+    def _stays(self, session: Session) -> bool:
+        return session.pinned or session.id in self.busy
+
     def _forget(self, session: Session) -> None:
-        for digest in session.hashes[1:]:
-            holders = self._prefixes.get(digest, {})
-            holders.pop(session, None)
-            if not holders:
-                self._prefixes.pop(digest, None)
+        self._unpublish(session, session.hashes[1:])
         session.close()
 
     def check(self) -> None:
         """Assert that no block is lost or counted wrongly, between steps and with no request running."""
         self.store.check([s.blocks for s in (*self._named.values(), *self._kept.values())])
 
-    def __len__(self) -> int:
-        return len(self._named)
+
+def record(session: Session, model: bytes) -> SessionRecord:
+    """What the catalogue keeps of a session besides its text."""
+    expires = None if session.ttl is None else session.used + session.ttl
+    facts = (session.id, session.tenant, model, session.created, session.used, session.parent, session.pinned)
+    return SessionRecord(*facts, expires, session.blocks_per_head)

@@ -10,12 +10,14 @@ import time
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cache.index import BlockIndex, IndexShape
 from cache.layout import CacheLayout
 from cache.store import BlockStore
+from cache.vectors import Bytes
 
 
 class Session:
@@ -29,18 +31,23 @@ class Session:
     """
 
     def __init__(self, id: str, store: BlockStore, shapes: Sequence[IndexShape | None], salt: bytes = b"") -> None:
-        layout = store.layout
         self.id = id
         self.store = store
         self.tokens: array[int] = array("l")
         self.computed = 0
         self.blocks: list[int] = []
         self.hashes: list[bytes] = [hashlib.blake2b(salt, digest_size=16).digest()]
-        self.indexes = [None if shape is None else BlockIndex(layout.kv_heads, shape) for shape in shapes]
+        self._shapes = shapes
+        self.indexes = self._empty_indexes()
         self.created = self.used = time.time()
         self.parent: str | None = None
         self.blocks_per_head: int | None = None  # what an audit has raised it to
         self.audited: list[tuple[int, float]] = []  # blocks per head, and the mass that they had, lately
+        self.tenant = ""
+        self.pinned = False  # never dropped to make room
+        self.ttl: float | None = None  # seconds without use after which it is deleted
+        self.stored: int | None = None  # tokens that the catalogue has; None if it does not know the session
+        self.parked = False  # its indexes are not in memory
         # As long as the tier could ever need; the operating system backs only the part that is written.
         self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
 
@@ -79,16 +86,73 @@ class Session:
         return self._table[first:last]
 
     def advance(self, text: int) -> None:
-        """The first `text` tokens are stored now; newly sealed blocks get their hashes."""
+        """The first `text` tokens are stored now; newly sealed blocks get their hashes, and an equal block's place."""
         self.computed = text
-        for block in range(len(self.hashes) - 1, self.sealed):
+        first, sealed = len(self.hashes) - 1, self.sealed
+        if first == sealed:
+            return
+        entries = self._entries(first, sealed)
+        for block, entry in zip(range(first, sealed), entries, strict=True):
             self.hashes.append(self._hash(block))
+            slot = self.store.seal(self.blocks[block], self.hashes[-1], entry)
+            self.blocks[block] = slot
+            self._table[block] = slot
+        self.store.balance()
 
     def _hash(self, block: int) -> bytes:
         """Hash of a sealed block, chained over everything before it."""
         size = self.layout.text_per_block
         tokens = self.tokens[block * size : (block + 1) * size]
         return chain(self.hashes[block], tokens)
+
+    # -- going and coming back -------------------------------------------------------------------------------
+
+    def _empty_indexes(self) -> list[BlockIndex | None]:
+        heads, meter = self.layout.kv_heads, self.store.landmarks
+        return [None if shape is None else BlockIndex(heads, shape, meter) for shape in self._shapes]
+
+    def _entries(self, first: int, last: int) -> Bytes:
+        """What the indexes keep of blocks first, …, last - 1: (blocks, bytes); nothing if nobody stores it."""
+        if self.store.archive is None:
+            return np.empty((last - first, 0), np.uint8)
+        parts = [np.empty((last - first, 0), np.uint8)]
+        return np.concatenate(parts + [index.pack(first, last) for index in self.indexes if index], axis=1)
+
+    def park(self) -> None:
+        """Leave the indexes to the disk."""
+        assert not self.parked, "it is parked already"
+        self.indexes = self._empty_indexes()
+        self.parked = True
+
+    def wake(self, entries: Bytes) -> None:
+        """Have indexes again, from what `advance` gave of the first blocks: (blocks, bytes); later ones are dropped."""
+        self.rewind(len(entries))
+        start = 0
+        for index in self.indexes:
+            if index is not None:
+                end = start + index.block_bytes
+                index.unpack(entries[:, start:end])
+                start = end
+        self.parked = False
+
+    def rewind(self, sealed: int) -> None:
+        """Forget what is computed beyond the first sealed blocks; the tokens stay, to be computed again."""
+        keep = min(sealed, self.sealed)
+        self.computed = keep * self.layout.text_per_block
+        gone = self.blocks[keep:]
+        del self.blocks[keep:], self.hashes[keep + 1 :]
+        if not self.parked:
+            self.indexes = [index and index.fork(min(keep, index.count)) for index in self.indexes]
+        self.store.release(gone)
+
+    def adopt(self, blocks: list[int], hashes: list[bytes]) -> None:
+        """Take over sealed blocks of these hashes that are there already; its tokens begin with theirs."""
+        assert not self.blocks, "it has blocks already"
+        self.store.share(blocks)
+        self.blocks = blocks
+        self._table[: len(blocks)] = torch.tensor(blocks, dtype=torch.int64)
+        self.hashes += hashes
+        self.computed = len(blocks) * self.layout.text_per_block
 
     def fork(self, id: str, sealed: int | None = None) -> Session:
         """A session with the same past that shares the sealed blocks.
@@ -100,13 +164,14 @@ class Session:
         keep = self.sealed if sealed is None else sealed
         size = self.layout.text_per_block
         fork = Session(id, self.store, [None] * len(self.indexes))
+        fork._shapes = self._shapes
         fork.tokens = self.tokens[:] if sealed is None else self.tokens[: keep * size]
         fork.computed = keep * size
         fork.blocks = self.blocks[:keep]
         fork._table[:keep] = self._table[:keep]
         fork.hashes = self.hashes[: keep + 1]
         fork.indexes = [index and index.fork(keep) for index in self.indexes]
-        fork.parent = self.id
+        fork.parent, fork.tenant, fork.ttl = self.id, self.tenant, self.ttl
         if sealed is None:  # who shares no more than a prefix reads as if it had computed it
             fork.blocks_per_head, fork.audited = self.blocks_per_head, self.audited[:]
         self.store.share(fork.blocks)

@@ -1,24 +1,44 @@
-"""Blocks: which slots hold them and how many sessions share each one.
+"""Blocks: which slots hold them, what they contain, and how many sessions share each one.
 
-Owns reference counts over a tier. Does not know what a session or a token is.
+Owns reference counts over a tier, and the address of each sealed block by its hash: what is there is not kept twice.
+With an archive, what is sealed is written to its disk. Does not know what a session or a token is.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from cache.archive import Archive, Freed, Sealed
 from cache.layout import CacheLayout
-from cache.tiers import Places, Tier
+from cache.tiers import PagedTier, Places, Tier
+from cache.tiers.disk import Bytes
+from cache.vectors import Meter
 
 
 class BlockStore:
-    """Reference-counted slots of a tier."""
+    """Reference-counted slots of a tier.
 
-    def __init__(self, tier: Tier) -> None:
+    Args:
+        archive: where sealed blocks go; the tier must be a PagedTier over its disk
+    """
+
+    def __init__(self, tier: Tier, archive: Archive | None = None) -> None:
         self.tier = tier
+        self.archive = archive
         self._heads = torch.arange(tier.layout.kv_heads, device=tier.device)
+        self.landmarks = Meter()
+        """Memory that the indexes of all sessions take."""
+        self._lock = threading.RLock()  # the archive's thread gives blocks back, too
         self._references: dict[int, int] = {}
+        self._slots: dict[bytes, int] = {}  # of sealed blocks, by hash
+        self._hashes: dict[int, bytes] = {}
+        if archive is not None:
+            assert isinstance(tier, PagedTier)
+            archive.start(tier.units, self._written)
 
     @property
     def layout(self) -> CacheLayout:
@@ -29,24 +49,90 @@ class BlockStore:
         """Blocks that can still be allocated."""
         return self.tier.capacity - self.tier.used
 
+    @property
+    def longest(self) -> int:
+        """Blocks of the longest session: its indexes must leave half of the memory to what is read."""
+        if self.archive is None or not self.archive.disk.entry_bytes:
+            return self.tier.capacity
+        return min(self.tier.capacity, self.tier.memory_bytes // 2 // self.archive.disk.entry_bytes)
+
+    # -- who has them ----------------------------------------------------------------------------------------
+
     def allocate(self) -> int:
         """A new block with one reference; raises OutOfBlocks."""
         slot = self.tier.allocate()
-        self._references[slot] = 1
+        with self._lock:
+            self._references[slot] = 1
         return slot
 
     def share(self, slots: list[int]) -> None:
         """One more reference to each slot."""
-        for slot in slots:
-            self._references[slot] += 1
+        with self._lock:
+            for slot in slots:
+                self._references[slot] += 1
 
     def release(self, slots: list[int]) -> None:
         """One reference less; a slot without any goes back to the tier."""
-        for slot in slots:
-            self._references[slot] -= 1
-            if not self._references[slot]:
-                del self._references[slot]
-                self.tier.release(slot)
+        with self._lock:
+            for slot in slots:
+                self._references[slot] -= 1
+                if not self._references[slot]:
+                    self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        del self._references[slot]
+        digest = self._hashes.pop(slot, None)
+        if digest is not None:
+            del self._slots[digest]
+            if self.archive is not None:
+                self.archive.put(Freed(slot))
+        self.tier.release(slot)
+
+    def seal(self, slot: int, digest: bytes, entry: Bytes) -> int:
+        """A block is full and will not change.
+
+        Args:
+            digest: hash of everything that it depends on
+            entry: what its index keeps of it (entry_bytes,)
+
+        Returns:
+            The slot to keep, with this one's reference: another one if an equal block is there already.
+        """
+        with self._lock:
+            known = self._slots.setdefault(digest, slot)
+            if known != slot:
+                self.share([known])
+                self.release([slot])
+            elif slot not in self._hashes:
+                self._hashes[slot] = digest
+                if self.archive is not None:
+                    self._references[slot] += 1  # the archive's, until it is written
+                    self.archive.put(Sealed(slot, digest, entry))
+            return known
+
+    def claim(self, found: dict[bytes, int]) -> None:
+        """Take over what lies on the disk from an earlier process, before anything is allocated; nobody has it yet."""
+        assert isinstance(self.tier, PagedTier)
+        self.tier.claim(sorted(found.values()))
+        self._slots = dict(found)
+        self._hashes = {slot: digest for digest, slot in found.items()}
+        self._references = dict.fromkeys(self._hashes, 1)
+
+    def slot(self, digest: bytes) -> int | None:
+        """Where the block with this hash lies."""
+        return self._slots.get(digest)
+
+    def balance(self) -> None:
+        """Let the tier leave the memory that indexes take."""
+        if isinstance(self.tier, PagedTier):
+            self.tier.yield_bytes(self.landmarks.bytes)
+
+    def _written(self, slot: int) -> None:
+        assert isinstance(self.tier, PagedTier)
+        self.tier.written(slot)
+        self.release([slot])
+
+    # -- what is in them -------------------------------------------------------------------------------------
 
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
         """See Tier.write."""
@@ -54,8 +140,7 @@ class BlockStore:
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of whole blocks: slots (blocks,) -> keys, values, each (kv_heads, blocks, block_size, head_dim)."""
-        heads = self._heads[:, None]
-        pieces = [self.tier.locate(layer, some, heads).copied() for some in slots.split(self._blocks_at_once)]
+        pieces = [places.copied() for places in self._locate_all(layer, slots, self._heads[:, None])]
         if len(pieces) == 1:
             return pieces[0]
         return torch.cat([keys for keys, _ in pieces], dim=1), torch.cat([values for _, values in pieces], dim=1)
@@ -70,18 +155,23 @@ class BlockStore:
 
     def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
         """Keys of one head: slots (blocks,) -> (blocks, block_size, head_dim)."""
-        pieces = [self.tier.locate(layer, some, self._heads[head]) for some in slots.split(self._blocks_at_once)]
+        pieces = self._locate_all(layer, slots, self._heads[head], passing=True)
         return torch.cat([places.keys.index_select(0, places.at) for places in pieces])
 
-    @property
-    def _blocks_at_once(self) -> int:
-        """Blocks of which all heads can be located together."""
-        return max(1, self.tier.window // self.layout.kv_heads)
+    def _locate_all(self, layer: int, slots: Tensor, heads: Tensor, *, passing: bool = False) -> Iterator[Places]:
+        """Where any number of blocks (blocks,) lie, in pieces that fit into the tier's window."""
+        size = max(1, self.tier.window // heads.numel())
+        for some in slots.split(size) if len(slots) > size else (slots,):
+            yield self.tier.locate(layer, some, heads, passing=passing or len(slots) > size)
 
     def check(self, tables: list[list[int]]) -> None:
         """Assert that the counts are those of the given block tables and that nothing is lost."""
+        if self.archive is not None and self.archive.failure is None:
+            assert self.archive.flush(30), "the archive does not get done"
         counted: dict[int, int] = {}
         for slot in (slot for table in tables for slot in table):
             counted[slot] = counted.get(slot, 0) + 1
         assert counted == self._references, "reference counts differ from the sessions' tables"
         assert self.tier.used == len(counted), "the tier holds blocks that no session has"
+        assert self._slots == {digest: slot for slot, digest in self._hashes.items()}, "two addresses for one block"
+        assert self._hashes.keys() <= counted.keys(), "an address outlives its block"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cache import Session, SessionRegistry
 from engine.description import ModelDescription
-from engine.errors import EmptyPrompt, InvalidParameter, OutOfRoom, SessionTooLong
+from engine.errors import EmptyPrompt, InvalidParameter, OutOfRoom, QuotaExceeded, SessionTooLong
 from engine.requests import Generation
 from engine.sequence import Sequence
 
@@ -19,9 +19,17 @@ class Admission:
         description: the model's limits
         registry: whose blocks are counted
         max_choices: largest `n` of a generation
+        tenant_tokens: text tokens that all sessions of a tenant may hold; None sets no limit
     """
 
-    def __init__(self, description: ModelDescription, registry: SessionRegistry, max_choices: int) -> None:
+    def __init__(
+        self,
+        description: ModelDescription,
+        registry: SessionRegistry,
+        max_choices: int,
+        tenant_tokens: int | None = None,
+    ) -> None:
+        self._tenant_tokens = tenant_tokens
         self._description = description
         self._registry = registry
         self._store = registry.store
@@ -40,6 +48,7 @@ class Admission:
         wanted = held + len(generation.tokens) + generation.sampling.max_tokens
         if wanted > self._description.max_session_tokens:
             raise SessionTooLong(wanted, self._description.max_session_tokens)
+        self._validate_quota(generation, session)
         self._validate_room(generation, session)
 
     def _validate_tokens(self, generation: Generation) -> None:
@@ -52,9 +61,20 @@ class Admission:
             if not all(0 <= token < vocabulary for token in getattr(generation.sampling, name)):
                 raise InvalidParameter(name, f"token ids must lie between 0 and {vocabulary - 1}")
 
+    def _validate_quota(self, generation: Generation, session: Session | None) -> None:
+        """What a tenant keeps is what its named sessions hold; a prompt of its own is not kept."""
+        if session is None or self._tenant_tokens is None:
+            return
+        held = sum(len(each.tokens) for each in self._registry.named(generation.tenant))
+        wanted = held + len(generation.tokens) + generation.sampling.max_tokens
+        if wanted > self._tenant_tokens:
+            raise QuotaExceeded(
+                f"your sessions would hold {wanted} tokens together, the limit is {self._tenant_tokens}; delete some"
+            )
+
     def _validate_room(self, generation: Generation, session: Session | None) -> None:
         """Refuse what could not run even if everything that may end had ended."""
-        others = {slot for s in self._registry.named() if s is not session for slot in s.blocks}
+        others = {slot for s in self._registry.held() if s is not session for slot in s.blocks}
         others -= set(session.blocks if session else ())  # a fork's past is not needed a second time
         room = self._store.tier.capacity - len(others)
         needed = self._whole(generation, session)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
-from cache import BlockStore, CacheLayout, IndexShape, SessionRegistry
+from cache import Archive, BlockStore, CacheLayout, DeviceTier, IndexShape, PagedTier, SessionRegistry, StoreError
 from engine.attention import FusedAttention, ReferenceAttention, RetrievalSettings
 from engine.config import EngineConfig
 from engine.description import ModelDescription
+from engine.errors import InvalidParameter
 from engine.huggingface import LoadedModel
+from engine.stats import TierStats
+
+SAMPLED = 4096
+"""Numbers of each tensor that tell a model from others."""
 
 
 def choose_attention(model: LoadedModel, settings: RetrievalSettings, layout: CacheLayout) -> ReferenceAttention:
@@ -24,10 +30,36 @@ def index_shapes(model: LoadedModel, settings: RetrievalSettings) -> list[IndexS
     return [None if layer.window or index in dense else shape for index, layer in enumerate(model.layers)]
 
 
-def registry(model: LoadedModel, settings: RetrievalSettings, store: BlockStore) -> SessionRegistry:
-    """Sessions of this model; the fingerprint keeps other models' blocks apart."""
-    fingerprint = hashlib.blake2b(repr((model.name, settings, store.layout)).encode()).digest()
-    return SessionRegistry(store, index_shapes(model, settings), fingerprint)
+def identity(model: LoadedModel) -> bytes:
+    """What tells models apart, 32 bytes: names, shapes and a sample of each tensor."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name, tensor in sorted(model.model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().contiguous()
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.digest()
+
+
+def fingerprint(identity: bytes, settings: RetrievalSettings, layout: CacheLayout) -> bytes:
+    """What tells blocks apart that may not be shared, 32 bytes: the model, and how it reads and stores."""
+    return hashlib.blake2b(identity + repr((settings, layout)).encode(), digest_size=32).digest()
+
+
+def open_registry(model: LoadedModel, settings: RetrievalSettings, config: EngineConfig) -> SessionRegistry:
+    """The sessions of a model, in memory or as a folder has them; raises InvalidParameter."""
+    layout, shapes, who = config.layout(model), index_shapes(model, settings), identity(model)
+    mark = fingerprint(who, settings, layout)
+    memory = config.storage_bytes(layout)
+    if config.disk_kv_path is None:
+        return SessionRegistry(BlockStore(DeviceTier(layout, memory)), shapes, mark, who)
+    folder = Path(config.disk_kv_path)
+    entry = layout.kv_heads * sum(shape.block_bytes for shape in shapes if shape is not None)
+    try:
+        archive = Archive(folder, layout, entry, config.disk_bytes(folder, layout), mark)
+        return SessionRegistry(BlockStore(PagedTier(layout, memory, archive.disk), archive), shapes, mark, who)
+    except StoreError as error:
+        raise InvalidParameter("disk_kv_path", str(error)) from error
 
 
 def describe(
@@ -41,7 +73,17 @@ def describe(
         landmark_token_id=model.landmarks.token_id if model.landmarks else None,
         retrieval=settings,
         block_size=store.layout.block_size,
-        max_session_tokens=config.session_limit(model, store.layout, store.tier.capacity, bounded=settings.bounded),
+        max_session_tokens=config.session_limit(model, store.layout, store.longest, bounded=settings.bounded),
         dtype=str(model.dtype).removeprefix("torch."),
         parameters=sum(p.numel() for p in model.model.parameters()),
     )
+
+
+def tiers(store: BlockStore) -> dict[str, TierStats]:
+    """What lies where."""
+    tier, archive = store.tier, store.archive
+    memory = TierStats(tier.used_bytes + store.landmarks.bytes, tier.memory_bytes, tier.used)
+    if archive is None:
+        return {tier.name: memory}
+    disk = archive.disk
+    return {tier.name: memory, disk.name: TierStats(disk.used_bytes, disk.capacity_bytes, tier.used - archive.behind)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from engine.huggingface import Landmarks, LoadedModel
 DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
 LOWEST = {
-    "max_session_tokens": 1, "kv_bytes": 1, "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
+    "max_session_tokens": 1, "kv_bytes": 1, "disk_kv_bytes": 1, "tenant_tokens": 1,
+    "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
     "block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0, "landmarks_per_block": 1,
     "outlier_blocks": 0, "least_blocks": 0, "dense_layers": 0,
 }  # fmt: skip
@@ -28,6 +30,10 @@ class EngineConfig:
         max_session_tokens: text tokens that a session may hold; None is the model's trained length with absolute
             positions and what the cache holds with bounded ones
         kv_bytes: memory for keys and values; None takes half of the free memory
+        disk_kv_path: folder in which sessions outlive the server; None keeps them in memory alone
+        disk_kv_bytes: for the files of blocks there; None takes half of what is free
+        session_ttl: seconds without use after which a session is deleted, if it does not say itself; None never
+        tenant_tokens: text tokens that all sessions of a tenant may hold together; None sets no limit
         max_running: requests that are computed together
         max_waiting: requests that may wait; one more is refused
         step_tokens: text tokens of one forward pass
@@ -55,6 +61,10 @@ class EngineConfig:
 
     max_session_tokens: int | None = None
     kv_bytes: int | None = None
+    disk_kv_path: str | None = None
+    disk_kv_bytes: int | None = None
+    session_ttl: float | None = None
+    tenant_tokens: int | None = None
     max_running: int = 16
     max_waiting: int = 256
     step_tokens: int = 512
@@ -165,10 +175,25 @@ class EngineConfig:
         return choose(self.block_size, 16)
 
     def storage_bytes(self, layout: CacheLayout) -> int:
-        """Bytes for keys and values; raises InvalidParameter if not even two blocks fit."""
+        """Bytes for keys and values in memory; raises InvalidParameter if too few blocks fit."""
         budget = choose(self.kv_bytes, free_memory() // 2)
-        if budget < 2 * layout.block_bytes:
-            raise InvalidParameter("kv_bytes", f"must hold two blocks of {layout.block_bytes} bytes, not {budget}")
+        steps = 2 * layout.blocks(self.step_tokens + self.max_running * layout.text_per_block)
+        least = 2 if self.disk_kv_path is None else max(2, steps)  # what is not on the disk yet has to stay
+        if budget < least * layout.block_bytes:
+            raise InvalidParameter(
+                "kv_bytes", f"must hold {least} blocks of {layout.block_bytes} bytes, {least * layout.block_bytes} in "
+                f"all, not {budget}; give more, or make step_tokens or max_running smaller"
+            )  # fmt: skip
+        return budget
+
+    def disk_bytes(self, folder: Path, layout: CacheLayout) -> int:
+        """Bytes for the files of blocks; raises InvalidParameter if not even two blocks fit."""
+        inside = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        budget = choose(self.disk_kv_bytes, shutil.disk_usage(inside).free // 2)
+        if budget < 3 * layout.block_bytes:
+            raise InvalidParameter(
+                "disk_kv_bytes", f"must hold three blocks of {layout.block_bytes} bytes, not {budget}"
+            )
         return budget
 
     def session_limit(self, model: LoadedModel, layout: CacheLayout, capacity: int, *, bounded: bool) -> int:

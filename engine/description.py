@@ -24,7 +24,13 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A named session as its owner sees it; times in seconds since 1970."""
+    """A named session as its owner sees it; times in seconds since 1970.
+
+    Attributes:
+        busy: a request runs in it
+        pinned: nothing of it is dropped to make room
+        ttl: seconds without use after which it is deleted; None never
+    """
 
     id: str
     tokens: int
@@ -32,3 +38,5 @@ class SessionInfo:
     used: float
     parent: str | None
     busy: bool
+    pinned: bool = False
+    ttl: float | None = None

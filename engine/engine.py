@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache import BlockStore, DeviceTier, OutOfBlocks, Session
+from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
-from engine.assembly import choose_attention, describe, registry
+from engine.assembly import choose_attention, describe, open_registry, tiers
 from engine.config import EngineConfig
 from engine.description import SessionInfo
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
@@ -29,10 +29,12 @@ from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler, step_of
 from engine.sequence import Defaults, Sequence
-from engine.stats import EngineStats, StepReport, TierStats
+from engine.stats import EngineStats, StepReport
 from engine.step import Span
 
 logger = logging.getLogger(__name__)
+IDLE_SECONDS = 1.0
+"""How often an idle engine looks whether a session's time is over."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,19 @@ class Engine:
     ) -> None:
         settings, layout = config.retrieval(model), config.layout(model)
         self._config, self._observe = config, observe
-        self._store = BlockStore(DeviceTier(layout, config.storage_bytes(layout)))
-        self._registry = registry(model, settings, self._store)
+        self._registry = open_registry(model, settings, config)
+        self._store = self._registry.store
         self.description = describe(model, settings, config, self._store)
-        self._admission = Admission(self.description, self._registry, config.max_running)
+        self._admission = Admission(self.description, self._registry, config.max_running, config.tenant_tokens)
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
+        self._most_landmarks = config.storage_bytes(layout) // 2
         self._scheduler = Scheduler(config.step_tokens, defaults, landmark, layout)
         self._waiting: deque[Waiting] = deque()
         self._running: dict[Sequence, Sampler] = {}
         self._cancelled: set[Sequence] = set()
-        self._busy: set[str] = set()
         self._changed = threading.Condition()  # its lock guards everything that changes
         self._accepting, self._stopping = True, False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -90,6 +92,8 @@ class Engine:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        if self._store.archive is not None:
+            self._store.archive.close()
 
     def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> None:
         """Queue a generation; raises at once what is wrong with it.
@@ -105,7 +109,7 @@ class Engine:
             if len(self._waiting) >= max(self._config.max_waiting, 1):
                 raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
             if name is not None:
-                self._busy.add(name)
+                self._registry.busy.add(name)
             self._waiting.append(Waiting(generation, deliver, time.perf_counter()))
             self._changed.notify_all()
 
@@ -119,11 +123,21 @@ class Engine:
             self._cancelled.update(s for s in mine if index in (None, s.index))
             self._changed.notify_all()
 
-    def create_session(self, tenant: str) -> SessionInfo:
-        """A new, empty session."""
+    def create_session(self, tenant: str, *, pinned: bool = False, ttl: float | None = None) -> SessionInfo:
+        """A new, empty session; `pinned` and `ttl` as SessionRegistry.create takes them."""
         with self._changed:
             self._check_accepting()
-            return self._info(self._registry.create(tenant))
+            ttl = self._config.session_ttl if ttl is None else ttl
+            return self._info(self._registry.create(tenant, pinned=pinned, ttl=ttl))
+
+    def change_session(
+        self, session_id: str, tenant: str, *, pinned: bool | None = None, ttl: float | None = None
+    ) -> SessionInfo:
+        """Set what is not None; a ttl of 0 means none. Raises SessionNotFound."""
+        with self._changed:
+            session = self._session(session_id, tenant)
+            self._registry.change(session, pinned=pinned, ttl=ttl)
+            return self._info(session)
 
     def get_session(self, session_id: str, tenant: str) -> SessionInfo:
         """Raises SessionNotFound."""
@@ -144,22 +158,30 @@ class Engine:
         """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
         with self._changed:
             self._check_accepting()
-            return self._info(self._registry.fork(self._idle_session(session_id, tenant), tenant))
+            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
 
     def delete_session(self, session_id: str, tenant: str) -> None:
         """Raises SessionNotFound, SessionBusy."""
         with self._changed:
-            self._registry.delete(self._idle_session(session_id, tenant), tenant)
+            self._registry.delete(self._idle_session(session_id, tenant))
 
     def stats(self) -> EngineStats:
         """The engine now."""
         with self._changed:
-            tier, size = self._store.tier, self._store.layout.block_bytes
-            active = len(self._busy)
+            active = len(self._registry.busy)
             sessions = {"active": active, "idle": len(self._registry) - active}
             running = {sequence.generation.id for sequence in self._running}
-            tiers = {tier.name: TierStats(tier.used * size, tier.capacity * size, tier.used)}
-            return EngineStats(len(running), len(self._waiting), sessions, tiers)
+            archive, registry = self._store.archive, self._registry
+            return EngineStats(
+                len(running),
+                len(self._waiting),
+                sessions,
+                tiers(self._store),
+                dict(registry.evictions),
+                registry.damaged,
+                archive.behind if archive else 0,
+                bool(archive and archive.failure),
+            )
 
     def _check_accepting(self) -> None:
         if not self._accepting:
@@ -173,13 +195,14 @@ class Engine:
 
     def _idle_session(self, session_id: str, tenant: str) -> Session:
         session = self._session(session_id, tenant)
-        if session_id in self._busy:
+        if session_id in self._registry.busy:
             raise SessionBusy(f"another request is running in session {session_id!r}; wait for its end")
         return session
 
     def _info(self, session: Session) -> SessionInfo:
-        busy = session.id in self._busy
-        return SessionInfo(session.id, len(session.tokens), session.created, session.used, session.parent, busy)
+        busy = session.id in self._registry.busy
+        facts = (session.id, len(session.tokens), session.created, session.used, session.parent, busy)
+        return SessionInfo(*facts, session.pinned, session.ttl)
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
@@ -201,15 +224,22 @@ class Engine:
     def _turn(self) -> bool:
         """Wait for work and do one step of it; False when the engine is to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._running or self._waiting)
+            self._changed.wait_for(lambda: self._stopping or self._running or self._waiting, timeout=IDLE_SECONDS)
             if self._stopping:
                 return False
+            self._tidy()
             self._retire_cancelled()
             self._admit()
             planned = self._plan()
         if planned:
             self._step(planned)
         return True
+
+    def _tidy(self) -> None:
+        """Let go of sessions whose time is over, and of indexes that take too much of the memory."""
+        self._registry.expire(time.time())
+        while self._store.landmarks.bytes > self._most_landmarks and self._registry.park():
+            pass
 
     def _admit(self) -> None:
         """Start waiting generations, first come first served, while they fit."""
@@ -238,7 +268,9 @@ class Engine:
             session = start(generation.tokens, generation.tenant)
             session.append(generation.tokens[len(session.tokens) :])
         else:
+            self._registry.wake(session)
             session.append(generation.tokens)
+            self._registry.save(session)  # what is acknowledged from here on is kept
         sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted)
         self._run(sequence)
         sequence.deliver(sequence.progress())
@@ -271,6 +303,10 @@ class Engine:
         step, rows = step_of(planned)
         try:
             logits = self._runner.run(step, rows)
+        except DamagedBlock as damage:  # nothing has advanced: what is lost is computed again, then this
+            with self._changed:
+                self._registry.mend(damage, [sequence.session for sequence in self._running])
+            return
         except Exception as error:  # whatever fails in a pass fails its requests, not the server
             logger.exception("a step failed")
             with self._changed:
@@ -278,6 +314,7 @@ class Engine:
                     self._end(sequence, Failed(EngineError(f"the step failed: {error}")))
             return
         step.report.seconds = time.perf_counter() - begun
+        step.report.restores, self._registry.restores = self._registry.restores, []
         if self._observe:
             self._observe(step.report)
         with self._changed:
@@ -323,6 +360,7 @@ class Engine:
         prompt = sequence.session.tokens[: sequence.prompt].tolist() if sequence.penalises_prompt else []
         token = self._running[sequence].sample(logits, prompt, sequence.generated)
         reason = sequence.take(token, self.description.eos_token_ids)
+        self._registry.save(sequence.session)  # before anybody is told
         sequence.deliver(token)
         if reason:
             self._end(sequence, sequence.finished(reason))
@@ -340,7 +378,7 @@ class Engine:
         self._cancelled.discard(sequence)
         session = sequence.session
         if sequence.generation.session_id is not None:
-            self._busy.discard(session.id)
+            self._registry.busy.discard(session.id)
             session.trim()
             self._registry.publish(session)
         elif self._config.prefix_cache and sequence.index == 0:
@@ -356,7 +394,7 @@ class Engine:
     def _end_waiting(self, waiting: Waiting, error: EngineError | None) -> None:
         """Answer a generation that never started."""
         generation = waiting.generation
-        self._busy.discard(generation.session_id or "")
+        self._registry.busy.discard(generation.session_id or "")
         self._changed.notify_all()
         if error is not None:
             waiting.deliver(Failed(error))

@@ -9,6 +9,7 @@ EngineError
 ├── SessionNotFound
 ├── SessionBusy           another request is running in this session
 ├── QueueFull             too many requests are waiting
+├── QuotaExceeded         the tenant's sessions would hold more than they may
 ├── OutOfRoom             the cache has no free block and nothing can be evicted
 └── EngineStopped         the engine is draining or has failed
 """
@@ -58,6 +59,10 @@ class SessionBusy(EngineError):
 
 class QueueFull(EngineError):
     """As many requests wait as may wait; try again later."""
+
+
+class QuotaExceeded(EngineError):
+    """The tenant's sessions would hold more than they may together."""
 
 
 class OutOfRoom(EngineError):

@@ -24,10 +24,10 @@ class Scheduler:
 
     def plan(self, running: list[Sequence]) -> list[tuple[Sequence, Span]]:
         """The next step's spans; prompts that came first are read first, and share what budget is left."""
-        planned = [(sequence, self._span(sequence, 1)) for sequence in running if not sequence.reading]
+        planned = [(sequence, self._span(sequence, 1)) for sequence in running if not sequence.behind]
         budget = self._step_tokens - len(planned)
         for sequence in running:
-            if sequence.reading and budget > 0:
+            if sequence.behind and budget > 0:
                 span = self._span(sequence, budget)
                 budget -= span.end - span.start
                 planned.append((sequence, span))

@@ -72,6 +72,11 @@ class Sequence:
         return not self.generated
 
     @property
+    def behind(self) -> bool:
+        """Has more to compute than the next token: its prompt, or what was stored and got lost."""
+        return self.reading or self.remaining > 1
+
+    @property
     def choices(self) -> int:
         """Choices that it stands for: all of its generation's until they branch off the prompt, then its own."""
         return self.generation.n if self.reading and self.index == 0 else 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cache import BlockStore
+
 
 @dataclass(frozen=True)
 class TierStats:
@@ -22,12 +24,20 @@ class EngineStats:
         running, waiting: requests
         sessions: how many sessions are in each state: `active` (a request runs in it) and `idle`
         tiers: storage by tier name
+        evictions: sessions that had to go, or whose keys and values had to, by reason, since the start
+        damaged: stored blocks that were not what they should be, since the start
+        unwritten: blocks that are still to be written to the disk
+        store_failed: what is told is kept in memory alone, because the disk fails
     """
 
     running: int
     waiting: int
     sessions: dict[str, int]
     tiers: dict[str, TierStats]
+    evictions: dict[str, int] = field(default_factory=dict)
+    damaged: int = 0
+    unwritten: int = 0
+    store_failed: bool = False
 
 
 @dataclass
@@ -44,6 +54,8 @@ class StepReport:
         hits: blocks found in each tier
         audited: for each audited (token, layer, query head) the share of exact attention that it read
         audit_seconds: what the audit cost
+        moved: bytes of keys and values that were brought up, by where they came from
+        restores: seconds that it took to bring each session back that was needed
     """
 
     phase: str = "decode"
@@ -56,3 +68,19 @@ class StepReport:
     hits: dict[str, int] = field(default_factory=dict)
     audited: list[float] = field(default_factory=list)
     audit_seconds: float = 0.0
+    moved: dict[str, int] = field(default_factory=dict)
+    restores: list[float] = field(default_factory=list)
+
+    def count(self, fetched: int, store: BlockStore) -> None:
+        """So many heads of blocks were fetched; some of them came up from below for it."""
+        came = min(fetched, store.tier.loads)
+        self.blocks_selected += fetched
+        self._add(self.hits, store.tier.name, fetched - came)
+        if store.archive is not None:
+            self._add(self.hits, store.archive.disk.name, came)
+            self._add(self.moved, store.archive.disk.name, store.tier.loads * store.archive.disk.unit_bytes)
+        store.tier.loads = 0
+
+    @staticmethod
+    def _add(counts: dict[str, int], name: str, count: int) -> None:
+        counts[name] = counts.get(name, 0) + count

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from engine import EngineStats, Event, Finished, StepReport, Token
@@ -43,6 +43,7 @@ PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2
 REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 RETRIEVAL = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 MASS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999)
+RESTORE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -71,6 +72,8 @@ class Metrics:
         self.mass = self._histogram(
             "retrieval_attention_mass", "Share of exact attention that a head read for a token, sampled", MASS
         )
+        self.transfers = self._counter("kv_transfer_bytes", "Keys and values that were moved", "src", "dst")
+        self.restore = self._histogram("session_restore_seconds", "Bringing a stored session back to memory", RESTORE)
         self.audit_seconds = self._counter("retrieval_audit_seconds", "Time that the sampled audit took")
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
@@ -88,6 +91,10 @@ class Metrics:
         self.audit_seconds.inc(report.audit_seconds)
         for tier, blocks in report.hits.items():
             self.block_hits.labels(tier).inc(blocks)
+        for tier, count in report.moved.items():
+            self.transfers.labels(tier, "device").inc(count)
+        for seconds in report.restores:
+            self.restore.observe(seconds)
 
     def page(self) -> bytes:
         """The exposition that Prometheus scrapes."""
@@ -143,11 +150,11 @@ class _EngineGauges(Collector):
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Nothing: registering must not ask the engine yet."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         stats = self._stats()
         yield GaugeMetricFamily("cairn_num_requests_running", "Requests that run", value=stats.running)
         yield GaugeMetricFamily("cairn_num_requests_waiting", "Requests that wait", value=stats.waiting)
@@ -159,6 +166,15 @@ class _EngineGauges(Collector):
         yield _labelled("cairn_kv_tier_capacity_bytes", "Bytes that a storage tier may use", "tier", capacity)
         blocks = {name: tier.blocks for name, tier in tiers}
         yield _labelled("cairn_kv_tier_blocks", "Blocks in a storage tier", "tier", blocks)
+        unwritten, failed = stats.unwritten, float(stats.store_failed)
+        yield GaugeMetricFamily("cairn_kv_unwritten_blocks", "Blocks that the disk does not have yet", value=unwritten)
+        yield GaugeMetricFamily("cairn_kv_store_failed", "1 while the disk fails and memory alone keeps", value=failed)
+        damaged = "Stored blocks that were damaged and computed again"
+        yield CounterMetricFamily("cairn_kv_damaged_blocks", damaged, value=stats.damaged)
+        evictions = CounterMetricFamily("cairn_session_evictions", "Sessions that had to make room", labels=["reason"])
+        for reason in ("prefix", "room", "memory", "expired"):
+            evictions.add_metric([reason], stats.evictions.get(reason, 0))
+        yield evictions
 
 
 def _labelled(name: str, description: str, label: str, values: dict[str, int]) -> GaugeMetricFamily:

@@ -218,6 +218,16 @@ class AppendRequest(Wire):
     stream: bool | None = False
 
 
+class SessionRequest(Wire):
+    """Body of /v1/sessions, and of PATCH /v1/sessions/{id}: what is left out stays as it is.
+
+    A session with `ttl_seconds` is deleted after so long without use, 0 takes the limit away; a `pinned` one is never.
+    """
+
+    pinned: bool | None = None
+    ttl_seconds: Annotated[float, Field(ge=0, le=10**9)] | None = None
+
+
 class TokenizeRequest(Wire):
     """Body of /tokenize: a text or a conversation."""
 

@@ -85,7 +85,8 @@ class Service:
             log.info("serving %s, loaded in %.1f s", self.settings.model_name, time.monotonic() - begin)
 
     def _load_model(self) -> Model:
-        config = EngineConfig(**{name: getattr(self.settings, name) for name in ENGINE_SETTINGS})
+        given = {name: getattr(self.settings, name) for name in ENGINE_SETTINGS}
+        config = EngineConfig(**given, kv_bytes=self.settings.kv_bytes or self.settings.host_kv_bytes)
         engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step)
         description = engine.description
         tokenizer, renderer = load_tokenizer(

@@ -7,6 +7,7 @@ Knows no HTTP and no model; what the engine's own settings mean is the engine's.
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -46,6 +47,11 @@ class Settings:
 
     max_session_tokens: int | None = _setting(None, "most text tokens in a session (default: what the model allows)", 1)
     kv_bytes: int | None = _setting(None, "bytes for keys and values (default: half of the free memory)", 1)
+    host_kv_bytes: int | None = _setting(None, "the same as kv_bytes: on a CPU, attention reads host memory", 1)
+    disk_kv_path: str | None = _setting(None, "folder in which sessions outlive the server (default: memory alone)")
+    disk_kv_bytes: int | None = _setting(None, "bytes for keys and values there (default: half of what is free)", 1)
+    session_ttl: float | None = _setting(None, "seconds without use after which a session is deleted", 0.001)
+    tenant_tokens: int | None = _setting(None, "text tokens that all sessions of a key may hold together", 1)
     max_running: int = _setting(16, "requests that run at once", 1)
     max_waiting: int = _setting(256, "requests that may wait; more are refused with 429", 0)
     step_tokens: int = _setting(512, "tokens of one forward pass", 1)
@@ -75,6 +81,10 @@ class Settings:
             _check_range(each.name, getattr(self, each.name), each.metadata["low"], each.metadata["high"])
         if self.log_level not in ("critical", "error", "warning", "info", "debug"):
             raise SettingError(f"log_level: unknown level {self.log_level!r}")
+        if self.kv_bytes is not None and self.host_kv_bytes is not None:
+            raise SettingError("host_kv_bytes: is the same as kv_bytes on a CPU; give one of them")
+        if self.disk_kv_bytes is not None and self.disk_kv_path is None:
+            raise SettingError("disk_kv_bytes: says how much disk_kv_path may hold; give a folder there")
 
     @property
     def model_name(self) -> str:
@@ -85,7 +95,10 @@ class Settings:
 
 ENGINE_SETTINGS = (
     "max_session_tokens",
-    "kv_bytes",
+    "disk_kv_path",
+    "disk_kv_bytes",
+    "session_ttl",
+    "tenant_tokens",
     "max_running",
     "max_waiting",
     "step_tokens",
@@ -126,9 +139,10 @@ def parse(name: str, text: str) -> Any:
     """The value that `text` stands for in setting `name`; SettingError if it stands for none."""
     kind = setting_types()[name]
     try:
-        return _convert(kind, text.strip())
+        return _bytes(text.strip()) if name.endswith("_bytes") else _convert(kind, text.strip())
     except ValueError as error:
-        raise SettingError(f"{name}: {text!r} is not a valid {_kind_name(kind)}") from error
+        wanted = "number of bytes, such as 4GiB" if name.endswith("_bytes") else _kind_name(kind)
+        raise SettingError(f"{name}: {text!r} is not a valid {wanted}") from error
 
 
 def read_settings(given: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
@@ -153,6 +167,17 @@ def _convert(kind: Any, text: str) -> Any:
     if kind in (int, float, str):
         return kind(text)
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes: whole, or with a unit of 1024 (KiB, MiB, GiB, TiB) or 1000 (KB, MB, GB, TB)."""
+    found = re.fullmatch(r"([\d.]+)\s*([KMGT]i?B)?", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(text)
+    number, unit = found.groups()
+    if unit is None:
+        return int(number)
+    return int(float(number) * (1024 if len(unit) == 3 else 1000) ** (1 + "kmgt".index(unit[0].lower())))
 
 
 def _kind_name(kind: Any) -> str:

@@ -2,5 +2,7 @@
 
 from cache.tiers.base import Places, Tier
 from cache.tiers.device import DeviceTier
+from cache.tiers.disk import DiskTier
+from cache.tiers.paged import PagedTier
 
-__all__ = ["DeviceTier", "Places", "Tier"]
+__all__ = ["DeviceTier", "DiskTier", "PagedTier", "Places", "Tier"]

@@ -26,9 +26,8 @@ class Places:
 
     def copied(self) -> tuple[Tensor, Tensor]:
         """Keys and values (…, block_size, head_dim) of the places (…)."""
-        keys, values = (
-            x.index_select(0, self.at.flatten()).unflatten(0, self.at.shape) for x in (self.keys, self.values)
-        )
+        at = self.at.flatten()
+        keys, values = (x.index_select(0, at).unflatten(0, self.at.shape) for x in (self.keys, self.values))
         return keys, values
 
 
@@ -61,9 +60,22 @@ class Tier(Protocol):
         ...
 
     @property
+    def memory_bytes(self) -> int:
+        """Its budget."""
+        ...
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of it that are in use."""
+        ...
+
+    @property
     def window(self) -> int:
         """Heads of blocks that can be located at once."""
         ...
+
+    loads: int
+    """Heads of blocks that were brought up from below, since somebody set it to 0."""
 
     def allocate(self) -> int:
         """A free slot; raises OutOfBlocks."""
@@ -77,10 +89,11 @@ class Tier(Protocol):
         """Store keys and values (tokens, kv_heads, head_dim) at (slots, offsets), both int64 (tokens,)."""
         ...
 
-    def locate(self, layer: int, slots: Tensor, heads: Tensor) -> Places:
+    def locate(self, layer: int, slots: Tensor, heads: Tensor, *, passing: bool = False) -> Places:
         """Where blocks of a layer lie, brought up if need be; what it tells is good until it is asked again.
 
         Args:
             slots, heads: int64, broadcast together; at most `window` of them
+            passing: they are read once, as a scan does, and should not push out what is read often
         """
         ...

@@ -7,6 +7,7 @@ out their pages only when they are first written, so an idle server holds little
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ class DeviceTier:
     """Slots in memory of one device; a (slot, head) holds its keys, or its values, in one piece."""
 
     name = "device"
+    window = sys.maxsize
+    loads = 0
 
     def __init__(self, layout: CacheLayout, capacity_bytes: int, device: torch.device | str = "cpu") -> None:
         self.layout = layout
         self.device = torch.device(device)
+        self.memory_bytes = capacity_bytes
         self.capacity = capacity_bytes // layout.block_bytes
         shape = (self.capacity, layout.kv_heads, layout.block_size, layout.head_dim)
         self._keys = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
@@ -37,8 +41,8 @@ class DeviceTier:
         return self._fresh - len(self._released)
 
     @property
-    def window(self) -> int:
-        return self.capacity * self.layout.kv_heads
+    def used_bytes(self) -> int:
+        return self.used * self.layout.block_bytes
 
     def allocate(self) -> int:
         if self._released:  # memory that was touched before is taken first
@@ -55,7 +59,7 @@ class DeviceTier:
         self._keys[layer][slots, :, offsets] = keys.to(self.layout.dtype)
         self._values[layer][slots, :, offsets] = values.to(self.layout.dtype)
 
-    def locate(self, layer: int, slots: Tensor, heads: Tensor) -> Places:
+    def locate(self, layer: int, slots: Tensor, heads: Tensor, *, passing: bool = False) -> Places:
         keys, values = self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1)
         return Places(keys, values, slots * self.layout.kv_heads + heads)
 

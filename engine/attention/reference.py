@@ -132,7 +132,8 @@ class ReferenceAttention:
         shared = far if fetch == far else self.settings.sink_blocks
         scores = groups * ((shared + reach + 2 * fetch + 16) * layout.block_size + far * self._looks_per_block)
         gathered = 2 * fetch * layout.block_size * layout.head_dim if self.gathers else 0
-        return max(1, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered)))
+        located = span.session.store.tier.window // max(1, layout.kv_heads * fetch)
+        return max(1, min(located, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered))))
 
     @property
     def _looks_per_block(self) -> int:
@@ -330,9 +331,7 @@ class ReferenceAttention:
 
     def _count_selected(self, rows: Rows, step: Step, valid: Tensor) -> None:
         """The step's metrics."""
-        report, tier, fetched = step.report, rows.session.store.tier.name, int(valid.sum())
-        report.blocks_selected += fetched
-        report.hits[tier] = report.hits.get(tier, 0) + fetched
+        step.report.count(int(valid.sum()), rows.session.store)
 
     def _count_read(self, span: Span, parts: list[Part], masses: list[Tensor], fetched: Tensor | None) -> None:
         """What the span's queries read, if somebody wants to know.

@@ -1,8 +1,9 @@
-"""/v1/sessions: create, list, get, read its text, append, fork, delete. A session belongs to its creator's key."""
+"""/v1/sessions: create, list, get, change, read the text, append, fork, delete. One belongs to its creator's key."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -19,7 +20,7 @@ from server.context import Serving, Tenant
 from server.errors import ApiError
 from server.provenance import excerpts
 from server.responding import session_headers, while_connected
-from server.schemas import MAX_TOKENS, AppendRequest, Wire
+from server.schemas import MAX_TOKENS, AppendRequest, SessionRequest, Wire
 from server.service import Service
 from server.shapes import progress_body, timings_body, usage_body
 from server.streaming import KEEPALIVE, EventSource, frame
@@ -30,9 +31,11 @@ Edge = Annotated[int | None, Query(ge=0, le=MAX_TOKENS)]
 
 
 @router.post("", status_code=201)
-async def create_session(service: Serving, tenant: Tenant, body: Wire | None = None) -> JSONResponse:
+async def create_session(service: Serving, tenant: Tenant, body: SessionRequest | None = None) -> JSONResponse:
     """A new, empty session."""
-    return _answer(await service.model.engine.call(Engine.create_session, tenant), 201)
+    asked = body or SessionRequest()
+    create = functools.partial(Engine.create_session, pinned=bool(asked.pinned), ttl=asked.ttl_seconds)
+    return _answer(await service.model.engine.call(create, tenant), 201)
 
 
 @router.get("")
@@ -46,6 +49,13 @@ async def list_sessions(service: Serving, tenant: Tenant) -> dict[str, Any]:
 async def get_session(session_id: str, service: Serving, tenant: Tenant) -> JSONResponse:
     """One session."""
     return _answer(await service.model.engine.call(Engine.get_session, session_id, tenant))
+
+
+@router.patch("/{session_id}")
+async def change_session(session_id: str, body: SessionRequest, service: Serving, tenant: Tenant) -> JSONResponse:
+    """Pin a session, or set how long it is kept without use."""
+    change = functools.partial(Engine.change_session, pinned=body.pinned, ttl=body.ttl_seconds)
+    return _answer(await service.model.engine.call(change, session_id, tenant))
 
 
 @router.get("/{session_id}/text")
@@ -142,6 +152,8 @@ def session_body(info: SessionInfo) -> dict[str, Any]:
         "used": int(info.used),
         "parent": info.parent,
         "busy": info.busy,
+        "pinned": info.pinned,
+        "ttl_seconds": info.ttl,
     }
 
 

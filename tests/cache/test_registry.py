@@ -122,7 +122,7 @@ def test_a_named_sessions_text_is_found_once_it_is_published(registry: SessionRe
     registry.publish(session)
     assert found(registry, LONG) == 5 * TEXT
     assert found(registry, LONG, "b") == 0
-    registry.delete(session, "a")
+    registry.delete(session)
     assert found(registry, LONG) == 0
     registry.check()
 
@@ -187,7 +187,7 @@ def test_deleting_a_session_leaves_the_prefix_to_its_other_holders(registry: Ses
     compute(session, len(LONG))
     registry.publish(session)
     read(registry, LONG)
-    registry.delete(session, "a")
+    registry.delete(session)
     assert found(registry, LONG) == 5 * TEXT
     registry.check()
 
@@ -199,12 +199,12 @@ def test_a_fork_belongs_to_the_tenant_and_tells_its_parent(registry: SessionRegi
     session = registry.create("a")
     session.append(LONG)
     compute(session, len(LONG))
-    fork = registry.fork(session, "a")
+    fork = registry.fork(session)
     assert registry.get(fork.id, "a") is fork
     assert registry.get(fork.id, "b") is None
     assert fork.parent == session.id
     registry.check()
-    registry.delete(session, "a")
+    registry.delete(session)
     assert registry.named("a") == [fork]
     verify(fork)
     registry.check()

@@ -85,7 +85,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(target=named, owned=named)
     def fork(self, owned: Owned) -> Owned:
         tenant, session = owned
-        fork = self.registry.fork(session, tenant)
+        fork = self.registry.fork(session)
         assert fork.blocks == session.blocks[: session.sealed]
         self.truth[fork] = list(self.truth[session])
         return tenant, fork
@@ -93,7 +93,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(owned=consumes(named))
     def delete(self, owned: Owned) -> None:
         tenant, session = owned
-        self.registry.delete(session, tenant)
+        self.registry.delete(session)
         assert self.registry.get(session.id, tenant) is None
         del self.truth[session]
         self.published.pop(session, None)
@@ -145,7 +145,7 @@ class Sessions(RuleBasedStateMachine):
         """In the end everything can be given back."""
         for tenant in "ab":
             for session in self.registry.named(tenant):
-                self.registry.delete(session, tenant)
+                self.registry.delete(session)
         while self.registry.evict():
             pass
         assert self.registry.store.tier.used == 0

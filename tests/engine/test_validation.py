@@ -112,7 +112,7 @@ def test_a_model_without_landmark_tokens_has_no_trained_ones(tiny_folder: Path) 
 
 
 def test_memory_for_less_than_two_blocks_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(InvalidParameter, match=r"kv_bytes: must hold two blocks of \d+ bytes"):
+    with pytest.raises(InvalidParameter, match=r"kv_bytes: must hold 2 blocks of \d+ bytes"):
         load_engine(str(tiny_folder), EngineConfig(kv_bytes=1000))
 
 

@@ -34,7 +34,7 @@ GAUGES = {
     "kv_tier_capacity_bytes",
     "kv_tier_blocks",
 }
-LABELS = {"le", "finished_reason", "state", "tier", "phase"}
+LABELS = {"le", "finished_reason", "state", "tier", "phase", "reason", "src", "dst"}
 
 
 def scrape(client: httpx.Client) -> dict[str, float]:

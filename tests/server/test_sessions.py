@@ -47,7 +47,7 @@ def count(client: httpx.Client, text: str) -> int:
 def test_create_list_get_delete(cairn: httpx.Client) -> None:
     session = create(cairn)
     told = cairn.get(f"/v1/sessions/{session}").json()
-    assert told.keys() == {"id", "object", "tokens", "created", "used", "parent", "busy"}
+    assert told.keys() == {"id", "object", "tokens", "created", "used", "parent", "busy", "pinned", "ttl_seconds"}
     assert (told["tokens"], told["parent"], told["busy"]) == (0, None, False)
     assert session in [each["id"] for each in cairn.get("/v1/sessions").json()["data"]]
     assert cairn.delete(f"/v1/sessions/{session}").json() == {

@@ -1,0 +1,213 @@
+"""Sealed blocks in files: records of which each head can be read by itself, and what the index keeps of them.
+
+`blocks.kv` holds, in record n, the block of slot n: a header, then for each layer and head its keys and its values in
+one piece, as they lie in memory. `landmarks.kv` holds, in entry n, what an index needs of that block, so that a session
+comes back without reading its keys. Both begin with a page that tells version, fingerprint and sizes.
+
+Every head of a block and every entry has a checksum, looked at whenever it is read, and carries the block's hash: what
+was torn, damaged or belongs to another block is never taken for it. Knows no session and no memory tier.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import DamagedBlock, StoreError
+from cache.layout import CacheLayout
+
+VERSION = 1
+PAGE = 4096
+MAGIC = b"CairnKV\0"
+FILE_HEADER = struct.Struct("<8sI32sQQ")
+"""Magic, version, fingerprint, bytes of a record, positions of a block."""
+RECORD_HEADER = struct.Struct("<16sI")
+"""Hash, and the checksum of the hash and the table of checksums that follows it."""
+Bytes = NDArray[np.uint8]
+
+
+class DiskTier:
+    """Records of one model and one way to read it, in a folder.
+
+    Args:
+        folder: made if it is not there
+        layout: shapes of a block
+        entry_bytes: what an index keeps of a block, over all layers
+        capacity_bytes: of both files
+        fingerprint: 32 bytes; files of another one are refused
+
+    Raises:
+        StoreError: the folder cannot be used
+    """
+
+    name = "disk"
+
+    def __init__(
+        self, folder: Path, layout: CacheLayout, entry_bytes: int, capacity_bytes: int, fingerprint: bytes
+    ) -> None:
+        self.layout = layout
+        self.capacity_bytes = capacity_bytes
+        self.entry_bytes = entry_bytes
+        self.folder = folder
+        self._heads = layout.layers * layout.kv_heads
+        self.unit_bytes = layout.block_bytes // self._heads
+        self._first = padded(RECORD_HEADER.size + 4 * self._heads)
+        self.record_bytes = self._first + padded(layout.block_bytes)
+        self._entry = np.dtype([("hash", "V16"), ("sum", "<u4"), ("body", "u1", (entry_bytes,))])
+        self.capacity = max(0, capacity_bytes - 2 * PAGE) // (self.record_bytes + self._entry.itemsize)
+        self._header = FILE_HEADER.pack(MAGIC, VERSION, fingerprint, self.record_bytes, layout.block_size)
+        # Checksums of the heads of each block that was written or read; the system backs only what is touched.
+        self._sums = np.zeros((self.capacity, layout.layers, layout.kv_heads), dtype="<u4")
+        self._hashes = np.zeros(self.capacity, dtype="V16")
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._blocks = self._open("blocks.kv", self.record_bytes)
+            self._landmarks = self._open("landmarks.kv", self._entry.itemsize)
+        except OSError as error:
+            raise StoreError(f"the store in {folder} cannot be used: {error.strerror or error}") from error
+
+    def _open(self, name: str, record: int) -> int:
+        """A file of records of this size; what is there but is of another kind is an error."""
+        handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        header = FILE_HEADER.pack(MAGIC, VERSION, self._header[12:44], record, self.layout.block_size)
+        found = os.pread(handle, FILE_HEADER.size, 0)
+        if not found:
+            os.pwrite(handle, header.ljust(PAGE, b"\0"), 0)
+        elif found != header:
+            os.close(handle)
+            raise StoreError(f"{self.folder / name} is not a file of this version, model and settings; move it away")
+        return handle
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of both files that the disk backs."""
+        return sum(512 * os.fstat(handle).st_blocks for handle in (self._blocks, self._landmarks))
+
+    def close(self) -> None:
+        """Close the files; nothing must be read or written any more."""
+        os.close(self._blocks)
+        os.close(self._landmarks)
+
+    def vanished(self) -> bool:
+        """Whether the folder does not lead to the open files any more: what is written would be lost with them."""
+        return not (self._is("blocks.kv", self._blocks) and self._is("landmarks.kv", self._landmarks))
+
+    def _is(self, name: str, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.folder / name), os.fstat(handle))
+        except OSError:
+            return False
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def write(self, slot: int, digest: bytes, units: Bytes, entry: Bytes) -> None:
+        """Store a block.
+
+        Args:
+            units: keys, then values of each head (layers, kv_heads, unit_bytes)
+            entry: what its index keeps (entry_bytes,)
+
+        Raises:
+            OSError: it could not be written; what the record held before is gone
+        """
+        sums = np.array([zlib.crc32(unit.data) for unit in units.reshape(self._heads, -1)], dtype="<u4")
+        header = digest + struct.pack("<I", zlib.crc32(digest + sums.tobytes())) + sums.tobytes()
+        self._hashes[slot] = b"\0" * 16  # until all of it is written
+        head = header.ljust(self._first, b"\0")
+        write_all(self._blocks, [head, units.reshape(-1).data], PAGE + slot * self.record_bytes)
+        body = struct.pack("<16sI", digest, zlib.crc32(entry.data, zlib.crc32(digest)))
+        write_all(self._landmarks, [body, entry.data], PAGE + slot * self._entry.itemsize)
+        self._sums[slot] = sums.reshape(self._sums.shape[1:])
+        self._hashes[slot] = digest
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def expect(self, slot: int, digest: bytes) -> None:
+        """Look at a record's header; DamagedBlock if it does not hold the block of this hash."""
+        size = RECORD_HEADER.size + 4 * self._heads
+        header = os.pread(self._blocks, size, PAGE + slot * self.record_bytes)
+        if len(header) < size or header[:16] != digest:
+            raise DamagedBlock(slot, "another block, or none, was found in its place")
+        found, table = header[16:20], header[20:]
+        if struct.unpack("<I", found)[0] != zlib.crc32(digest + table):
+            raise DamagedBlock(slot, "its header has a wrong checksum")
+        self._sums[slot] = np.frombuffer(table, "<u4").reshape(self._sums.shape[1:])
+        self._hashes[slot] = digest
+
+    def read(self, layer: int, slot: int, head: int, keys: Bytes, values: Bytes) -> None:
+        """Fill keys and values, unit_bytes / 2 each, of one head; raises DamagedBlock, OSError."""
+        place = PAGE + slot * self.record_bytes + self._first
+        place += (layer * self.layout.kv_heads + head) * self.unit_bytes
+        if os.preadv(self._blocks, [keys.data, values.data], place) < self.unit_bytes:
+            raise DamagedBlock(slot, "the file ends before it does")
+        if zlib.crc32(values.data, zlib.crc32(keys.data)) != self._sums[slot, layer, head]:
+            raise DamagedBlock(slot, f"layer {layer}, head {head} has a wrong checksum")
+
+    def announce(self, layer: int, slots: Sequence[int], heads: Sequence[int]) -> None:
+        """Tell the system what will be read at once, so that a disk works on all of it together."""
+        for slot, head in zip(slots, heads, strict=True):
+            place = PAGE + slot * self.record_bytes + self._first
+            place += (layer * self.layout.kv_heads + head) * self.unit_bytes
+            os.posix_fadvise(self._blocks, place, self.unit_bytes, os.POSIX_FADV_WILLNEED)
+
+    def entries(self, slots: Sequence[int], digests: Sequence[bytes]) -> Bytes:
+        """What the index keeps of blocks, up to the first damaged one: (blocks, entry_bytes)."""
+        found = []
+        for first, last in runs(slots):
+            size = (last - first) * self._entry.itemsize
+            place = PAGE + slots[first] * self._entry.itemsize
+            raw = os.pread(self._landmarks, size, place)
+            rows = np.frombuffer(raw[: len(raw) // self._entry.itemsize * self._entry.itemsize], self._entry)
+            good = self._good(rows, digests[first:last])
+            found.append(rows["body"][:good])
+            if good < last - first:
+                break
+        return np.concatenate(found) if found else np.empty((0, *self._entry["body"].shape), np.uint8)
+
+    def _good(self, rows: NDArray[np.void], digests: Sequence[bytes]) -> int:
+        """How many of the rows, from the first one on, are what they should be."""
+        for count, (row, digest) in enumerate(zip(rows, digests, strict=False)):
+            if row["hash"].tobytes() != digest or row["sum"] != zlib.crc32(row["body"], zlib.crc32(digest)):
+                return count
+        return len(rows)
+
+    def damage(self, slot: int, digest: bytes) -> str | None:
+        """What is wrong with a stored block, read as a whole; None if nothing is."""
+        keys, values = (np.empty(self.unit_bytes // 2, np.uint8) for _ in range(2))
+        try:
+            self.expect(slot, digest)
+            for layer in range(self.layout.layers):
+                for head in range(self.layout.kv_heads):
+                    self.read(layer, slot, head, keys, values)
+        except (DamagedBlock, OSError) as error:
+            return str(error)
+        return None if len(self.entries([slot], [digest])) else f"the landmarks of the stored block {slot} are damaged"
+
+
+def padded(size: int) -> int:
+    """The next multiple of a page."""
+    return -(-size // PAGE) * PAGE
+
+
+def runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[first, last) of the stretches in which each slot is the next one of the slot before it."""
+    first = 0
+    for i in range(1, len(slots) + 1):
+        if i == len(slots) or slots[i] != slots[i - 1] + 1:
+            yield first, i
+            first = i
+
+
+def write_all(handle: int, parts: Sequence[bytes | memoryview], place: int) -> None:
+    """Write parts one after the other; a short write goes on until the system says why."""
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while view:
+            written = os.pwrite(handle, view, place)
+            view, place = view[written:], place + written
