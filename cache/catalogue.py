@@ -218,7 +218,7 @@ class Catalogue:
     def add_blocks(self, fingerprint: bytes, blocks: Iterable[tuple[int, bytes]]) -> None:
         """Note (slot, hash) pairs; a slot that is there already gets the new hash."""
         with self.transaction(), self._errors():
-            self._db.executemany("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)", [(fingerprint, *b) for b in blocks])
+            self._db.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", [(fingerprint, *b) for b in blocks])
 
     def remove_blocks(self, fingerprint: bytes, slots: Iterable[int]) -> None:
         rows = [(fingerprint, slot) for slot in slots]
