@@ -122,7 +122,10 @@ def curve(options: argparse.Namespace) -> list[Point]:
     document = pieces(
         read_all(options.haystack, tokenizer, options.tokens), draw_prompts(options.facts, options.seed), tokenizer
     )
-    engine = load_engine(options.model, EngineConfig(kv_bytes=options.kv_gib << 30, threads=options.threads))
+    engine = load_engine(
+        options.model,
+        EngineConfig(kv_bytes=options.kv_gib << 30, threads=options.threads, landmark_dtype=options.landmark_dtype),
+    )
     engine.start()
     opening = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False).split(MARK)[0]
     session = engine.create_session("").id
@@ -150,13 +153,13 @@ def curve(options: argparse.Namespace) -> list[Point]:
 
 def stored_bytes(engine: Engine) -> int:
     """Keys and values in use, and the landmarks that stand for their blocks."""
-    tier = next(iter(engine.stats().tiers.values()))
-    return tier.used_bytes + tier.used_bytes // (2 * engine.description.block_size)
+    return next(iter(engine.stats().tiers.values())).used_bytes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cairn-4m")
+    parser.add_argument("--landmark-dtype", choices=("int8", "float32"), help="as the server's setting")
     parser.add_argument("--haystack", type=Path, nargs="+", required=True, help="texts that were not trained on")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--facts", type=int, default=50)

@@ -106,7 +106,8 @@ class BlockIndex:
         """
         rows = count * self.shape.landmarks
         parts = queries.split(self.shape.widths, dim=-1)
-        return torch.stack([v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)], dim=-1)
+        products = [v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)]
+        return products[0][..., None] if len(products) == 1 else torch.stack(products, dim=-1)
 
     def weigh_values(self, weights: Tensor, queries: Tensor) -> Tensor:
         """Values of the first blocks, as these queries would read them, summed by weights.

@@ -48,8 +48,7 @@ class EngineConfig:
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it; None does so
             with the default rule
         rest_slopes: with it, mean values turn with the query; None lets them
-        landmark_dtype: in which landmarks are kept, `int8` or `float32`; None is `float32` for trained ones and for
-            rules that do not bear rounding
+        landmark_dtype: in which landmarks are kept, `int8` or `float32`; None is `int8` where the rule bears it
         dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
         audit_rate: share of the tokens at which one layer and head is compared with exact attention
@@ -139,7 +138,7 @@ class EngineConfig:
             positions="bounded",
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
-            landmark_dtype=self.landmark_dtype or "float32",
+            landmark_dtype=self.landmark_dtype or "int8",
         )
 
     def _check(self, settings: RetrievalSettings, block_size: int) -> None:

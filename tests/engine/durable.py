@@ -1,0 +1,145 @@
+"""An engine on a folder of its own that can be stopped and started again, beside one that never moves a session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cache import Archive, BlockStore, Session, SessionRegistry
+from engine import Engine, EngineConfig
+from engine.huggingface import LoadedModel, load_model
+from tests.engine.running import SECONDS, Gate, Request, Running
+
+READING: dict[str, dict[str, Any]] = {
+    "chosen": {"block_size": 8, "recent_blocks": 1, "sink_blocks": 1, "blocks_per_head": 3, "positions": "bounded"},
+    "trained": {},
+}
+"""How sessions are read, by kind of model."""
+SMALL = {"step_tokens": 64, "max_running": 4, "disk_kv_bytes": 64 << 20}
+BLOCKS = 28
+"""Of memory, little more than the fewest that are accepted."""
+
+
+@cache
+def model_of(folder: Path) -> LoadedModel:
+    """Loaded once; engines that follow each other can have the same one."""
+    return load_model(str(folder), "float32")
+
+
+class Durable:
+    """Starts engines on one folder.
+
+    Args:
+        folder: of the model
+        store: where sessions outlive an engine
+        config: beside SMALL and how the model is read
+    """
+
+    def __init__(self, folder: Path, store: Path, **config: Any) -> None:
+        self.model = model_of(folder)
+        kind = "trained" if self.model.landmarks else "chosen"
+        self.reading = READING[kind]
+        self.config = {**self.reading, **SMALL, "disk_kv_path": str(store), **config}
+        self.store = store
+        self.block_bytes = EngineConfig(block_size=self.reading.get("block_size")).layout(self.model).block_bytes
+        self.run = self.start()
+        self.alone = self._started({**self.reading, "kv_bytes": 32 << 20, "prefix_cache": False})
+        self._answers: dict[tuple[tuple[int, ...], int], list[int]] = {}
+
+    def start(self, blocks: int = BLOCKS, **changes: Any) -> Running:
+        """A new engine on the folder, with memory for so many blocks."""
+        self.run = self._started({"kv_bytes": blocks * self.block_bytes, **self.config, **changes})
+        return self.run
+
+    def _started(self, config: dict[str, Any]) -> Running:
+        gate = Gate()
+        engine = Engine(self.model, EngineConfig(dtype="float32", **config), observe=gate)
+        engine.start()
+        return Running(engine, gate)
+
+    def stop(self) -> None:
+        self.run.engine.stop()
+
+    def restart(self, blocks: int = BLOCKS, **changes: Any) -> Running:
+        self.stop()
+        return self.start(blocks, **changes)
+
+    def close(self) -> None:
+        self.stop()
+        self.alone.engine.stop()
+
+    def answer(self, tokens: list[int], count: int) -> list[int]:
+        """What an engine says to these tokens that computes all of them in one go and keeps nothing."""
+        key = (tuple(tokens), count)
+        if key not in self._answers:
+            self._answers[key] = self.alone.ask(tokens, max_tokens=count).tokens() if count else []
+        return self._answers[key]
+
+    def turn(self, session: str, tokens: list[int], count: int = 4, tenant: str = "") -> Request:
+        """Ask in a session, and see that the answer is that of the engine which keeps nothing."""
+        whole = self.run.engine.session_tokens(session, tenant) + tokens
+        request = self.run.ask(tokens, session=session, tenant=tenant, max_tokens=count)
+        assert request.tokens() == self.answer(whole, count), "another answer"
+        assert self.run.engine.session_tokens(session, tenant) == whole + request.tokens()
+        return request
+
+    def tokens(self, session: str, tenant: str = "") -> list[int]:
+        return self.run.engine.session_tokens(session, tenant)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    @property
+    def registry(self) -> SessionRegistry:
+        return self.run.engine._registry
+
+    @property
+    def blocks(self) -> BlockStore:
+        return self.registry.store
+
+    @property
+    def archive(self) -> Archive:
+        assert self.blocks.archive is not None
+        return self.blocks.archive
+
+    def session(self, session: str, tenant: str = "") -> Session:
+        found = self.registry.get(session, tenant)
+        assert found is not None
+        return found
+
+    def under_lock(self, action: Callable[[], Any]) -> Any:
+        """Do something to the registry between two steps."""
+        with self.run.engine._changed:
+            return action()
+
+    def flush(self) -> None:
+        assert self.archive.flush(SECONDS), "the archive does not get done"
+
+    def park_all(self) -> None:
+        """Leave the indexes of all idle sessions to the disk."""
+        self.flush()
+        while self.under_lock(self.registry.park):
+            pass
+
+    def check(self) -> None:
+        self.run.settle()
+        self.flush()
+        self.under_lock(self.registry.check)
+
+    def file(self, name: str) -> Path:
+        """One of the files of blocks."""
+        return self.archive.disk.folder / name
+
+    @property
+    def failed(self) -> bool:
+        return self.run.engine.stats().store_failed
+
+
+def eventually(true: Callable[[], bool], seconds: float = SECONDS) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it does not come about"
+        time.sleep(0.02)

@@ -1,0 +1,189 @@
+"""Any order of turns, forks, deletions, evictions and restarts on one folder, against lists of tokens.
+
+Every answer is compared with that of an engine which computes the whole text in one go and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.engine.durable import BLOCKS, Durable
+from tests.models import random_tokens
+
+TENANTS = st.sampled_from("ab")
+SEEDS = st.integers(0, 3)  # few texts: prefixes often agree
+LENGTHS = st.sampled_from([0, 1, 7, 8, 15, 40, 90])
+COUNTS = st.sampled_from([0, 1, 5, 9])
+
+Owned = tuple[str, str]
+
+
+class Sessions(RuleBasedStateMachine):
+    """Engines on a folder beside the tokens that each session should have."""
+
+    folder: Path
+    sessions: Bundle[Owned] = Bundle("sessions")
+
+    @initialize()
+    def begin(self) -> None:
+        self.store = Path(tempfile.mkdtemp())
+        self.durable = Durable(self.folder, self.store)
+        self.truth: dict[Owned, list[int]] = {}
+        self.pinned: dict[Owned, bool] = {}
+        self.fleeting: set[Owned] = set()
+
+    # -- what clients do -------------------------------------------------------------------------------------
+
+    @rule(target=sessions, tenant=TENANTS, pinned=st.booleans(), fleeting=st.booleans())
+    def create(self, tenant: str, pinned: bool, fleeting: bool) -> Owned:
+        engine = self.durable.run.engine
+        owned = tenant, engine.create_session(tenant, pinned=pinned, ttl=3600.0 if fleeting else None).id
+        self.truth[owned], self.pinned[owned] = [], pinned
+        if fleeting:
+            self.fleeting.add(owned)
+        return owned
+
+    @rule(owned=sessions, seed=SEEDS, length=LENGTHS, count=COUNTS)
+    def turn(self, owned: Owned, seed: int, length: int, count: int) -> None:
+        if owned not in self.truth or (not length and not (self.truth[owned] and count)):
+            return
+        tenant, session = owned
+        tokens = random_tokens(length, seed)
+        request = self.durable.turn(session, tokens, count, tenant)
+        self.truth[owned] += tokens + request.tokens()
+
+    @rule(tenant=TENANTS, seed=SEEDS, length=st.integers(1, 90), choices=st.integers(1, 2))
+    def ask(self, tenant: str, seed: int, length: int, choices: int) -> None:
+        """A prompt without a session."""
+        tokens = random_tokens(length, seed)
+        request = self.durable.run.ask(tokens, tenant=tenant, max_tokens=3, n=choices)
+        for index in range(choices):
+            assert request.tokens(index) == self.durable.answer(tokens, 3)
+
+    @rule(target=sessions, owned=sessions)
+    def fork(self, owned: Owned) -> Owned:
+        if owned not in self.truth:
+            return owned
+        tenant, session = owned
+        fork = tenant, self.durable.run.engine.fork_session(session, tenant).id
+        self.truth[fork] = self.truth[owned][:]
+        self.pinned[fork] = False
+        if owned in self.fleeting:
+            self.fleeting.add(fork)
+        return fork
+
+    @rule(owned=consumes(sessions))
+    def delete(self, owned: Owned) -> None:
+        if owned in self.truth:
+            self.durable.run.engine.delete_session(owned[1], owned[0])
+            self.forget(owned)
+
+    def forget(self, owned: Owned) -> None:
+        del self.truth[owned], self.pinned[owned]
+        self.fleeting.discard(owned)
+
+    @rule(owned=sessions, pinned=st.booleans())
+    def change(self, owned: Owned, pinned: bool) -> None:
+        if owned in self.truth:
+            self.durable.run.engine.change_session(owned[1], owned[0], pinned=pinned)
+            self.pinned[owned] = pinned
+
+    # -- what the server does --------------------------------------------------------------------------------
+
+    @rule()
+    def evict(self) -> None:
+        self.durable.under_lock(self.durable.registry.evict)
+
+    @rule(flush=st.booleans())
+    def park(self, flush: bool) -> None:
+        if flush:
+            self.durable.flush()
+        self.durable.under_lock(self.durable.registry.park)
+
+    @rule()
+    def expire(self) -> None:
+        self.durable.under_lock(lambda: self.durable.registry.expire(time.time() + 3599.0))
+        assert self.listed() == self.truth.keys(), "a session went too early"
+        self.durable.under_lock(lambda: self.durable.registry.expire(time.time() + 3601.0))
+        for owned in [owned for owned in self.fleeting if not self.pinned[owned]]:
+            self.forget(owned)
+
+    @rule(blocks=st.sampled_from([BLOCKS, BLOCKS + 1, 3 * BLOCKS]))
+    def restart(self, blocks: int) -> None:
+        self.durable.restart(blocks)
+
+    @rule()
+    def restart_again(self) -> None:
+        self.durable.restart()
+        self.durable.restart()
+
+    # -- what holds ------------------------------------------------------------------------------------------
+
+    def listed(self) -> set[Owned]:
+        return {(tenant, info.id) for tenant in "ab" for info in self.durable.run.engine.list_sessions(tenant)}
+
+    @invariant()
+    def no_block_is_lost_or_counted_wrongly(self) -> None:
+        self.durable.check()
+
+    @invariant()
+    def nothing_is_damaged(self) -> None:
+        assert self.durable.run.engine.stats().damaged == 0
+
+    @invariant()
+    def sessions_are_those_of_the_clients(self) -> None:
+        assert self.listed() == self.truth.keys()
+        for (tenant, session), tokens in self.truth.items():
+            assert self.durable.tokens(session, tenant) == tokens
+            info = self.durable.run.engine.get_session(session, tenant)
+            assert info.pinned == self.pinned[tenant, session]
+            assert (info.ttl is not None) == ((tenant, session) in self.fleeting)
+
+    def teardown(self) -> None:
+        """In the end every session can go on, and everything can be given back."""
+        if not hasattr(self, "durable"):
+            return
+        try:
+            for (tenant, session), tokens in self.truth.items():
+                self.durable.turn(session, [] if tokens else [9], 2, tenant)
+            for tenant, session in self.truth:
+                self.durable.run.engine.delete_session(session, tenant)
+            self.durable.restart()
+            assert self.durable.blocks.tier.used == 0
+        finally:
+            self.durable.close()
+            shutil.rmtree(self.store)
+
+
+@pytest.fixture
+def machine(folder: Path) -> Iterator[type[Sessions]]:
+    yield type("SessionsOfAModel", (Sessions,), {"folder": folder})
+
+
+@pytest.fixture(params=["chosen", "trained"])
+def folder(request: pytest.FixtureRequest, tiny_folder: Path, landmark_folder: Path) -> Path:
+    return landmark_folder if request.param == "trained" else tiny_folder
+
+
+def explore(machine: type[Sessions], examples: int, steps: int) -> None:
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=slow)
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_any_order(machine: type[Sessions]) -> None:
+    explore(machine, 12, 12)
+
+
+@pytest.mark.slow
+def test_any_long_order(machine: type[Sessions]) -> None:
+    explore(machine, 150, 40)
