@@ -1,6 +1,7 @@
 """The storage engine: tensors in, blocks out. Knows no model, no text, no HTTP."""
 
 from cache.archive import Archive
+from cache.check import Checked, check
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, outlying
@@ -19,6 +20,7 @@ __all__ = [
     "BlockStore",
     "CacheError",
     "CacheLayout",
+    "Checked",
     "DamagedBlock",
     "DeviceTier",
     "DiskTier",
@@ -33,6 +35,7 @@ __all__ = [
     "Summary",
     "Tier",
     "Vectors",
+    "check",
     "outlying",
     "slopes",
 ]

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 """Blocks that get their rows in the catalogue together."""
 RETRY_SECONDS = 1.0
+CATALOGUE = "catalogue.sqlite"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Archive:
         self.folder = folder
         self._lock = lock(folder)
         try:
-            self.catalogue = Catalogue(folder / "catalogue.sqlite")
-            self.disk = DiskTier(folder / fingerprint.hex()[:16], layout, entry_bytes, capacity_bytes, fingerprint)
+            self.catalogue = Catalogue(folder / CATALOGUE)
+            self.disk = DiskTier(place(folder, fingerprint), layout, entry_bytes, capacity_bytes, fingerprint)
         except BaseException:
             os.close(self._lock)
             raise
@@ -163,6 +164,11 @@ class Archive:
         with self.catalogue.transaction():
             self.catalogue.remove_blocks(self.fingerprint, [slot for slot, digest in rows.items() if digest is None])
             self.catalogue.add_blocks(self.fingerprint, [(slot, digest) for slot, digest in rows.items() if digest])
+
+
+def place(folder: Path, fingerprint: bytes) -> Path:
+    """Where the blocks of a model and its settings lie."""
+    return folder / fingerprint.hex()[:16]
 
 
 def lock(folder: Path) -> int:

@@ -229,6 +229,10 @@ class Catalogue:
         """Slots by their hashes; the last slot of a hash that has several."""
         return dict(self._execute("SELECT hash, slot FROM blocks WHERE fingerprint = ? ORDER BY slot", fingerprint))
 
+    def fingerprints(self) -> list[bytes]:
+        """Of which there are blocks."""
+        return [row[0] for row in self._execute("SELECT DISTINCT fingerprint FROM blocks ORDER BY fingerprint")]
+
     def check(self) -> list[str]:
         """Problems found, as sentences."""
         try:

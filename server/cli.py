@@ -1,6 +1,7 @@
-"""The command line: `cairn serve`. Checks what is cheap to check before anything heavy is imported.
+"""The command line: `cairn serve`, `cairn check`. Checks what is cheap to check before anything heavy is imported.
 
-Owns arguments and exit codes: 0 after a clean stop, 2 for a model or a setting that cannot work.
+Owns arguments and exit codes: 0 after a clean stop, 2 for a model or a setting that cannot work; `check` ends with 1 if
+it found what it did not mend.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ENVIRONMENT_ONLY = ("api_keys",)  # a command line can be read by every user of 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     given = vars(_parser().parse_args(arguments))
-    given.pop("command")
+    if given.pop("command") == "check":
+        return _check(Path(given["path"]), repair=given["repair"])
     try:
         settings = read_settings({name: parse(name, text) for name, text in given.items() if text is not None})
         check_model_exists(settings.model)
@@ -34,6 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from server.serving import serve  # torch and transformers: seconds
 
     return serve(settings)
+
+
+def _check(folder: Path, *, repair: bool) -> int:
+    """Print what is wrong with a folder of sessions; 0 if nothing is, or if all of it was mended."""
+    from cache import StoreError, check  # torch: a second
+
+    try:
+        found = check(folder, repair=repair)
+    except StoreError as error:
+        print(f"cairn: {error}", file=sys.stderr)
+        return 2
+    for sentence in (*found.problems, *found.mended):
+        print(sentence)
+    print(f"{found.sessions} sessions, {found.tokens} tokens, {found.blocks} blocks, {len(found.problems)} problems")
+    if found.problems and not repair:
+        print("--repair mends them: what is lost is computed again from the sessions' texts")
+    return 1 if found.problems and not repair else 0
 
 
 def check_model_exists(model: str) -> None:
@@ -51,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cairn", description="An inference server whose KV cache is a memory.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve a model over HTTP", description="Serve a model over HTTP.")
+    about = "Verify a folder of stored sessions (--disk-kv-path) that no server uses, block by block."
+    checked = commands.add_parser("check", help="verify a folder of stored sessions", description=about)
+    checked.add_argument("path", metavar="PATH", help="the folder")
+    checked.add_argument("--repair", action="store_true", help="mend what can be mended")
     for each in fields(Settings):
         if each.name not in ENVIRONMENT_ONLY:
             _add(serve, each.name, each.metadata["help"], each.default)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cache.errors import DamagedBlock, StoreError
@@ -25,8 +26,12 @@ from cache.layout import CacheLayout
 VERSION = 1
 PAGE = 4096
 MAGIC = b"CairnKV\0"
-FILE_HEADER = struct.Struct("<8sI32sQQ")
-"""Magic, version, fingerprint, bytes of a record, positions of a block."""
+FILE_HEADER = struct.Struct("<8sI32s7Q16s")
+"""Magic, version, fingerprint, bytes of a record and of an entry; layers, KV heads, channels, positions of a block and
+those of them that are landmarks; the type of the numbers."""
+ENTRY_HEADER = struct.Struct("<16sI")
+"""Hash, and the checksum of the hash and what follows."""
+BLOCKS, LANDMARKS = "blocks.kv", "landmarks.kv"
 RECORD_HEADER = struct.Struct("<16sI")
 """Hash, and the checksum of the hash and the table of checksums that follows it."""
 Bytes = NDArray[np.uint8]
@@ -61,25 +66,40 @@ class DiskTier:
         self.record_bytes = self._first + padded(layout.block_bytes)
         self._entry = np.dtype([("hash", "V16"), ("sum", "<u4"), ("body", "u1", (entry_bytes,))])
         self.capacity = max(0, capacity_bytes - 2 * PAGE) // (self.record_bytes + self._entry.itemsize)
-        self._header = FILE_HEADER.pack(MAGIC, VERSION, fingerprint, self.record_bytes, layout.block_size)
+        sizes = (layout.layers, layout.kv_heads, layout.head_dim, layout.block_size, layout.landmark_positions)
+        dtype = str(layout.dtype).removeprefix("torch.").encode()
+        self._header = FILE_HEADER.pack(MAGIC, VERSION, fingerprint, self.record_bytes, entry_bytes, *sizes, dtype)
         # Checksums of the heads of each block that was written or read; the system backs only what is touched.
         self._sums = np.zeros((self.capacity, layout.layers, layout.kv_heads), dtype="<u4")
         self._hashes = np.zeros(self.capacity, dtype="V16")
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._blocks = self._open("blocks.kv", self.record_bytes)
-            self._landmarks = self._open("landmarks.kv", self._entry.itemsize)
+            self._blocks = self._open(BLOCKS)
+            self._landmarks = self._open(LANDMARKS)
         except OSError as error:
             raise StoreError(f"the store in {folder} cannot be used: {error.strerror or error}") from error
 
-    def _open(self, name: str, record: int) -> int:
-        """A file of records of this size; what is there but is of another kind is an error."""
+    @classmethod
+    def found(cls, folder: Path, blocks: int) -> DiskTier:
+        """The records that are in a folder, as its files tell; StoreError if they do not."""
+        try:
+            facts = FILE_HEADER.unpack((folder / BLOCKS).read_bytes()[: FILE_HEADER.size])
+        except (OSError, struct.error) as error:
+            raise StoreError(f"{folder / BLOCKS} tells nothing: {error}") from error
+        magic, version, fingerprint, record, entry, layers, heads, channels, size, landmarks, kind = facts
+        dtype = getattr(torch, kind.rstrip(b"\0").decode(errors="replace"), None)
+        if magic != MAGIC or version != VERSION or not isinstance(dtype, torch.dtype):
+            raise StoreError(f"{folder / BLOCKS} is not a file of this version")
+        layout = CacheLayout(layers, heads, channels, size, dtype, landmarks)
+        return cls(folder, layout, entry, 2 * PAGE + blocks * (record + entry + ENTRY_HEADER.size), fingerprint)
+
+    def _open(self, name: str) -> int:
+        """A file of these records; what is there but is of another kind is an error."""
         handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
-        header = FILE_HEADER.pack(MAGIC, VERSION, self._header[12:44], record, self.layout.block_size)
         found = os.pread(handle, FILE_HEADER.size, 0)
         if not found:
-            os.pwrite(handle, header.ljust(PAGE, b"\0"), 0)
-        elif found != header:
+            write_all(handle, [self._header.ljust(PAGE, b"\0")], 0)
+        elif found != self._header:
             os.close(handle)
             raise StoreError(f"{self.folder / name} is not a file of this version, model and settings; move it away")
         return handle
@@ -96,7 +116,7 @@ class DiskTier:
 
     def vanished(self) -> bool:
         """Whether the folder does not lead to the open files any more: what is written would be lost with them."""
-        return not (self._is("blocks.kv", self._blocks) and self._is("landmarks.kv", self._landmarks))
+        return not (self._is(BLOCKS, self._blocks) and self._is(LANDMARKS, self._landmarks))
 
     def _is(self, name: str, handle: int) -> bool:
         try:
@@ -121,7 +141,7 @@ class DiskTier:
         self._hashes[slot] = b"\0" * 16  # until all of it is written
         head = header.ljust(self._first, b"\0")
         write_all(self._blocks, [head, units.reshape(-1).data], PAGE + slot * self.record_bytes)
-        body = struct.pack("<16sI", digest, zlib.crc32(entry.data, zlib.crc32(digest)))
+        body = ENTRY_HEADER.pack(digest, zlib.crc32(entry.data, zlib.crc32(digest)))
         write_all(self._landmarks, [body, entry.data], PAGE + slot * self._entry.itemsize)
         self._sums[slot] = sums.reshape(self._sums.shape[1:])
         self._hashes[slot] = digest

@@ -30,7 +30,7 @@ def test_training_and_retrieval_agree(landmark_folder: Path, fetch: int) -> None
     text = random_tokens(7 * 22)
     slots = [token for i in range(0, len(text), 7) for token in (*text[i : i + 7], LANDMARK)]
     expected = training_logits(landmark_folder, slots, fetch)
-    bench = Bench(landmark_folder)
+    bench = Bench(landmark_folder, landmark_dtype="float32")
     logits = bench.logits(bench.session(), text, [50, 1, 33, 70], fetch=fetch)
     predicting = [i for i in range(len(slots)) if i + 1 == len(slots) or slots[i + 1] != LANDMARK]
     torch.testing.assert_close(logits, expected[predicting], atol=1e-4, rtol=1e-4)
