@@ -154,7 +154,7 @@ class BlockIndex:
         start = 0
         for vectors, rows in self._kept:
             end = start + rows * vectors.row_bytes
-            vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, -1))
+            vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes))
             start = end
         self.count += len(packed)
 

@@ -1,5 +1,6 @@
 """Token ids in, token ids out. Knows no text, no HTTP."""
 
+from cache import StoreError, check
 from engine.assembly import choose_attention, index_shapes
 from engine.attention import (
     Attention,
@@ -85,10 +86,12 @@ __all__ = [
     "Span",
     "Step",
     "StepReport",
+    "StoreError",
     "TierStats",
     "Timing",
     "Token",
     "Usage",
+    "check",
     "choose_attention",
     "index_shapes",
     "load_engine",

@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.description import ModelDescription
 from engine.errors import InvalidParameter
 from engine.huggingface import LoadedModel
-from engine.stats import TierStats
+from engine.stats import EngineStats, TierStats
 
 SAMPLED = 4096
 """Numbers of each tensor that tell a model from others."""
@@ -76,6 +76,21 @@ def describe(
         max_session_tokens=config.session_limit(model, store.layout, store.longest, bounded=settings.bounded),
         dtype=str(model.dtype).removeprefix("torch."),
         parameters=sum(p.numel() for p in model.model.parameters()),
+    )
+
+
+def snapshot(registry: SessionRegistry, running: int, waiting: int) -> EngineStats:
+    """What there is to tell of an engine with so many requests."""
+    archive, active = registry.store.archive, len(registry.busy)
+    return EngineStats(
+        running,
+        waiting,
+        {"active": active, "idle": len(registry) - active},
+        tiers(registry.store),
+        dict(registry.evictions),
+        registry.damaged,
+        archive.behind if archive else 0,
+        bool(archive and archive.failure),
     )
 
 

@@ -12,14 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
-from engine.assembly import choose_attention, describe, open_registry, tiers
+from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
 from engine.description import SessionInfo
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
@@ -28,22 +27,13 @@ from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler, step_of
-from engine.sequence import Defaults, Sequence
+from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
 from engine.step import Span
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
 """How often an idle engine looks whether a session's time is over."""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A generation that has not started."""
-
-    generation: Generation
-    deliver: Callable[[Event], None]
-    submitted: float
 
 
 class Engine:
@@ -168,20 +158,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """The engine now."""
         with self._changed:
-            active = len(self._registry.busy)
-            sessions = {"active": active, "idle": len(self._registry) - active}
             running = {sequence.generation.id for sequence in self._running}
-            archive, registry = self._store.archive, self._registry
-            return EngineStats(
-                len(running),
-                len(self._waiting),
-                sessions,
-                tiers(self._store),
-                dict(registry.evictions),
-                registry.damaged,
-                archive.behind if archive else 0,
-                bool(archive and archive.failure),
-            )
+            return snapshot(self._registry, len(running), len(self._waiting))
 
     def _check_accepting(self) -> None:
         if not self._accepting:

@@ -26,6 +26,15 @@ class Defaults:
     audit_rate: float = 0.0
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A generation that has not started."""
+
+    generation: Generation
+    deliver: Callable[[Event], None]
+    submitted: float
+
+
 class Sequence:
     """One choice.
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(folder: Path, *, repair: bool) -> int:
     """Print what is wrong with a folder of sessions; 0 if nothing is, or if all of it was mended."""
-    from cache import StoreError, check  # torch: a second
+    from engine import StoreError, check  # torch: a second
 
     try:
         found = check(folder, repair=repair)
