@@ -2,6 +2,7 @@
 
 from cache.archive import Archive
 from cache.check import Checked, check
+from cache.compiling import compiled
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, outlying
@@ -11,7 +12,7 @@ from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
-from cache.vectors import Vectors
+from cache.vectors import Vectors, kernels
 
 __all__ = [
     "RULES",
@@ -36,6 +37,8 @@ __all__ = [
     "Tier",
     "Vectors",
     "check",
+    "compiled",
+    "kernels",
     "outlying",
     "slopes",
 ]

@@ -71,8 +71,7 @@ class Archive:
         except BaseException:
             os.close(self._lock)
             raise
-        self.failure: str | None = None
-        """What went wrong when it was last tried to write; None if nothing."""
+        self._failures: dict[str, str] = {}  # of the texts and of the blocks, which can fail by themselves
         self._units: Callable[[int], Bytes] | None = None
         self._written: Callable[[int], None] | None = None
         self._jobs: queue.SimpleQueue[Sealed | Freed | None] = queue.SimpleQueue()
@@ -103,7 +102,7 @@ class Archive:
             return self._changed.wait_for(lambda: not self._waiting, timeout=seconds)
 
     def close(self, seconds: float = 10.0) -> None:
-        """Write what is left within `seconds`, and let go of the folder."""
+        """Write what is left within `seconds`, and let go of the folder; once, whoever asks how often."""
         if self._thread.is_alive():
             self.flush(0 if self.failure else seconds)
             self._closing = True
@@ -111,15 +110,22 @@ class Archive:
             self._thread.join()
         self.catalogue.close()
         self.disk.close()
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     @property
     def behind(self) -> int:
         """Blocks that are still to be written."""
         return self._waiting
 
-    def attempt(self, action: Callable[[], None]) -> bool:
-        """Do something that needs the disk; False, and known as the failure, if it could not be done."""
+    @property
+    def failure(self) -> str | None:
+        """What went wrong when it was last tried to write; None if nothing."""
+        return next(iter(list(self._failures.values())), None)  # a list, for the other thread may change them
+
+    def attempt(self, action: Callable[[], None], of: str = "texts") -> bool:
+        """Do something that needs the disk; False, and known as the failure of these, if it could not be done."""
         try:
             if self.disk.vanished():
                 raise StoreError(f"{self.disk.folder} does not lead to the open files any more")
@@ -127,11 +133,10 @@ class Archive:
         except (OSError, StoreError) as error:
             if self.failure is None:
                 logger.error("sessions cannot be stored, they stay in memory: %s", error)
-            self.failure = str(error)
+            self._failures[of] = str(error)
             return False
-        if self.failure is not None:
+        if self._failures.pop(of, None) is not None and self.failure is None:
             logger.warning("sessions are stored again")
-        self.failure = None
         return True
 
     def _work(self) -> None:
@@ -143,7 +148,7 @@ class Archive:
                     self._jobs.put(None)
                     break
                 jobs.append(job)
-            while not self.attempt(lambda: self._do(jobs)):  # noqa: B023 - it is called at once
+            while not self.attempt(lambda: self._do(jobs), "blocks"):  # noqa: B023 - it is called at once
                 if self._closing:
                     return
                 time.sleep(RETRY_SECONDS)

@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache.errors import CacheError
+from cache.errors import StoreError
 
 SMALL_CHUNK = 4096
 """Tokens below which a session's last chunk takes in the next ones."""
@@ -59,10 +59,6 @@ FAULTS = (
 
 REMEDIES = {sqlite3.SQLITE_CONSTRAINT: "use another id", sqlite3.SQLITE_NOTADB: "move this file away"}
 REMEDY = "see that the disk has room and that this user may write the folder and its files, or restore a backup"
-
-
-class StoreError(CacheError):
-    """The store folder cannot be read or written; the message says what to change."""
 
 
 @dataclass(frozen=True)

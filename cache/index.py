@@ -152,7 +152,7 @@ class BlockIndex:
     def unpack(self, packed: Bytes) -> None:
         """Append blocks as `pack` gave them."""
         start = 0
-        for vectors, rows in self._kept:
+        for vectors, rows in self._kept if len(packed) else ():
             end = start + rows * vectors.row_bytes
             vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes))
             start = end

@@ -13,6 +13,7 @@ import time
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from cache.catalogue import SessionRecord
 from cache.errors import DamagedBlock
@@ -49,6 +50,7 @@ class SessionRegistry:
         self._fingerprint = fingerprint
         self._model = model
         self._named: dict[tuple[str, str], Session] = {}
+        self._owed: dict[str, Session | None] = {}  # by id, what the catalogue does not know yet; None is gone
         self._kept: OrderedDict[str, Session] = OrderedDict()  # anonymous, least recently used first
         self._prefixes: dict[bytes, dict[Session, int]] = {}  # chained hash -> who holds that many blocks
         if store.archive is not None:
@@ -93,18 +95,19 @@ class SessionRegistry:
     def delete(self, session: Session) -> None:
         """Forget a named session and give its blocks back."""
         del self._named[session.tenant, session.id]
+        self._owed.pop(session.id, None)
         if session.stored is not None:
-            self._tell(lambda: self._catalogue.delete(session.id))
+            self._owed[session.id] = None
+            self.catch_up()
         self._forget(session)
 
     def change(self, session: Session, *, pinned: bool | None = None, ttl: float | None = None) -> None:
         """Set what is not None; a ttl of 0 means none."""
         session.pinned = session.pinned if pinned is None else pinned
         session.ttl = session.ttl if ttl is None else ttl or None
+        if self.store.archive is not None:
+            self._owed[session.id] = session
         self.save(session)
-        if session.stored is not None:
-            now = record(session, self._model)
-            self._tell(lambda: self._catalogue.update(session.id, pinned=now.pinned, expires=now.expires))
 
     def _name(self, session: Session) -> Session:
         self._named[session.tenant, session.id] = session
@@ -117,21 +120,42 @@ class SessionRegistry:
     # -- what outlives the process ---------------------------------------------------------------------------
 
     def save(self, session: Session) -> bool:
-        """Have all tokens of a named session in the catalogue; what fails is made good for at the next time."""
+        """Have all tokens of a named session in the catalogue; what fails is owed, see `catch_up`."""
         if self.store.archive is None or (session.tenant, session.id) not in self._named:
             return False
-        return self._tell(lambda: self._save(session))
+        saved = self._tell(lambda: self._save(session))
+        if saved:
+            self._owed.pop(session.id, None)
+        else:
+            self._owed[session.id] = session
+        return saved
+
+    def catch_up(self) -> None:
+        """Tell the catalogue what it could not be told before, as far as it can be told now."""
+        for name, session in list(self._owed.items()):
+            if session is not None:
+                done = self.save(session)
+            elif done := self._tell(partial(self._catalogue.delete, name)):
+                del self._owed[name]
+            if not done:
+                return
+
+    def close(self) -> None:
+        """Store what can be stored, and let go of the folder."""
+        if self.store.archive is not None:
+            self.catch_up()
+            self.store.archive.close()
 
     def _save(self, session: Session) -> None:
         if session.stored is None:
             self._catalogue.create(record(session, self._model))
             session.stored = 0
-        if len(session.tokens) > session.stored:
+        if len(session.tokens) > session.stored or session.id in self._owed:
             with self._catalogue.transaction():
                 self._catalogue.append(session.id, session.stored, session.tokens[session.stored :])
                 now = record(session, self._model)
                 told = {"used": now.used, "expires": now.expires, "blocks_per_head": now.blocks_per_head}
-                self._catalogue.update(session.id, **told)
+                self._catalogue.update(session.id, pinned=now.pinned, **told)
             session.stored = len(session.tokens)
 
     def _tell(self, action: Callable[[], None]) -> bool:
@@ -196,6 +220,8 @@ class SessionRegistry:
         entries = disk.entries(session.blocks[:good], hashes[:good])
         if len(entries) < good:
             self._found_damage(DamagedBlock(session.blocks[len(entries)], "its landmarks have a wrong checksum"))
+        for slot in session.blocks[len(entries) :][:1]:
+            self.store.lose(slot)
         self._rewind(session, len(entries))
         session.wake(entries)
         self.restores.append(time.perf_counter() - begun)
@@ -268,18 +294,21 @@ class SessionRegistry:
 
     def keep(self, session: Session) -> None:
         """Retain a finished anonymous session until room is needed."""
-        session.trim()
-        self.publish(session)
+        self.rest(session)
         self._kept[session.id] = session
+
+    def rest(self, session: Session) -> None:
+        """Nothing runs in a session any more: let others find its blocks, and let its memory be used."""
+        session.trim()
+        if self.store.archive is not None:
+            self._rewind(session, session.sealed)  # an open block could not leave the memory
+        self.publish(session)
 
     # -- making room -----------------------------------------------------------------------------------------
 
     def evict(self) -> bool:
         """Give up what was not used for longest; False if there is nothing to give up."""
-        if self._kept:
-            _, session = self._kept.popitem(last=False)
-            self._forget(session)
-            self.evictions["prefix"] += 1
+        if self._drop_prefix():
             return True
         if self.store.archive is None:
             return False
@@ -288,6 +317,21 @@ class SessionRegistry:
             return False
         self._rewind(idle, 0)
         self.evictions["room"] += 1
+        return True
+
+    def spare(self) -> bool:
+        """Free memory without giving up what a named session has on the disk; False if there is nothing to spare."""
+        done = self.store.archive is not None and (self.park() or self._drop_prefix())
+        self.store.balance()
+        return done
+
+    def _drop_prefix(self) -> bool:
+        """Forget the finished anonymous prompt that was not used for longest; False if there is none."""
+        if not self._kept:
+            return False
+        _, session = self._kept.popitem(last=False)
+        self._forget(session)
+        self.evictions["prefix"] += 1
         return True
 
     def held(self) -> list[Session]:

@@ -142,7 +142,7 @@ class Session:
         gone = self.blocks[keep:]
         del self.blocks[keep:], self.hashes[keep + 1 :]
         if not self.parked:
-            self.indexes = [index and index.fork(min(keep, index.count)) for index in self.indexes]
+            self.indexes = [index.fork(keep) if index and index.count > keep else index for index in self.indexes]
         self.store.release(gone)
 
     def adopt(self, blocks: list[int], hashes: list[bytes]) -> None:

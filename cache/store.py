@@ -36,8 +36,10 @@ class BlockStore:
         self._references: dict[int, int] = {}
         self._slots: dict[bytes, int] = {}  # of sealed blocks, by hash
         self._hashes: dict[int, bytes] = {}
+        self._unseen: set[int] = set()  # blocks of an earlier process that nobody has looked at
         if archive is not None:
             assert isinstance(tier, PagedTier)
+            tier.pending = lambda: archive.behind > 0
             archive.start(tier.units, self._written)
 
     @property
@@ -81,12 +83,22 @@ class BlockStore:
 
     def _free(self, slot: int) -> None:
         del self._references[slot]
+        self._forget(slot)
+        self.tier.release(slot)
+
+    def _forget(self, slot: int) -> None:
+        """A block is not to be found by its hash any more."""
+        self._unseen.discard(slot)
         digest = self._hashes.pop(slot, None)
         if digest is not None:
             del self._slots[digest]
             if self.archive is not None:
                 self.archive.put(Freed(slot))
-        self.tier.release(slot)
+
+    def lose(self, slot: int) -> None:
+        """A stored block is damaged: what is computed in its stead lies elsewhere, whoever else has this one."""
+        with self._lock:
+            self._forget(slot)
 
     def seal(self, slot: int, digest: bytes, entry: Bytes) -> int:
         """A block is full and will not change.
@@ -99,7 +111,11 @@ class BlockStore:
             The slot to keep, with this one's reference: another one if an equal block is there already.
         """
         with self._lock:
-            known = self._slots.setdefault(digest, slot)
+            known = self._slots.get(digest, slot)
+            if known != slot and not self._sound(known, digest):
+                self._forget(known)
+                known = slot
+            self._slots[digest] = known
             if known != slot:
                 self.share([known])
                 self.release([slot])
@@ -110,12 +126,22 @@ class BlockStore:
                     self.archive.put(Sealed(slot, digest, entry))
             return known
 
+    def _sound(self, slot: int, digest: bytes) -> bool:
+        """Whether a sealed block can be used; what an earlier process left is looked at before its first use."""
+        if slot in self._unseen:
+            assert self.archive is not None
+            if not self.archive.disk.recognised(slot, digest):
+                return False
+            self._unseen.discard(slot)
+        return True
+
     def claim(self, found: dict[bytes, int]) -> None:
         """Take over what lies on the disk from an earlier process, before anything is allocated; nobody has it yet."""
         assert isinstance(self.tier, PagedTier)
         self.tier.claim(sorted(found.values()))
         self._slots = dict(found)
         self._hashes = {slot: digest for digest, slot in found.items()}
+        self._unseen = set(self._hashes)
         self._references = dict.fromkeys(self._hashes, 1)
 
     def slot(self, digest: bytes) -> int | None:

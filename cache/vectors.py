@@ -7,10 +7,13 @@ nor what the vectors mean.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -20,6 +23,8 @@ from torch import Tensor
 Bytes = NDArray[np.uint8]
 
 FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
+FEW = 16
+"""Up to so many queries the kernels are faster than fp32 rows and a matrix product."""
 LARGEST = 127
 """Of the numbers that 8 bits hold."""
 
@@ -30,11 +35,13 @@ class Segment:
 
     Attributes:
         scales: what to multiply each row with (kv_heads, capacity); None if rows are not kept in 8 bits
+        use: is told how many bytes more of the storage are used
     """
 
     storage: Tensor
     scales: Tensor | None
     count: int
+    use: Callable[[int], None]
 
     @property
     def room(self) -> int:
@@ -47,25 +54,45 @@ class Segment:
         if self.scales is not None:
             assert scales is not None
             self.scales[:, place] = scales
-        return Segment(self.storage, self.scales, place.stop)
+        self.use(rows.shape[1] * self.storage[:, 0].nbytes)
+        return Segment(self.storage, self.scales, place.stop, self.use)
 
     def rows(self, count: int) -> Tensor:
         """The first rows (kv_heads, count, width): where they lie, or from 8 bits to fp32."""
         rows = self.storage[:, :count]
         return rows if self.scales is None else rows * self.scales[:, :count, None]
 
+    def products(self, queries: Tensor, count: int) -> Tensor:
+        """Queries (kv_heads, queries, width) times the first rows: (kv_heads, queries, count)."""
+        if self.scales is not None and few(queries):
+            return kernels().products(queries, self.storage, self.scales, count)
+        return queries @ self.rows(count).to(queries.dtype).mT
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Sums of the first rows by weights (kv_heads, queries, rows): (kv_heads, queries, width)."""
+        if self.scales is not None and few(weights):
+            return kernels().weighted(weights, self.storage, self.scales)
+        return weights @ self.rows(weights.shape[2]).to(weights.dtype)
+
 
 class Meter:
-    """How many bytes tensors take that are still in use."""
+    """How many bytes are used of tensors that somebody still has: the system backs only what is written."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self._lock = threading.RLock()  # a tensor may end on any thread, in the middle of anything
 
-    def watch(self, tensor: Tensor) -> None:
-        """Count a tensor until nobody has it any more."""
-        self._add(tensor.nbytes)
-        weakref.finalize(tensor, self._add, -tensor.nbytes)
+    def watch(self, tensor: Tensor) -> Callable[[int], None]:
+        """A function that counts bytes of a tensor when they come to be used; all until nobody has it any more."""
+        used = 0
+
+        def use(count: int) -> None:
+            nonlocal used
+            used += count
+            self._add(count)
+
+        weakref.finalize(tensor, lambda: self._add(-used))
+        return use
 
     def _add(self, count: int) -> None:
         with self._lock:
@@ -86,7 +113,7 @@ class Vectors:
         self, kv_heads: int, width: int, dtype: torch.dtype = torch.float32, meter: Meter | None = None
     ) -> None:
         self._shape = (kv_heads, width, dtype)
-        self._meter = meter
+        self._meter = meter or Meter()
         self._segments: list[Segment] = []
         self._owned = False
         self.count = 0
@@ -116,36 +143,39 @@ class Vectors:
             capacity = min(2 * largest, LARGEST_SEGMENT)
             storage = torch.empty((heads, capacity, width), dtype=dtype, device=device)
             scales = torch.empty((heads, capacity), device=device) if dtype == torch.int8 else None
-            if self._meter is not None:
-                self._meter.watch(storage)
-            self._segments.append(Segment(storage, scales, 0))
+            self._segments.append(Segment(storage, scales, 0, self._meter.watch(storage)))
             self._owned = True
         return self._segments[-1]
 
     def parts(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """The first `count` rows as (number of the first one, rows (kv_heads, some, width))."""
+        for start, segment, taken in self._until(count):
+            yield start, segment.rows(taken)
+
+    def _until(self, count: int) -> Iterator[tuple[int, Segment, int]]:
+        """The segments of the first `count` rows: number of the first one, segment, how many of its rows."""
         assert count <= self.count, "more rows were asked for than there are"
         start = 0
         for segment in self._segments:
             taken = min(segment.count, count - start)
             if taken <= 0:
                 break
-            yield start, segment.rows(taken)
+            yield start, segment, taken
             start += taken
 
     def scores(self, queries: Tensor, count: int) -> Tensor:
         """Products of queries (kv_heads, queries, width) with the first `count` rows: (kv_heads, queries, count)."""
-        scores = torch.empty((*queries.shape[:2], count), dtype=queries.dtype, device=queries.device)
-        for start, rows in self.parts(count):
-            torch.matmul(queries, rows.to(queries.dtype).mT, out=scores[:, :, start : start + rows.shape[1]])
-        return scores
+        pieces = [segment.products(queries, taken) for _, segment, taken in self._until(count)]
+        if not pieces:
+            return queries.new_empty((*queries.shape[:2], 0))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
     def weigh(self, weights: Tensor) -> Tensor:
         """Sums of the first rows by weights (kv_heads, queries, count): (kv_heads, queries, width)."""
         heads, width, _ = self._shape
         sums = torch.zeros((heads, weights.shape[1], width), dtype=weights.dtype, device=weights.device)
-        for start, rows in self.parts(weights.shape[2]):
-            sums += weights[:, :, start : start + rows.shape[1]] @ rows.to(weights.dtype)
+        for start, segment, taken in self._until(weights.shape[2]):
+            sums += segment.weighted(weights[:, :, start : start + taken])
         return sums
 
     @property
@@ -183,10 +213,21 @@ class Vectors:
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:
-                fork._segments.append(Segment(segment.storage, segment.scales, taken))
+                fork._segments.append(Segment(segment.storage, segment.scales, taken, segment.use))
                 fork.count += taken
         assert fork.count == count, "cannot fork beyond what there is"
         return fork
+
+
+def few(queries: Tensor) -> bool:
+    """Whether so few queries (kv_heads, queries, …) are better off with the kernels."""
+    return queries.shape[1] <= FEW and queries.device.type == "cpu" and queries.dtype == torch.float32
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """Loaded when they are first needed: Numba takes a second."""
+    return importlib.import_module("cache.eight_bits")
 
 
 def raw(rows: Tensor) -> Bytes:

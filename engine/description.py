@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cache import Session
 from engine.attention import RetrievalSettings
 
 
@@ -40,3 +41,9 @@ class SessionInfo:
     busy: bool
     pinned: bool = False
     ttl: float | None = None
+
+    @classmethod
+    def of(cls, session: Session, *, busy: bool) -> SessionInfo:
+        """What there is to tell of a session."""
+        facts = (session.id, len(session.tokens), session.created, session.used, session.parent, busy)
+        return cls(*facts, session.pinned, session.ttl)

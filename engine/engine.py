@@ -82,8 +82,7 @@ class Engine:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        if self._store.archive is not None:
-            self._store.archive.close()
+        self._registry.close()
 
     def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> None:
         """Queue a generation; raises at once what is wrong with it.
@@ -178,9 +177,7 @@ class Engine:
         return session
 
     def _info(self, session: Session) -> SessionInfo:
-        busy = session.id in self._registry.busy
-        facts = (session.id, len(session.tokens), session.created, session.used, session.parent, busy)
-        return SessionInfo(*facts, session.pinned, session.ttl)
+        return SessionInfo.of(session, busy=session.id in self._registry.busy)
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
@@ -214,29 +211,38 @@ class Engine:
         return True
 
     def _tidy(self) -> None:
-        """Let go of sessions whose time is over, and of indexes that take too much of the memory."""
+        """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
         self._registry.expire(time.time())
-        while self._store.landmarks.bytes > self._most_landmarks and self._registry.park():
+        self._registry.catch_up()
+        while self._store.landmarks.bytes > self._most_landmarks and self._registry.spare():
             pass
+        self._store.balance()
 
     def _admit(self) -> None:
         """Start waiting generations, first come first served, while they fit."""
         while self._waiting and self._choices() + self._waiting[0].generation.n <= self._config.max_running:
             generation = self._waiting[0].generation
-            session = None
-            if generation.session_id is not None:
-                session = self._session(generation.session_id, generation.tenant)
+            name = generation.session_id
+            session = None if name is None else self._session(name, generation.tenant)
             if not self._admission.fits(generation, session, list(self._running)):
                 if self._running:
                     return  # what runs will give room back
                 error = OutOfRoom("the cache is full of kept sessions; delete some or give it more memory")
                 self._end_waiting(self._waiting.popleft(), error)
                 continue
-            self._begin(self._waiting.popleft(), session)
+            self._begin_or_fail(self._waiting.popleft(), session)
 
     def _choices(self) -> int:
         """Sequences that run, or will as soon as their prompt is read."""
         return sum(sequence.choices for sequence in self._running)
+
+    def _begin_or_fail(self, waiting: Waiting, session: Session | None) -> None:
+        """`_begin`; what goes wrong for one generation is its own."""
+        try:
+            self._begin(waiting, session)
+        except Exception as error:
+            logger.exception("a generation could not begin")
+            self._end_waiting(waiting, EngineError(f"the answer could not begin: {error}"))
 
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
         generation = waiting.generation
@@ -271,8 +277,9 @@ class Engine:
         while True:
             try:
                 return span.session.reserve(span.end)
-            except OutOfBlocks:
-                if not self._registry.evict():
+            except OutOfBlocks:  # with a block free, it is memory that is short
+                make_room = self._registry.spare if self._store.free else self._registry.evict
+                if not make_room():
                     raise
 
     def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
@@ -357,8 +364,7 @@ class Engine:
         session = sequence.session
         if sequence.generation.session_id is not None:
             self._registry.busy.discard(session.id)
-            session.trim()
-            self._registry.publish(session)
+            self._registry.rest(session)
         elif self._config.prefix_cache and sequence.index == 0:
             self._registry.keep(session)
         else:

@@ -107,12 +107,14 @@ class DiskTier:
     @property
     def used_bytes(self) -> int:
         """Bytes of both files that the disk backs."""
-        return sum(512 * os.fstat(handle).st_blocks for handle in (self._blocks, self._landmarks))
+        return sum(512 * os.fstat(handle).st_blocks for handle in (self._blocks, self._landmarks) if handle >= 0)
 
     def close(self) -> None:
-        """Close the files; nothing must be read or written any more."""
-        os.close(self._blocks)
-        os.close(self._landmarks)
+        """Close the files, if they are open; nothing must be read or written any more."""
+        handles = [handle for handle in (self._blocks, self._landmarks) if handle >= 0]
+        self._blocks = self._landmarks = -1  # their numbers may soon be those of other files
+        for handle in handles:
+            os.close(handle)
 
     def vanished(self) -> bool:
         """Whether the folder does not lead to the open files any more: what is written would be lost with them."""
@@ -160,6 +162,14 @@ class DiskTier:
         self._sums[slot] = np.frombuffer(table, "<u4").reshape(self._sums.shape[1:])
         self._hashes[slot] = digest
 
+    def recognised(self, slot: int, digest: bytes) -> bool:
+        """Whether this block's header and what its index keeps are there; its keys and values are not looked at."""
+        try:
+            self.expect(slot, digest)
+        except (DamagedBlock, OSError):
+            return False
+        return len(self.entries([slot], [digest])) == 1
+
     def read(self, layer: int, slot: int, head: int, keys: Bytes, values: Bytes) -> None:
         """Fill keys and values, unit_bytes / 2 each, of one head; raises DamagedBlock, OSError."""
         place = PAGE + slot * self.record_bytes + self._first
@@ -182,7 +192,10 @@ class DiskTier:
         for first, last in runs(slots):
             size = (last - first) * self._entry.itemsize
             place = PAGE + slots[first] * self._entry.itemsize
-            raw = os.pread(self._landmarks, size, place)
+            try:
+                raw = os.pread(self._landmarks, size, place)
+            except OSError:  # what cannot be read is as good as damaged
+                break
             rows = np.frombuffer(raw[: len(raw) // self._entry.itemsize * self._entry.itemsize], self._entry)
             good = self._good(rows, digests[first:last])
             found.append(rows["body"][:good])

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -49,7 +51,8 @@ class PagedTier:
         self.memory_bytes = memory_bytes
         self._frames = self._limit = memory_bytes // self._unit
         shape = (self._frames, layout.block_size, layout.head_dim)
-        self._memory = [mmap.mmap(-1, max(1, self._frames * self._unit // 2)) for _ in range(2)]
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory could not be given back
+        self._memory = [mmap.mmap(-1, max(1, self._frames * self._unit // 2), flags=private) for _ in range(2)]
         self._keys, self._values = (torch.frombuffer(m, dtype=layout.dtype).view(shape) for m in self._memory)
         self._raw = [x.view(torch.uint8).flatten(1).numpy() for x in (self._keys, self._values)]
         # Frame of each (layer, slot, head), plus one: the system hands out zeros, and only for what is touched.
@@ -62,6 +65,8 @@ class PagedTier:
         self._released: list[int] = []
         self._fresh = 0
         self._changed = threading.Condition(threading.RLock())
+        self.pending: Callable[[], bool] = lambda: True
+        """Whether the disk still has to get blocks, so that it helps to wait."""
 
     @property
     def used(self) -> int:
@@ -69,7 +74,7 @@ class PagedTier:
 
     @property
     def window(self) -> int:
-        return max(1, self._limit // 4)
+        return max(1, min(self._limit // 4, self._limit - int(np.count_nonzero(self._pinned))))
 
     @property
     def used_bytes(self) -> int:
@@ -176,8 +181,11 @@ class PagedTier:
 
     def _take(self, count: int) -> Numbers:
         """Frames for new pages; raises OutOfBlocks."""
-        if not self._room(count) and not self._changed.wait_for(lambda: self._room(count), timeout=PATIENCE):
-            raise OutOfBlocks("the memory for keys and values is full of blocks that are not written to the disk yet")
+        end = time.monotonic() + PATIENCE
+        while not self._room(count):
+            if not self.pending() or time.monotonic() >= end:
+                raise OutOfBlocks("the memory is full of blocks that are in use or not written to the disk yet")
+            self._changed.wait(timeout=0.01)
         frames = self._idle[-count:]
         del self._idle[-count:]
         return np.array(frames, np.int64)
@@ -202,9 +210,9 @@ class PagedTier:
     # -- sharing the memory ----------------------------------------------------------------------------------
 
     def yield_bytes(self, count: int) -> None:
-        """Leave so many bytes of the budget to others, who keep landmarks in them."""
+        """Leave so many bytes of the budget, up to half of it, to others, who keep landmarks in them."""
         part = max(1, self._frames // PARTS)
-        limit = max(0, self.memory_bytes - count) // self._unit
+        limit = max(self.memory_bytes // 2, self.memory_bytes - count) // self._unit
         limit = limit if limit == self._frames else limit // part * part  # in whole parts, so that it rarely moves
         with self._changed:
             if limit > self._limit:

@@ -6,23 +6,13 @@ being one query of one KV head, so callers may run several at once. Arrays are C
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import compiled
+
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-
-
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # a read-only installation without a cache folder
-        return numba.njit(function, **options)
 
 
 @compiled

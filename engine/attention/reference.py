@@ -19,7 +19,7 @@ import time
 import torch
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, Session, Summary, outlying, slopes
+from cache import BlockIndex, CacheLayout, Session, Summary, kernels, outlying, slopes
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice, most_outlying, shares, within_top_p
 from engine.attention.exact import ExactAudit, Read
@@ -48,6 +48,8 @@ class ReferenceAttention:
         self.layout = layout
         self.settings = settings
         self._audit = ExactAudit(layers, layout, settings)
+        if settings.landmark_dtype == "int8":
+            kernels().warm_up()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None

@@ -125,6 +125,19 @@ def test_eight_bits_keep_each_row_to_a_255th_of_its_range() -> None:
     assert not fork.scores(QUERIES, 151)[..., -1].any(), "a row of zeros stays one"
 
 
+@pytest.mark.parametrize("queries", [1, 16, 17])
+def test_few_queries_and_many_get_the_same_from_eight_bits(queries: int) -> None:
+    """Few go through the kernels, on several threads where there are many rows; many through fp32 rows."""
+    generator = torch.Generator().manual_seed(3)
+    index = Vectors(HEADS, WIDTH, torch.int8)
+    index.add(torch.randn(HEADS, 3000, WIDTH, generator=generator))
+    rows = torch.cat([rows for _, rows in index.parts(2900)], dim=1)
+    asked = torch.randn(HEADS, queries, WIDTH, generator=generator)
+    torch.testing.assert_close(index.scores(asked, 2900), asked @ rows.mT, atol=1e-4, rtol=1e-4)
+    weights = torch.rand(HEADS, queries, 2900, generator=generator)
+    torch.testing.assert_close(index.weigh(weights), weights @ rows, atol=1e-3, rtol=1e-4)
+
+
 def test_scores_of_half_precision_summaries_come_in_the_queries_precision() -> None:
     everything = summaries(90)
     index = Vectors(HEADS, WIDTH, torch.bfloat16)

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.engine.durable import BLOCKS, Durable
 from tests.models import random_tokens
@@ -54,9 +62,12 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(owned=sessions, seed=SEEDS, length=LENGTHS, count=COUNTS)
     def turn(self, owned: Owned, seed: int, length: int, count: int) -> None:
-        if owned not in self.truth or (not length and not (self.truth[owned] and count)):
+        if owned not in self.truth:
             return
         tenant, session = owned
+        left = len(self.truth[owned]) - self.durable.session(session, tenant).computed
+        if not length and not (left and count):
+            return
         tokens = random_tokens(length, seed)
         request = self.durable.turn(session, tokens, count, tenant)
         self.truth[owned] += tokens + request.tokens()
@@ -153,8 +164,8 @@ class Sessions(RuleBasedStateMachine):
         if not hasattr(self, "durable"):
             return
         try:
-            for (tenant, session), tokens in self.truth.items():
-                self.durable.turn(session, [] if tokens else [9], 2, tenant)
+            for tenant, session in self.truth:
+                self.durable.turn(session, [9], 2, tenant)
             for tenant, session in self.truth:
                 self.durable.run.engine.delete_session(session, tenant)
             self.durable.restart()

@@ -1,0 +1,17 @@
+"""How CPU kernels are compiled; Numba is loaded when the first one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
+    import numba  # a second
+
+    options: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # a read-only installation without a cache folder
+        return numba.njit(function, **options)
