@@ -67,7 +67,11 @@ class Archive:
         self._lock = lock(folder)
         try:
             self.catalogue = Catalogue(folder / CATALOGUE)
-            self.disk = DiskTier(place(folder, fingerprint), layout, entry_bytes, capacity_bytes, fingerprint)
+            try:
+                self.disk = DiskTier(place(folder, fingerprint), layout, entry_bytes, capacity_bytes, fingerprint)
+            except BaseException:
+                self.catalogue.close()
+                raise
         except BaseException:
             os.close(self._lock)
             raise

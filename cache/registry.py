@@ -277,6 +277,11 @@ class SessionRegistry:
         match.parent = None
         return match
 
+    def join(self, session: Session) -> None:
+        """Let a session that has computed nothing begin with what is known of its text."""
+        if not session.blocks:
+            session.take_over(self.match(session.tokens, session.tenant))
+
     def publish(self, session: Session) -> None:
         """Let others of the same tenant find the session's sealed blocks."""
         for blocks in range(session.sealed, 0, -1):

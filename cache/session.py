@@ -154,6 +154,13 @@ class Session:
         self.hashes += hashes
         self.computed = len(blocks) * self.layout.text_per_block
 
+    def take_over(self, prefix: Session) -> None:
+        """Have what another session of the same tenant has computed of the same text; the other one ends."""
+        assert not self.blocks, "it has blocks already"
+        self.blocks, self._table, self.hashes = prefix.blocks, prefix._table, prefix.hashes
+        self.indexes, self.computed = prefix.indexes, prefix.computed
+        prefix.blocks = []
+
     def fork(self, id: str, sealed: int | None = None) -> Session:
         """A session with the same past that shares the sealed blocks.
 

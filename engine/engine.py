@@ -255,6 +255,8 @@ class Engine:
             self._registry.wake(session)
             session.append(generation.tokens)
             self._registry.save(session)  # what is acknowledged from here on is kept
+            if self._config.prefix_cache:
+                self._registry.join(session)
         sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted)
         self._run(sequence)
         sequence.deliver(sequence.progress())

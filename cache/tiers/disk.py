@@ -72,18 +72,25 @@ class DiskTier:
         # Checksums of the heads of each block that was written or read; the system backs only what is touched.
         self._sums = np.zeros((self.capacity, layout.layers, layout.kv_heads), dtype="<u4")
         self._hashes = np.zeros(self.capacity, dtype="V16")
+        self._blocks = self._landmarks = -1
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._blocks = self._open(BLOCKS)
-            self._landmarks = self._open(LANDMARKS)
-        except OSError as error:
+            self._blocks = os.open(folder / BLOCKS, os.O_RDWR | os.O_CREAT, 0o600)
+            self._landmarks = os.open(folder / LANDMARKS, os.O_RDWR | os.O_CREAT, 0o600)
+            self._begin(self._blocks, BLOCKS)
+            self._begin(self._landmarks, LANDMARKS)
+        except (OSError, StoreError) as error:
+            self.close()
+            if isinstance(error, StoreError):
+                raise
             raise StoreError(f"the store in {folder} cannot be used: {error.strerror or error}") from error
 
     @classmethod
     def found(cls, folder: Path, blocks: int) -> DiskTier:
         """The records that are in a folder, as its files tell; StoreError if they do not."""
         try:
-            facts = FILE_HEADER.unpack((folder / BLOCKS).read_bytes()[: FILE_HEADER.size])
+            with (folder / BLOCKS).open("rb") as file:
+                facts = FILE_HEADER.unpack(file.read(FILE_HEADER.size))
         except (OSError, struct.error) as error:
             raise StoreError(f"{folder / BLOCKS} tells nothing: {error}") from error
         magic, version, fingerprint, record, entry, layers, heads, channels, size, landmarks, kind = facts
@@ -93,16 +100,13 @@ class DiskTier:
         layout = CacheLayout(layers, heads, channels, size, dtype, landmarks)
         return cls(folder, layout, entry, 2 * PAGE + blocks * (record + entry + ENTRY_HEADER.size), fingerprint)
 
-    def _open(self, name: str) -> int:
-        """A file of these records; what is there but is of another kind is an error."""
-        handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+    def _begin(self, handle: int, name: str) -> None:
+        """Begin a new file, or one that a full disk left without all of its header; StoreError if it is another's."""
         found = os.pread(handle, FILE_HEADER.size, 0)
-        if not found:
+        if len(found) < len(self._header) and self._header.startswith(found):
             write_all(handle, [self._header.ljust(PAGE, b"\0")], 0)
         elif found != self._header:
-            os.close(handle)
             raise StoreError(f"{self.folder / name} is not a file of this version, model and settings; move it away")
-        return handle
 
     @property
     def used_bytes(self) -> int:

@@ -87,6 +87,7 @@ class PagedTier:
         with self._changed:
             if not self._released and self._fresh == self.capacity:
                 raise OutOfBlocks(f"all {self.capacity} blocks are in use")
+            self._time += 1  # what was located last may go, too
             frames = self._take(self.layout.layers * self.layout.kv_heads)
             slot = self._released.pop() if self._released else self._fresh
             self._fresh = max(self._fresh, slot + 1)

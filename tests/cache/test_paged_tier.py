@@ -210,6 +210,7 @@ def test_without_room_to_pin_it_waits_and_then_tells(truth: Truth, impatient: No
 
 def test_it_waits_until_the_disk_has_a_block(truth: Truth) -> None:
     pinned = [truth.add(stored=False) for _ in range(4)]
+    truth.tier.pending = lambda: True
     timer = threading.Timer(0.1, truth.store, [pinned[2]])
     timer.start()
     truth.add()
@@ -269,10 +270,10 @@ def test_memory_is_yielded_and_taken_back(tmp_path: Path) -> None:
     slots = [truth.add() for _ in range(38)]
     tier, whole = truth.tier, truth.tier.memory_bytes
     assert resident(truth) == 38 * 4
-    for share in (0.25, 0.5, 0.9, 0.3, 0.0, 0.7, 0.0):
+    for share in (0.25, 0.5, 0.9, 0.3, 0.0, 0.4, 0.0):
         tier.yield_bytes(int(share * whole))
         truth.check()
-        allowed = (1 - share) * whole
+        allowed = max(0.5, 1 - share) * whole
         assert allowed - whole / PARTS - truth.disk.unit_bytes <= tier._limit * truth.disk.unit_bytes <= allowed
         assert resident(truth) <= tier._limit, "the system did not get its memory back"
         assert 1 <= tier.window <= max(1, tier._limit // 4)
@@ -296,14 +297,14 @@ def test_pinned_pages_are_not_yielded(truth: Truth) -> None:
         truth.read(0, [slot])
 
 
-def test_yielding_everything_leaves_a_tier_that_refuses(truth: Truth, impatient: None) -> None:
-    slots = [truth.add() for _ in range(4)]
+def test_half_of_the_memory_is_never_yielded(truth: Truth, impatient: None) -> None:
     truth.tier.yield_bytes(2 * truth.tier.memory_bytes)
-    assert truth.tier.used_bytes == 0
+    pinned = [truth.add(stored=False) for _ in range(2)]
     with pytest.raises(OutOfBlocks):
-        truth.read(0, slots[:1])
+        truth.add()
     truth.tier.yield_bytes(0)
-    truth.read(0, slots[:1])
+    for slot in (*pinned, truth.add(stored=False)):
+        truth.read(0, [slot])
 
 
 ACTIONS = st.one_of(
@@ -344,6 +345,9 @@ def test_any_order(tmp_path_factory: pytest.TempPathFactory, actions: list[tuple
                 assert pinned or len(truth.held) == truth.tier.capacity
             truth.check()
             assert all(truth.in_memory(slot) == PAGES for slot in pinned)
+        truth.tier.yield_bytes(0)
+        for slot in sorted(pinned):
+            truth.store(slot)
         for slot in truth.held:
             truth.read(0, [slot])
     finally:

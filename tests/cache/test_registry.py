@@ -77,6 +77,22 @@ def test_another_models_prefix_is_not_found() -> None:
 # -- matching ------------------------------------------------------------------------------------------------
 
 
+def test_a_named_session_begins_with_what_is_known_of_its_text(registry: SessionRegistry) -> None:
+    read(registry, LONG, "a")
+    used = registry.store.tier.used
+    session, stranger = registry.create("a"), registry.create("b")
+    for each in (session, stranger):
+        each.append(LONG)
+        registry.join(each)
+    assert (session.computed, stranger.computed) == (5 * TEXT, 0)
+    assert registry.store.tier.used == used
+    compute(session, len(LONG))
+    verify(session)
+    registry.join(session)  # it has something now
+    assert session.computed == len(LONG)
+    registry.check()
+
+
 @pytest.mark.parametrize("length", range(1, 4 * TEXT))
 def test_the_longest_prefix_is_found_but_a_token_is_left(registry: SessionRegistry, length: int) -> None:
     read(registry, LONG)
