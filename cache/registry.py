@@ -277,9 +277,16 @@ class SessionRegistry:
         match.parent = None
         return match
 
-    def join(self, session: Session) -> None:
-        """Let a session that has computed nothing begin with what is known of its text."""
-        if not session.blocks:
+    def go_on(self, session: Session, tokens: Sequence[int], *, share: bool = True) -> None:
+        """Append to a named session, and have it stored: what is acknowledged from here on is kept.
+
+        Args:
+            share: a session that has computed nothing may begin with what is known of its text
+        """
+        self.wake(session)
+        session.append(tokens)
+        self.save(session)
+        if share and not session.blocks:
             session.take_over(self.match(session.tokens, session.tenant))
 
     def publish(self, session: Session) -> None:

@@ -252,11 +252,7 @@ class Engine:
             session = start(generation.tokens, generation.tenant)
             session.append(generation.tokens[len(session.tokens) :])
         else:
-            self._registry.wake(session)
-            session.append(generation.tokens)
-            self._registry.save(session)  # what is acknowledged from here on is kept
-            if self._config.prefix_cache:
-                self._registry.join(session)
+            self._registry.go_on(session, generation.tokens, share=self._config.prefix_cache)
         sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted)
         self._run(sequence)
         sequence.deliver(sequence.progress())

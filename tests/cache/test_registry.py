@@ -82,14 +82,14 @@ def test_a_named_session_begins_with_what_is_known_of_its_text(registry: Session
     used = registry.store.tier.used
     session, stranger = registry.create("a"), registry.create("b")
     for each in (session, stranger):
-        each.append(LONG)
-        registry.join(each)
+        registry.go_on(each, LONG)
     assert (session.computed, stranger.computed) == (5 * TEXT, 0)
     assert registry.store.tier.used == used
     compute(session, len(LONG))
     verify(session)
-    registry.join(session)  # it has something now
+    registry.go_on(session, [1])
     assert session.computed == len(LONG)
+    session.trim()
     registry.check()
 
 

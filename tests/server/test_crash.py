@@ -123,11 +123,11 @@ class Client:
         self._greedy = greedy(vocabulary)
 
     def work(self, url: str, enough: Event) -> None:
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as server:
-            with suppress(httpx.NetworkError, httpx.RemoteProtocolError):  # it was killed; a timeout is a fault
-                while not enough.is_set():
-                    self._act(server)
-                    self.done += 1
+        killed = suppress(httpx.NetworkError, httpx.RemoteProtocolError)  # a timeout is a fault
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as server, killed:
+            while not enough.is_set():
+                self._act(server)
+                self.done += 1
 
     def words(self, most: int) -> list[str]:
         return self.random.choices(self._words, k=self.random.randint(1, most))

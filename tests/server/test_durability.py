@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from server.app import create_app
 from server.cli import main
+from server.service import Service, State
+from server.serving import DrainingServer, server_config
 from server.settings import Settings
+from tests.engine.durable import eventually
 from tests.server.conftest import Start
 from tests.server.test_metrics import scrape
 from tests.server.test_sessions import append, chat, count, create, question
@@ -30,14 +32,21 @@ MIB = 1 << 20
 
 @contextmanager
 def served(model: Path, **settings: Any) -> Iterator[httpx.Client]:
-    """A server in this process, which takes no time to start and stops cleanly."""
-    with TestClient(create_app(Settings(model=str(model), **settings))) as client:
-        deadline = time.monotonic() + 60
-        while (told := client.get("/ready").json()["status"]) != "ready":
-            assert told == "loading", client.get("/health").json()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield client
+    """A server on a thread of this process, which starts in no time; it ends as if by Ctrl-C."""
+    chosen = Settings(model=str(model), port=0, **settings)
+    service = Service(chosen)
+    server = DrainingServer(server_config(chosen, service), service)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started and service.state is not State.LOADING)
+        assert service.state is State.READY, service.failure
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            yield client
+    finally:
+        server.handle_exit(signal.SIGINT, None)
+        thread.join()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -198,10 +207,7 @@ def test_an_idle_session_goes_when_its_time_is_over(tiny_folder: Path, tmp_path:
         for ever in (pinned, longer):
             append(client, ever, TEXT)
         assert names(client) == [by_default, by_itself, pinned, longer]
-        deadline = time.monotonic() + 10
-        while len(names(client)) > 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert names(client) == [pinned, longer]
+        eventually(lambda: names(client) == [pinned, longer])
         response = client.post("/v1/chat/completions", json=question(by_default))
         assert (response.status_code, response.json()["error"]["code"]) == (404, "session_not_found")
         assert scrape(client)["cairn_session_evictions_total[expired]"] == 2
@@ -214,11 +220,7 @@ def test_an_idle_session_goes_when_its_time_is_over(tiny_folder: Path, tmp_path:
         assert client.post("/v1/sessions", json={"ttl_seconds": 0}).json()["ttl_seconds"] is None
     time.sleep(1.0)
     with served(tiny_folder, **kept) as client:  # time goes on while no server runs
-        deadline = time.monotonic() + 10
-        while {pinned, used} & set(names(client)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert pinned not in names(client)
-        assert used not in names(client)
+        eventually(lambda: not {pinned, used} & set(names(client)))
         assert longer in names(client)
 
 
