@@ -35,7 +35,8 @@ LABEL org.opencontainers.image.title="cairn" \
       org.opencontainers.image.description="An inference server whose KV cache is a searchable memory" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 cairn \
-    && useradd --uid 10001 --gid cairn --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin cairn
+    && useradd --uid 10001 --gid cairn --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin cairn \
+    && install -d -o 10001 -g 10001 -m 700 /var/lib/cairn
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -196,8 +196,12 @@ def test_texts_fail_by_themselves(writing: Writing) -> None:
 
 
 def test_what_is_wrong_in_the_program_is_not_the_disks_fault(writing: Writing) -> None:
+    def wrong() -> None:
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        writing.archive.attempt(lambda: 1 // 0 and None)
+        writing.archive.attempt(wrong)
+    assert writing.archive.failure is None
 
 
 def test_closing_while_the_disk_fails_does_not_wait(writing: Writing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,7 +319,7 @@ def test_sessions_larger_than_the_memory(one: Durable) -> None:
     """Several of them, in turn and together."""
     sessions = [new(one) for _ in range(3)]
     limit = one.run.engine.description.max_session_tokens
-    length = min(400, limit - 40)
+    length = min(240, limit - 40)
     for number, session in enumerate(sessions):
         one.turn(session, random_tokens(length, seed=number), 3)
     requests = [one.run.submit([9], session=session, max_tokens=5) for session in sessions]

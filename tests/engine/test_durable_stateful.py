@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -176,8 +175,8 @@ class Sessions(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(folder: Path) -> Iterator[type[Sessions]]:
-    yield type("SessionsOfAModel", (Sessions,), {"folder": folder})
+def machine(folder: Path) -> type[Sessions]:
+    return type("SessionsOfAModel", (Sessions,), {"folder": folder})
 
 
 @pytest.fixture(params=["chosen", "trained"])

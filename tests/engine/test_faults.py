@@ -112,8 +112,8 @@ def inject(durable: Durable, monkeypatch: pytest.MonkeyPatch, call: str, kind: s
         monkeypatch.setattr(durable.archive.catalogue, "_db", connection)
         return connection.fault
     wrong = SHORT[call] if kind == "short" else raising(ERRORS[kind])
-    inside = str(durable.store)
-    fault = Fault(getattr(os, call), wrong, lambda what, *_: call != "stat" or str(what).startswith(inside))
+    inside, real = str(durable.store), getattr(os, call)
+    fault = Fault(real, wrong, lambda what, *_: call != "stat" or str(what).startswith(inside))
     monkeypatch.setattr(os, call, fault)
     return fault
 
@@ -124,15 +124,16 @@ CALLS = [("pwrite", "full"), ("pwrite", "broken"), ("pwrite", "short"), ("stat",
 CALLS += [("commit", "broken"), ("preadv", "broken"), ("preadv", "short"), ("pread", "broken"), ("pread", "short")]
 
 
+@pytest.mark.parametrize("nths", [(1, 5), pytest.param((2, 3, 4, 7, 9, 14, 23, 40), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("call", "kind"), CALLS)
 def test_a_call_that_fails_once_changes_nothing(
-    durable: Durable, monkeypatch: pytest.MonkeyPatch, call: str, kind: str
+    durable: Durable, monkeypatch: pytest.MonkeyPatch, call: str, kind: str, nths: tuple[int, ...]
 ) -> None:
     session = new(durable)
     durable.turn(session, FIRST, 3)
     text = durable.tokens(session)
     hits = 0
-    for nth in (1, 2, 5, 9, 14, 23):
+    for nth in nths:
         with monkeypatch.context() as patch:
             durable.park_all()
             fault = inject(durable, patch, call, kind)
@@ -153,7 +154,7 @@ def test_a_call_that_fails_once_changes_nothing(
         assert durable.run.engine.stats().damaged == 0
         durable.check()
         durable.run.engine.delete_session(fork, "")
-    assert hits > 2, "the test misses what it is for"
+    assert hits, "the test misses what it is for"
 
 
 # -- it fails for a while ------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def places(durable: Durable, session: str, part: str, chance: random.Random, cou
 
 
 @pytest.mark.parametrize("part", ["header", "body", "entry"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_flipped_bytes_are_found_and_what_they_hit_is_computed_again(durable: Durable, part: str, seed: int) -> None:
     chance = random.Random(f"{part}{seed}")
     session = new(durable)
@@ -301,7 +302,7 @@ def test_flipped_bytes_are_found_and_what_they_hit_is_computed_again(durable: Du
 
 
 @pytest.mark.parametrize("name", ["blocks.kv", "landmarks.kv"])
-@pytest.mark.parametrize("kept", [0, 4096, 40_000])
+@pytest.mark.parametrize("kept", [0, 40_000])
 def test_a_file_that_was_cut_off(durable: Durable, name: str, kept: int) -> None:
     sessions = [new(durable) for _ in range(2)]
     for session in sessions:
@@ -322,9 +323,9 @@ def test_a_file_that_was_cut_off(durable: Durable, name: str, kept: int) -> None
 
 def test_damage_under_a_running_engine(durable: Durable) -> None:
     """Everything on the disk becomes zeros between two turns."""
-    sessions = [new(durable) for _ in range(3)]
+    sessions = [new(durable) for _ in range(2)]
     for number, session in enumerate(sessions):
-        durable.turn(session, random_tokens(150, seed=number), 3)
+        durable.turn(session, random_tokens(120, seed=number), 3)
     durable.flush()
     for name in ("blocks.kv", "landmarks.kv"):
         path = durable.file(name)
