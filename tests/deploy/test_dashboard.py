@@ -25,7 +25,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics()
     tiers = {"device": TierStats(used_bytes=1, capacity_bytes=2, blocks=1)}
     metrics.watch(lambda: EngineStats(running=1, waiting=0, sessions={"idle": 1}, tiers=tiers))
-    metrics.observe_step(StepReport(phase="decode", queries=1, hits={"device": 1}))
+    metrics.observe_step(StepReport(phase="decode", queries=1, hits={"device": 1}, moved={"disk": 1}))
     metrics.success.labels("stop").inc()
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     return {sample.name: set(sample.labels) for sample in samples if not sample.name.endswith("_created")}
@@ -66,7 +66,7 @@ def test_brackets_close_and_servers_can_be_chosen(expression: str) -> None:
 
 def test_each_row_asks_a_question() -> None:
     rows = [panel["title"] for panel in PANELS if panel["type"] == "row"]
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert all(title.endswith("?") for title in rows)
 
 

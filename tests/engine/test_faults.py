@@ -111,7 +111,7 @@ def inject(durable: Durable, monkeypatch: pytest.MonkeyPatch, call: str, kind: s
         connection = Connection(durable.archive.catalogue._db, ERRORS[kind])
         monkeypatch.setattr(durable.archive.catalogue, "_db", connection)
         return connection.fault
-    wrong = SHORT[call] if kind == "short" else raising(ERRORS[kind])
+    wrong: Callable[..., Any] = SHORT[call] if kind == "short" else raising(ERRORS[kind])
     inside, real = str(durable.store), getattr(os, call)
     fault = Fault(real, wrong, lambda what, *_: call != "stat" or str(what).startswith(inside))
     monkeypatch.setattr(os, call, fault)

@@ -201,7 +201,7 @@ def test_an_idle_session_goes_when_its_time_is_over(tiny_folder: Path, tmp_path:
     kept = {"disk_kv_path": str(tmp_path)}
     with served(tiny_folder, session_ttl=1.0, **kept) as client:
         by_default = create(client)
-        by_itself = client.post("/v1/sessions", json={"ttl_seconds": 0.5}).json()["id"]
+        assert client.post("/v1/sessions", json={"ttl_seconds": 0.5}).json()["ttl_seconds"] == 0.5
         pinned = client.post("/v1/sessions", json={"pinned": True}).json()["id"]
         longer = client.post("/v1/sessions", json={"ttl_seconds": 5000}).json()["id"]
         for ever in (pinned, longer):
