@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,48 @@ FAINT = ("StreamingLLM", "BigBird", "Longformer", "Reformer", "Linformer-like", 
 """Ways that are there to compare with; drawn grey."""
 
 
+def name_of(row: Row) -> str:
+    return f"{row['way']} ({row['source']})"
+
+
 def by_way(rows: list[Row], length: int) -> dict[str, list[Row]]:
     """The rows of one length by way, cheapest first."""
     ways: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["length"] == length:
-            ways[f"{row['way']} ({row['source']})"].append(row)
+            ways[name_of(row)].append(row)
     return {name: sorted(found, key=lambda row: row["bytes"]) for name, found in ways.items()}
 
 
 def plot(rows: list[Row], output: Path) -> None:
-    """Divergence against bytes read, one panel per length."""
+    """Divergence against bytes read, one panel per length; ways that were measured at one budget are grey."""
     import matplotlib as mpl  # loaded on demand: the table needs no plot
 
     mpl.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import lines, pyplot, ticker
 
-    lengths = sorted({row["length"] for row in rows})
-    figure, panels = pyplot.subplots(1, len(lengths), figsize=(7 * len(lengths), 5.5), squeeze=False)
+    read = [row for row in rows if row["bytes"] < 1]
+    lengths = sorted({row["length"] for row in read})
+    counts = Counter(name_of(row) for row in read)
+    coloured = [name for name in counts if counts[name] > 1 and not any(source in name for source in FAINT)]
+    colours = {name: f"C{number + (number > 6)}" for number, name in enumerate(coloured)}  # C7 is grey
+    figure, panels = pyplot.subplots(1, len(lengths), figsize=(5.5 * len(lengths) + 3, 5.5), squeeze=False)
     for panel, length in zip(panels[0], lengths, strict=True):
-        for name, found in by_way(rows, length).items():
-            if found[0]["bytes"] < 1:
-                faint = any(source in name for source in FAINT)
-                style = {"color": "0.75", "linewidth": 1.0} if faint else {"linewidth": 1.6}
-                shares = [100 * row["bytes"] for row in found]
-                panel.plot(shares, [row["kl"] for row in found], marker="o", markersize=3, label=name, **style)
+        for name, found in by_way(read, length).items():
+            style = {"color": colours.get(name, "0.75"), "linewidth": 1.6 if name in colours else 1.0}
+            shares = [100 * row["bytes"] for row in found]
+            panel.plot(shares, [row["kl"] for row in found], marker="o", markersize=4, label=name, **style)
         panel.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
         panel.set(xscale="log", yscale="log", xlabel="bytes read per token, % of all keys and values")
         panel.set(ylabel="KL from full attention, nats per token", title=f"{length:,} tokens")
-    panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_formatter(ticker.NullFormatter())
+        panel.set_xticks([5, 10, 20, 30])
+    handles = [lines.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+    figure.legend(handles, list(colours), fontsize=8, loc="center left", bbox_to_anchor=(0.99, 0.5), frameon=False)
     figure.tight_layout()
-    figure.savefig(output, metadata={"Date": None})
+    figure.savefig(output, metadata={"Date": None}, bbox_inches="tight")
 
 
 def table(rows: list[Row], length: int, budget: float) -> str:

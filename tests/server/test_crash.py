@@ -102,7 +102,7 @@ class Book:
     def settle(self, found: list[str]) -> list[str]:
         """Take what the server has for the truth, if it can be; the words that were generated unseen."""
         told, more = found[: len(self.told)], found[len(self.told) :]
-        assert told == self.told, f"{self.id} had {len(self.told)} words and has {len(found)}, others"
+        assert told == self.told, f"{self.id} does not begin with the {len(self.told)} words that were told"
         generated = more[len(self.asked) :]
         assert not more or more[: len(self.asked)] == self.asked, f"{self.id} has a part of a text, or another one"
         assert len(generated) <= self.coming, f"{self.id} has {len(generated)} words that nobody asked for"

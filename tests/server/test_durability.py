@@ -136,6 +136,29 @@ def test_a_deleted_session_stays_deleted(tiny_folder: Path, tmp_path: Path) -> N
         assert text_of(client, fork) == TEXT
 
 
+def test_a_session_shorter_than_a_block_comes_back(tiny_folder: Path, tmp_path: Path) -> None:
+    kept = {"disk_kv_path": str(tmp_path)}
+    with served(tiny_folder, **kept) as client:
+        session = create(client)
+        append(client, session, "Here we go.")
+    with served(tiny_folder, **kept) as client:
+        answer = chat(client, session)
+        fresh = create(client)
+        append(client, fresh, "Here we go.")
+        assert answer["choices"] == chat(client, fresh)["choices"]
+
+
+def test_idle_sessions_hold_no_memory(tiny_folder: Path, tmp_path: Path) -> None:
+    """More of them than memory has blocks, none of which is full and could go to the disk."""
+    memory = {"kv_bytes": 16 * 8192, "step_tokens": 64, "max_running": 4}
+    with served(tiny_folder, disk_kv_path=str(tmp_path), **memory) as client:
+        sessions = [create(client) for _ in range(30)]
+        for session in sessions:
+            append(client, session, "Here we go.")
+        append(client, sessions[0], TEXT)
+        assert scrape(client)["cairn_session_evictions_total[room]"] == 0
+
+
 def test_without_a_folder_nothing_is_kept(tiny_folder: Path) -> None:
     with served(tiny_folder) as client:
         create(client)
