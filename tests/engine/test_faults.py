@@ -134,8 +134,8 @@ def test_a_call_that_fails_once_changes_nothing(
     text = durable.tokens(session)
     hits = 0
     for nth in nths:
+        durable.restart()  # so that something is to be read
         with monkeypatch.context() as patch:
-            durable.park_all()
             fault = inject(durable, patch, call, kind)
             fault.nth = nth
             fork = durable.run.engine.fork_session(session, "").id
