@@ -79,7 +79,7 @@ class Archive:
         self._units: Callable[[int], Bytes] | None = None
         self._written: Callable[[int], None] | None = None
         self._jobs: queue.SimpleQueue[Sealed | Freed | None] = queue.SimpleQueue()
-        self._waiting = 0
+        self._waiting = self._unwritten = 0  # jobs, and those of them that are blocks
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="archive", daemon=True)
@@ -98,6 +98,7 @@ class Archive:
         """Do this after everything that was put before; returns at once."""
         with self._changed:
             self._waiting += 1
+            self._unwritten += isinstance(job, Sealed)
         self._jobs.put(job)
 
     def flush(self, seconds: float) -> bool:
@@ -121,7 +122,7 @@ class Archive:
     @property
     def behind(self) -> int:
         """Blocks that are still to be written."""
-        return self._waiting
+        return self._unwritten
 
     @property
     def failure(self) -> str | None:
@@ -134,9 +135,10 @@ class Archive:
             if self.disk.vanished():
                 raise StoreError(f"{self.disk.folder} does not lead to the open files any more")
             action()
-        except (OSError, StoreError) as error:
+        except Exception as error:  # whatever it is, memory has everything, and it is tried again
             if self.failure is None:
-                logger.error("sessions cannot be stored, they stay in memory: %s", error)
+                expected = isinstance(error, OSError | StoreError)
+                logger.error("sessions cannot be stored, they stay in memory: %s", error, exc_info=not expected)
             self._failures[of] = str(error)
             return False
         if self._failures.pop(of, None) is not None and self.failure is None:
@@ -161,6 +163,7 @@ class Archive:
                     self._written(job.slot)
             with self._changed:
                 self._waiting -= len(jobs)
+                self._unwritten -= sum(isinstance(job, Sealed) for job in jobs)
                 self._changed.notify_all()
 
     def _do(self, jobs: list[Sealed | Freed]) -> None:

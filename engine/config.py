@@ -188,7 +188,8 @@ class EngineConfig:
     def disk_bytes(self, folder: Path, layout: CacheLayout) -> int:
         """Bytes for the files of blocks; raises InvalidParameter if not even two blocks fit."""
         inside = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        budget = choose(self.disk_kv_bytes, shutil.disk_usage(inside).free // 2)
+        held = sum(512 * path.stat().st_blocks for path in folder.rglob("*.kv"))  # of the half that was free then
+        budget = choose(self.disk_kv_bytes, (shutil.disk_usage(inside).free + held) // 2)
         if budget < 3 * layout.block_bytes:
             raise InvalidParameter(
                 "disk_kv_bytes", f"must hold three blocks of {layout.block_bytes} bytes, not {budget}"

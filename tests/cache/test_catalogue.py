@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cache import catalogue as module
-from cache.catalogue import COLUMNS, MIGRATIONS, Catalogue, SessionRecord, StoreError
-from cache.errors import CacheError
+from cache.catalogue import COLUMNS, MIGRATIONS, Catalogue, SessionRecord
+from cache.errors import CacheError, StoreError
 
 MODEL = b"model"
 NAMES = st.sampled_from("abcd")
