@@ -135,10 +135,9 @@ class Archive:
             if self.disk.vanished():
                 raise StoreError(f"{self.disk.folder} does not lead to the open files any more")
             action()
-        except Exception as error:  # whatever it is, memory has everything, and it is tried again
+        except (OSError, StoreError) as error:
             if self.failure is None:
-                expected = isinstance(error, OSError | StoreError)
-                logger.error("sessions cannot be stored, they stay in memory: %s", error, exc_info=not expected)
+                logger.error("sessions cannot be stored, they stay in memory: %s", error)
             self._failures[of] = str(error)
             return False
         if self._failures.pop(of, None) is not None and self.failure is None:
@@ -154,7 +153,7 @@ class Archive:
                     self._jobs.put(None)
                     break
                 jobs.append(job)
-            while not self.attempt(lambda: self._do(jobs), "blocks"):  # noqa: B023 - it is called at once
+            while not self._done(jobs):
                 if self._closing:
                     return
                 time.sleep(RETRY_SECONDS)
@@ -165,6 +164,15 @@ class Archive:
                 self._waiting -= len(jobs)
                 self._unwritten -= sum(isinstance(job, Sealed) for job in jobs)
                 self._changed.notify_all()
+
+    def _done(self, jobs: list[Sealed | Freed]) -> bool:
+        try:
+            return self.attempt(lambda: self._do(jobs), "blocks")
+        except Exception as error:  # the program's own fault: memory has everything, and it is tried again
+            if self.failure is None:
+                logger.exception("blocks cannot be written")
+            self._failures["blocks"] = repr(error)
+            return False
 
     def _do(self, jobs: list[Sealed | Freed]) -> None:
         assert self._units is not None

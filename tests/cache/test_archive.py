@@ -105,7 +105,7 @@ def test_what_happens_to_a_slot_happens_in_order(writing: Writing) -> None:
     writing.seal(0, b"last")
     writing.seal(1, b"gone")
     writing.archive.put(Freed(1))
-    assert writing.archive.behind == 23
+    assert writing.archive.behind == 12, "what is freed need not be written"
     assert not writing.archive.flush(0.01)
     writing.hold.set()
     assert writing.archive.flush(10)
@@ -202,6 +202,16 @@ def test_what_is_wrong_in_the_program_is_not_the_disks_fault(writing: Writing) -
     with pytest.raises(ZeroDivisionError):
         writing.archive.attempt(wrong)
     assert writing.archive.failure is None
+
+
+def test_the_writer_goes_on_whatever_goes_wrong(writing: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.archive.disk, "write", None)
+        writing.seal(0, b"block")
+        until(lambda: writing.archive.failure)
+    assert writing.archive.flush(10)
+    assert writing.archive.failure is None
+    assert writing.blocks() == {b"block": 0}
 
 
 def test_closing_while_the_disk_fails_does_not_wait(writing: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
