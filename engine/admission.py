@@ -100,6 +100,10 @@ class Admission:
 
     def fits(self, generation: Generation, session: Session | None, running: list[Sequence]) -> bool:
         """Whether the generation can start beside what runs, dropping kept anonymous prompts if need be."""
+        if self._store.archive is not None and running:  # their indexes share half of the memory
+            blocks = sum(self._store.layout.blocks(sequence.limit) for sequence in running)
+            if blocks + self._whole(generation, session) > self._store.longest:
+                return False
         needed = self._whole(generation, session) - (len(session.blocks) if session else 0)
         promised = sum(self._promised(sequence) for sequence in running)
         while needed + promised > self._store.free:

@@ -352,3 +352,16 @@ def test_a_disk_full_of_pinned_sessions_has_no_room_for_new_work(make: Make, tin
     assert durable.run.engine.stats().evictions["room"] == 1
     durable.turn(pinned, [9], 3)  # its text stayed
     durable.check()
+
+
+def test_what_runs_together_leaves_memory_to_what_is_read(one: Durable) -> None:
+    """The indexes of two such sessions would take more than half of it: the second one waits for the first."""
+    longest = one.blocks.longest
+    run, text = one.run, random_tokens((longest - 20) * one.blocks.layout.text_per_block, seed=3)
+    run.gate.close()
+    both = [run.submit(text[shift:], session=new(one), max_tokens=2) for shift in (0, 1)]
+    run.gate.wait()
+    stats = run.engine.stats()
+    assert (stats.running, stats.waiting) == (1, 1)
+    run.gate.open()
+    assert [len(request.result().tokens()) for request in both] == [2, 2]
