@@ -116,7 +116,7 @@ class LandmarkScorer:
     """
 
     def __init__(self, folder: str, reading: Reading, context: int) -> None:
-        config = EngineConfig(dtype="float32")
+        config = EngineConfig(dtype="float32", landmark_dtype="float32")  # the choice is the paper's to the last bit
         self._model = load_model(folder, "float32")
         if self._model.landmarks is None:
             raise SystemExit(f"{folder} has no trained landmarks; give the model of the recipe books-landmark")

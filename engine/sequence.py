@@ -103,8 +103,8 @@ class Sequence:
         """The next at most `budget` text tokens."""
         start = self.session.computed
         end = min(len(self.session.tokens), start + budget)
-        if (self.tally or self.audit) and self.reading and end - start > 1:
-            end = min(end, self.prompt - 1)  # the prompt's last token reads for the answer: alone, so it can be told
+        if (self.tally or self.audit) and start < self.prompt - 1:
+            end = min(end, self.prompt - 1)  # from the prompt's last token on it reads for the answer, which is told
         answers = start >= self.prompt - 1
         retrieval = self.generation.retrieval
         self.blocks_per_head = None if retrieval.exact else self._blocks_per_head(defaults.blocks_per_head)

@@ -147,7 +147,7 @@ class Bench:
     """
 
     def __init__(self, folder: Path, *, fused: bool = False, **config: Any) -> None:
-        settings = EngineConfig(kv_bytes=32 << 20, dtype="float32", **config)
+        settings = EngineConfig(**{"kv_bytes": 32 << 20, "dtype": "float32", "landmark_dtype": "float32", **config})
         self.model = load_model(str(folder), "float32")
         self.layout = settings.layout(self.model)
         self.settings = settings.retrieval(self.model)
