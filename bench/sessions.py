@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import os
 import queue
 import statistics
 import time
@@ -27,6 +26,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bench.passkey import file_tokens, repeated
+from bench.passkey_curve import resident
 from bench.report import write_json
 from engine import (
     EngineConfig,
@@ -122,11 +122,6 @@ class Server:
         self.settle()
         self.engine.stop()
         gc.collect()
-
-
-def resident() -> int:
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def long(server: Server, text: list[int], questions: list[list[int]], base: int) -> tuple[str, list[Point]]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from cache.catalogue import Catalogue
 from cache.errors import StoreError
-from cache.layout import CacheLayout
-from cache.tiers.disk import Bytes, DiskTier
+from cache.layout import Bytes, CacheLayout
+from cache.tiers.disk import DiskTier
 
 logger = logging.getLogger(__name__)
 BATCH = 64

@@ -197,9 +197,10 @@ class Catalogue:
         """Change any of used, pinned, expires, blocks_per_head, if the session is there."""
         if unknown := changes.keys() - {"used", "pinned", "expires", "blocks_per_head"}:
             raise TypeError(f"cannot change {', '.join(sorted(unknown))} of a session")
-        with self.transaction():
-            for name, value in changes.items():
-                self._execute(f"UPDATE sessions SET {name} = ? WHERE id = ?", value, session)
+        if changes:
+            names = ", ".join(f"{name} = ?" for name in changes)
+            with self.transaction():
+                self._execute(f"UPDATE sessions SET {names} WHERE id = ?", *changes.values(), session)
 
     def delete(self, session: str) -> None:
         """Delete a session and its text, if it is there; its blocks and its forks stay."""

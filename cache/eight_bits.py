@@ -1,7 +1,7 @@
 """CPU kernels for rows that are kept in 8 bits, compiled by Numba when they are first called.
 
 A decoded token asks a few queries of every row: turning all rows to fp32 first would cost many times their bytes. Each
-kernel works on a range of rows of one head without the GIL, so that several run at once. Arrays are C-contiguous.
+kernel works on one head without the GIL, so that several run at once. Arrays are C-contiguous.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ Floats = NDArray[np.float32]
 
 
 @compiled
-def multiply(
-    queries: Floats, rows: NDArray[np.int8], scales: Floats, products: Floats, head: int, first: int, last: int
-) -> None:
-    """Products of queries (heads, queries, width) with rows first, …, last - 1 of a head.
+def multiply(queries: Floats, rows: NDArray[np.int8], scales: Floats, products: Floats, head: int) -> None:
+    """Products of queries (heads, queries, width) with the first rows of a head.
 
     Args:
         rows, scales: (heads, rows, width) and (heads, rows)
-        products: (heads, queries, rows), filled
+        products: (heads, queries, as many rows as are wanted), filled
     """
-    for row in range(first, last):
+    for row in range(products.shape[2]):
         for query in range(queries.shape[1]):
             total = np.float32(0.0)
             for d in range(rows.shape[2]):
@@ -41,12 +39,10 @@ def multiply(
 
 
 @compiled
-def add_up(
-    weights: Floats, rows: NDArray[np.int8], scales: Floats, sums: Floats, head: int, first: int, last: int
-) -> None:
-    """Add rows first, …, last - 1 of a head, times weights (heads, queries, rows), to sums (heads, queries, width)."""
+def add_up(weights: Floats, rows: NDArray[np.int8], scales: Floats, sums: Floats, head: int) -> None:
+    """Add the first rows of a head, times weights (heads, queries, rows), to sums (heads, queries, width)."""
     for query in range(weights.shape[1]):
-        for row in range(first, last):
+        for row in range(weights.shape[2]):
             weight = weights[head, query, row] * scales[head, row]
             if weight != 0.0:
                 for d in range(rows.shape[2]):
@@ -72,16 +68,15 @@ def products(queries: Tensor, rows: Tensor, scales: Tensor, count: int) -> Tenso
     """Products of queries (heads, queries, width) with the first `count` 8-bit rows: (heads, queries, count)."""
     found = torch.empty((*queries.shape[:2], count))
     arrays = (queries.contiguous().numpy(), rows.numpy(), scales.numpy(), found.numpy())
-    over_heads(queries.shape[0], count, lambda head: multiply(*arrays, head, 0, count))
+    over_heads(queries.shape[0], count, lambda head: multiply(*arrays, head))
     return found
 
 
 def weighted(weights: Tensor, rows: Tensor, scales: Tensor) -> Tensor:
     """Sums of the first 8-bit rows by weights (heads, queries, rows): (heads, queries, width)."""
     sums = torch.zeros((*weights.shape[:2], rows.shape[2]))
-    count = weights.shape[2]
     arrays = (weights.contiguous().numpy(), rows.numpy(), scales.numpy(), sums.numpy())
-    over_heads(weights.shape[0], count, lambda head: add_up(*arrays, head, 0, count))
+    over_heads(weights.shape[0], weights.shape[2], lambda head: add_up(*arrays, head))
     return sums
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.vectors import Bytes, Meter, Vectors
+from cache.layout import Bytes
+from cache.vectors import Meter, Vectors
 
 
 @dataclass(frozen=True)

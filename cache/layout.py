@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

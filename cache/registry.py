@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from cache.catalogue import SessionRecord
+from cache.catalogue import Catalogue, SessionRecord
 from cache.errors import DamagedBlock
 from cache.index import IndexShape
 from cache.session import Session, chain
@@ -162,7 +162,7 @@ class SessionRegistry:
         return self.store.archive is not None and self.store.archive.attempt(action)
 
     @property
-    def _catalogue(self):  # type: ignore[no-untyped-def]
+    def _catalogue(self) -> Catalogue:
         assert self.store.archive is not None
         return self.store.archive.catalogue
 
@@ -220,9 +220,9 @@ class SessionRegistry:
         entries = disk.entries(session.blocks[:good], hashes[:good])
         if len(entries) < good:
             self._found_damage(DamagedBlock(session.blocks[len(entries)], "its landmarks have a wrong checksum"))
-        for slot in session.blocks[len(entries) :][:1]:
-            self.store.lose(slot)
-        self._rewind(session, len(entries))
+        if len(entries) < len(session.blocks):
+            self.store.lose(session.blocks[len(entries)])
+            self._rewind(session, len(entries))
         session.wake(entries)
         self.restores.append(time.perf_counter() - begun)
 
@@ -311,10 +311,14 @@ class SessionRegistry:
 
     def rest(self, session: Session) -> None:
         """Nothing runs in a session any more: let others find its blocks, and let its memory be used."""
+        self._settle(session)
+        self.publish(session)
+
+    def _settle(self, session: Session) -> None:
+        """Give back what holds no full block: an open one could not leave the memory, and is computed again."""
         session.trim()
         if self.store.archive is not None:
-            self._rewind(session, session.sealed)  # an open block could not leave the memory
-        self.publish(session)
+            self._rewind(session, session.sealed)
 
     # -- making room -----------------------------------------------------------------------------------------
 
@@ -360,8 +364,7 @@ class SessionRegistry:
         session = self._longest_idle(lambda session: not session.parked and bool(session.sealed))
         if session is None:
             return False
-        session.trim()
-        self._rewind(session, session.sealed)  # the open block is computed again
+        self._settle(session)
         session.park()
         self.evictions["memory"] += 1
         return True

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from cache.index import BlockIndex, IndexShape
-from cache.layout import CacheLayout
+from cache.layout import Bytes, CacheLayout
 from cache.store import BlockStore
-from cache.vectors import Bytes
 
 
 class Session:
@@ -125,8 +124,8 @@ class Session:
         self.parked = True
 
     def wake(self, entries: Bytes) -> None:
-        """Have indexes again, from what `advance` gave of the first blocks: (blocks, bytes); later ones are dropped."""
-        self.rewind(len(entries))
+        """Have indexes again, from what `advance` gave of its blocks: (blocks, bytes)."""
+        assert len(entries) == self.sealed, "what has no entry must be forgotten first"
         start = 0
         for index in self.indexes:
             if index is not None:

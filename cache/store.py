@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cache.archive import Archive, Freed, Sealed
-from cache.layout import CacheLayout
+from cache.layout import Bytes, CacheLayout
 from cache.tiers import PagedTier, Places, Tier
-from cache.tiers.disk import Bytes
 from cache.vectors import Meter
 
 
@@ -52,11 +51,16 @@ class BlockStore:
         return self.tier.capacity - self.tier.used
 
     @property
+    def most_landmarks(self) -> int:
+        """Bytes that indexes may take: half of the memory is left to what is read."""
+        return self.tier.memory_bytes // 2
+
+    @property
     def longest(self) -> int:
-        """Blocks of the longest session: its indexes must leave half of the memory to what is read."""
+        """Blocks of the longest session."""
         if self.archive is None or not self.archive.disk.entry_bytes:
             return self.tier.capacity
-        return min(self.tier.capacity, self.tier.memory_bytes // 2 // self.archive.disk.entry_bytes)
+        return min(self.tier.capacity, self.most_landmarks // self.archive.disk.entry_bytes)
 
     # -- who has them ----------------------------------------------------------------------------------------
 

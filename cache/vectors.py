@@ -17,10 +17,9 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Bytes = NDArray[np.uint8]
+from cache.layout import Bytes
 
 FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
 FEW = 16

@@ -58,7 +58,6 @@ class Engine:
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
-        self._most_landmarks = config.storage_bytes(layout) // 2
         self._scheduler = Scheduler(config.step_tokens, defaults, landmark, layout)
         self._waiting: deque[Waiting] = deque()
         self._running: dict[Sequence, Sampler] = {}
@@ -214,7 +213,7 @@ class Engine:
         """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
         self._registry.expire(time.time())
         self._registry.catch_up()
-        while self._store.landmarks.bytes > self._most_landmarks and self._registry.spare():
+        while self._store.landmarks.bytes > self._store.most_landmarks and self._registry.spare():
             pass
         self._store.balance()
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.errors import DamagedBlock, StoreError
-from cache.layout import CacheLayout
+from cache.layout import Bytes, CacheLayout
 
 VERSION = 1
 PAGE = 4096
@@ -29,12 +29,9 @@ MAGIC = b"CairnKV\0"
 FILE_HEADER = struct.Struct("<8sI32s7Q16s")
 """Magic, version, fingerprint, bytes of a record and of an entry; layers, KV heads, channels, positions of a block and
 those of them that are landmarks; the type of the numbers."""
-ENTRY_HEADER = struct.Struct("<16sI")
-"""Hash, and the checksum of the hash and what follows."""
+HEADER = struct.Struct("<16sI")
+"""Of a record and of an entry: hash, and the checksum of the hash and what follows."""
 BLOCKS, LANDMARKS = "blocks.kv", "landmarks.kv"
-RECORD_HEADER = struct.Struct("<16sI")
-"""Hash, and the checksum of the hash and the table of checksums that follows it."""
-Bytes = NDArray[np.uint8]
 
 
 class DiskTier:
@@ -62,7 +59,7 @@ class DiskTier:
         self.folder = folder
         self._heads = layout.layers * layout.kv_heads
         self.unit_bytes = layout.block_bytes // self._heads
-        self._first = padded(RECORD_HEADER.size + 4 * self._heads)
+        self._first = padded(HEADER.size + 4 * self._heads)
         self.record_bytes = self._first + padded(layout.block_bytes)
         self._entry = np.dtype([("hash", "V16"), ("sum", "<u4"), ("body", "u1", (entry_bytes,))])
         self.capacity = max(0, capacity_bytes - 2 * PAGE) // (self.record_bytes + self._entry.itemsize)
@@ -71,7 +68,6 @@ class DiskTier:
         self._header = FILE_HEADER.pack(MAGIC, VERSION, fingerprint, self.record_bytes, entry_bytes, *sizes, dtype)
         # Checksums of the heads of each block that was written or read; the system backs only what is touched.
         self._sums = np.zeros((self.capacity, layout.layers, layout.kv_heads), dtype="<u4")
-        self._hashes = np.zeros(self.capacity, dtype="V16")
         self._blocks = self._landmarks = -1
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -98,7 +94,7 @@ class DiskTier:
         if magic != MAGIC or version != VERSION or not isinstance(dtype, torch.dtype):
             raise StoreError(f"{folder / BLOCKS} is not a file of this version")
         layout = CacheLayout(layers, heads, channels, size, dtype, landmarks)
-        return cls(folder, layout, entry, 2 * PAGE + blocks * (record + entry + ENTRY_HEADER.size), fingerprint)
+        return cls(folder, layout, entry, 2 * PAGE + blocks * (record + entry + HEADER.size), fingerprint)
 
     def _begin(self, handle: int, name: str) -> None:
         """Begin a new file, or one that a full disk left without all of its header; StoreError if it is another's."""
@@ -130,6 +126,15 @@ class DiskTier:
         except OSError:
             return False
 
+    def _record_at(self, slot: int) -> int:
+        return PAGE + slot * self.record_bytes
+
+    def _unit_at(self, layer: int, slot: int, head: int) -> int:
+        return self._record_at(slot) + self._first + (layer * self.layout.kv_heads + head) * self.unit_bytes
+
+    def _entry_at(self, slot: int) -> int:
+        return PAGE + slot * self._entry.itemsize
+
     # -- writing ---------------------------------------------------------------------------------------------
 
     def write(self, slot: int, digest: bytes, units: Bytes, entry: Bytes) -> None:
@@ -143,28 +148,23 @@ class DiskTier:
             OSError: it could not be written; what the record held before is gone
         """
         sums = np.array([zlib.crc32(unit.data) for unit in units.reshape(self._heads, -1)], dtype="<u4")
-        header = digest + struct.pack("<I", zlib.crc32(digest + sums.tobytes())) + sums.tobytes()
-        self._hashes[slot] = b"\0" * 16  # until all of it is written
-        head = header.ljust(self._first, b"\0")
-        write_all(self._blocks, [head, units.reshape(-1).data], PAGE + slot * self.record_bytes)
-        body = ENTRY_HEADER.pack(digest, zlib.crc32(entry.data, zlib.crc32(digest)))
-        write_all(self._landmarks, [body, entry.data], PAGE + slot * self._entry.itemsize)
+        head = (header(digest, sums.data) + sums.tobytes()).ljust(self._first, b"\0")
+        write_all(self._blocks, [head, units.reshape(-1).data], self._record_at(slot))
+        write_all(self._landmarks, [header(digest, entry.data), entry.data], self._entry_at(slot))
         self._sums[slot] = sums.reshape(self._sums.shape[1:])
-        self._hashes[slot] = digest
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def expect(self, slot: int, digest: bytes) -> None:
         """Look at a record's header; DamagedBlock if it does not hold the block of this hash."""
-        size = RECORD_HEADER.size + 4 * self._heads
-        header = os.pread(self._blocks, size, PAGE + slot * self.record_bytes)
-        if len(header) < size or header[:16] != digest:
+        size = HEADER.size + 4 * self._heads
+        found = os.pread(self._blocks, size, self._record_at(slot))
+        table = found[HEADER.size :]
+        if len(found) < size or not found.startswith(digest):
             raise DamagedBlock(slot, "another block, or none, was found in its place")
-        found, table = header[16:20], header[20:]
-        if struct.unpack("<I", found)[0] != zlib.crc32(digest + table):
+        if not found.startswith(header(digest, table)):
             raise DamagedBlock(slot, "its header has a wrong checksum")
         self._sums[slot] = np.frombuffer(table, "<u4").reshape(self._sums.shape[1:])
-        self._hashes[slot] = digest
 
     def recognised(self, slot: int, digest: bytes) -> bool:
         """Whether this block's header and what its index keeps are there; its keys and values are not looked at."""
@@ -176,9 +176,7 @@ class DiskTier:
 
     def read(self, layer: int, slot: int, head: int, keys: Bytes, values: Bytes) -> None:
         """Fill keys and values, unit_bytes / 2 each, of one head; raises DamagedBlock, OSError."""
-        place = PAGE + slot * self.record_bytes + self._first
-        place += (layer * self.layout.kv_heads + head) * self.unit_bytes
-        if os.preadv(self._blocks, [keys.data, values.data], place) < self.unit_bytes:
+        if os.preadv(self._blocks, [keys.data, values.data], self._unit_at(layer, slot, head)) < self.unit_bytes:
             raise DamagedBlock(slot, "the file ends before it does")
         if zlib.crc32(values.data, zlib.crc32(keys.data)) != self._sums[slot, layer, head]:
             raise DamagedBlock(slot, f"layer {layer}, head {head} has a wrong checksum")
@@ -186,8 +184,7 @@ class DiskTier:
     def announce(self, layer: int, slots: Sequence[int], heads: Sequence[int]) -> None:
         """Tell the system what will be read at once, so that a disk works on all of it together."""
         for slot, head in zip(slots, heads, strict=True):
-            place = PAGE + slot * self.record_bytes + self._first
-            place += (layer * self.layout.kv_heads + head) * self.unit_bytes
+            place = self._unit_at(layer, slot, head)
             os.posix_fadvise(self._blocks, place, self.unit_bytes, os.POSIX_FADV_WILLNEED)
 
     def entries(self, slots: Sequence[int], digests: Sequence[bytes]) -> Bytes:
@@ -195,9 +192,8 @@ class DiskTier:
         found = []
         for first, last in runs(slots):
             size = (last - first) * self._entry.itemsize
-            place = PAGE + slots[first] * self._entry.itemsize
             try:
-                raw = os.pread(self._landmarks, size, place)
+                raw = os.pread(self._landmarks, size, self._entry_at(slots[first]))
             except OSError:  # what cannot be read is as good as damaged
                 break
             rows = np.frombuffer(raw[: len(raw) // self._entry.itemsize * self._entry.itemsize], self._entry)
@@ -225,6 +221,11 @@ class DiskTier:
         except (DamagedBlock, OSError) as error:
             return str(error)
         return None if len(self.entries([slot], [digest])) else f"the landmarks of the stored block {slot} are damaged"
+
+
+def header(digest: bytes, body: bytes | memoryview) -> bytes:
+    """What stands before the body of a block with this hash."""
+    return HEADER.pack(digest, zlib.crc32(body, zlib.crc32(digest)))
 
 
 def padded(size: int) -> int:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.errors import DamagedBlock, OutOfBlocks
-from cache.layout import CacheLayout
+from cache.layout import Bytes, CacheLayout
 from cache.tiers.base import Places
-from cache.tiers.disk import Bytes, DiskTier
+from cache.tiers.disk import DiskTier
 
 Numbers = NDArray[np.int64]
 PARTS = 64

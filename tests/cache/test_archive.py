@@ -20,7 +20,7 @@ import pytest
 import cache.archive
 from cache import Archive, CacheLayout, StoreError
 from cache.archive import BATCH, Freed, Sealed
-from cache.tiers.disk import Bytes
+from cache.layout import Bytes
 
 LAYOUT = CacheLayout(layers=1, kv_heads=2, head_dim=8, block_size=4)
 ENTRY, MARK = 6, b"f" * 32

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from cache import CacheLayout, DamagedBlock, DiskTier, StoreError
-from cache.tiers.disk import PAGE, VERSION, Bytes, runs
+from cache.layout import Bytes
+from cache.tiers.disk import PAGE, VERSION, runs
 
 LAYOUT = CacheLayout(layers=2, kv_heads=3, head_dim=8, block_size=4)
 ENTRY = 40
