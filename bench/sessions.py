@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import json
 import queue
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ class Point:
     stored_bytes: int
     hit_rate: float
     moved_per_token: float
+    found_tokens: int = 0
+    """Of the text up to here, what lay on the disk or in memory when reading began."""
 
 
 class Server:
@@ -124,13 +128,23 @@ class Server:
         gc.collect()
 
 
-def long(server: Server, text: list[int], questions: list[list[int]], base: int) -> tuple[str, list[Point]]:
-    """See the module; the session's id and its points."""
-    session, points, done = server.engine.create_session("").id, [], 0
-    for length in [length for length in LENGTHS if length <= len(text)]:
+def kept_or_new(server: Server) -> tuple[str, int]:
+    """The session that an earlier run, stopped or killed, left in the folder, or a new one; its tokens."""
+    kept = max(server.engine.list_sessions(""), key=lambda info: info.tokens, default=None)
+    return (kept.id, kept.tokens) if kept else (server.engine.create_session("").id, 0)
+
+
+def long(
+    server: Server, session: str, done: int, text: list[int], questions: list[list[int]], known: list[Point]
+) -> Iterator[Point]:
+    """See the module; the points that are not known, of a session that has read `done` tokens."""
+    base = resident()
+    for length in LENGTHS:
+        if length > len(text) or length <= max((point.tokens for point in known), default=0):
+            continue
         begun = time.perf_counter()
-        server.ask(text[done:length], session)
-        read, done = time.perf_counter() - begun, length
+        _, end = server.ask(text[done:length] or text[:1], session)
+        read, done = time.perf_counter() - begun, max(done, length)
         server.hits.clear()
         server.moved.clear()
         times = [server.question(session, question, 32) for question in questions]
@@ -144,10 +158,10 @@ def long(server: Server, text: list[int], questions: list[list[int]], base: int)
             next(reversed(tiers.values())).used_bytes,
             server.hits["device"] / max(1, server.hits.total()),
             server.moved.total() / drawn,
+            end.usage.cached_tokens,
         )
         print(point, flush=True)
-        points.append(point)
-    return session, points
+        yield point
 
 
 def forks(server: Server, session: str) -> dict[str, float]:
@@ -231,24 +245,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cairn-4m")
     parser.add_argument("--haystack", type=Path, nargs="+", required=True, help="texts to read")
-    parser.add_argument("--folder", type=Path, required=True, help="an empty folder for the sessions")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="a folder for the sessions: empty, or of a run to go on with"
+    )
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--memory", type=int, default=512, help="MiB for keys, values and landmarks")
     parser.add_argument("--disk-gib", type=int, default=16)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--json", type=Path, help="write the result here; what it has already is not measured again")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     read = [token for path in options.haystack for token in file_tokens(path, tokenizer)]
     text = repeated(read, options.tokens)
     questions = [list(tokenizer.encode(question, add_special_tokens=False)) for question in QUESTIONS]
-    result: dict[str, Any] = {"prefix": prefix(options, text)}
-    print(result["prefix"], flush=True)
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    if "prefix" not in result:
+        result["prefix"] = prefix(options, text)
+        print(result["prefix"], flush=True)
+    points = [Point(**point) for point in result.get("long", [])]
     server = Server(options, options.folder, options.memory)
     server.ask(text[:600], count=4)  # warm, so that memory is counted from here
-    session, points = long(server, text, questions, resident())
-    result["long"] = [asdict(point) for point in points]
-    write_json(options.json, result)
+    session, done = kept_or_new(server)
+    for point in long(server, session, done, text, questions, points):
+        points.append(point)
+        result["long"] = [asdict(point) for point in points]
+        write_json(options.json, result)
     result["fork"] = forks(server, session)
     print(result["fork"], flush=True)
     server.stop()
