@@ -159,7 +159,7 @@ def stored_bytes(engine: Engine) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cairn-4m")
-    parser.add_argument("--landmark-dtype", choices=("int8", "float32"), help="as the server's setting")
+    parser.add_argument("--landmark-dtype", choices=("int4", "float32"), help="as the server's setting")
     parser.add_argument("--haystack", type=Path, nargs="+", required=True, help="texts that were not trained on")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--facts", type=int, default=50)

@@ -4,6 +4,7 @@ from cache.archive import Archive
 from cache.check import Checked, check
 from cache.compiling import compiled
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
+from cache.four_bits import ByChannel, ByRow, kernels
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, outlying
 from cache.layout import CacheLayout
@@ -12,13 +13,15 @@ from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
-from cache.vectors import Vectors, kernels
+from cache.vectors import Vectors
 
 __all__ = [
     "RULES",
     "Archive",
     "BlockIndex",
     "BlockStore",
+    "ByChannel",
+    "ByRow",
     "CacheError",
     "CacheLayout",
     "Checked",

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.four_bits import ByChannel, ByRow
 from cache.layout import Bytes
+from cache.rows import Rows
 from cache.vectors import Meter, Vectors
 
 
@@ -25,7 +27,7 @@ class IndexShape:
         values: channels of its mean value, 0 to keep none
         slopes: whether to keep how its mean value turns with the query
         outlying: whether to keep how badly its landmark represents it
-        dtype: of all vectors; int8 rounds them, each with a scale of its own
+        rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
     """
 
     widths: tuple[int, ...]
@@ -33,7 +35,7 @@ class IndexShape:
     values: int = 0
     slopes: bool = False
     outlying: bool = False
-    dtype: torch.dtype = torch.float32
+    rounded: bool = False
 
     @property
     def block_bytes(self) -> int:
@@ -74,12 +76,12 @@ class BlockIndex:
         self._kv_heads = kv_heads
         self._meter = meter
 
-        def vectors(width: int) -> Vectors:
-            return Vectors(kv_heads, width, shape.dtype, meter)
+        def vectors(width: int, storage: type[Rows]) -> Vectors:
+            return Vectors(kv_heads, width, storage if shape.rounded else Rows, meter)
 
-        self._landmarks = [vectors(width) for width in shape.widths]
-        self._values = vectors(shape.values)
-        self._slopes = [vectors(shape.values) for _ in range(2 if shape.slopes else 0)]
+        self._landmarks = [vectors(width, ByRow) for width in shape.widths]
+        self._values = vectors(shape.values, ByChannel)
+        self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter)
 
     def add(self, summary: Summary) -> None:
@@ -128,7 +130,7 @@ class BlockIndex:
 
     def outlying(self, count: int) -> Tensor:
         """How badly the first `count` blocks are represented: (kv_heads, count)."""
-        return torch.cat([rows[..., 0] for _, rows in self._outlying.parts(count)], dim=1)
+        return self._outlying.rows(count)[..., 0]
 
     # -- to and from bytes -----------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class EngineConfig:
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it; None does so
             with the default rule
         rest_slopes: with it, mean values turn with the query; None lets them
-        landmark_dtype: in which landmarks are kept, `int8` or `float32`; None is `int8` where the rule bears it
+        landmark_dtype: in which landmarks are kept, `int4` or `float32`; None is `int4` where the rule bears it
         dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
         audit_rate: share of the tokens at which one layer and head is compared with exact attention
@@ -99,8 +99,8 @@ class EngineConfig:
             raise InvalidParameter("landmarks", f"must be one of {', '.join(RULES)}, not {self.landmarks!r}")
         if self.positions not in (None, "absolute", "bounded"):
             raise InvalidParameter("positions", f"must be absolute or bounded, not {self.positions!r}")
-        if self.landmark_dtype not in (None, "int8", "float32"):
-            raise InvalidParameter("landmark_dtype", f"must be int8 or float32, not {self.landmark_dtype!r}")
+        if self.landmark_dtype not in (None, "int4", "float32"):
+            raise InvalidParameter("landmark_dtype", f"must be int4 or float32, not {self.landmark_dtype!r}")
 
     def retrieval(self, model: LoadedModel) -> RetrievalSettings:
         """What is read, for this model."""
@@ -121,7 +121,7 @@ class EngineConfig:
             least_blocks=self.least_blocks,
             estimate_rest=self.landmarks is None if self.estimate_rest is None else self.estimate_rest,
             rest_slopes=self.rest_slopes is not False,
-            landmark_dtype=self.landmark_dtype or ("int8" if RULES[rule].rounds else "float32"),
+            landmark_dtype=self.landmark_dtype or ("int4" if RULES[rule].rounds else "float32"),
             dense_layers=choose(self.dense_layers, 0),
         )
         self._check(settings, self._block_size)
@@ -138,7 +138,7 @@ class EngineConfig:
             positions="bounded",
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
-            landmark_dtype=self.landmark_dtype or "int8",
+            landmark_dtype=self.landmark_dtype or "int4",
         )
 
     def _check(self, settings: RetrievalSettings, block_size: int) -> None:
@@ -149,7 +149,7 @@ class EngineConfig:
         if settings.estimate_rest and not rule.estimates_mass:
             fit = ", ".join(name for name, rule in RULES.items() if rule.estimates_mass and name != "trained")
             raise InvalidParameter("estimate_rest", f"{rule.name} does not estimate a block's attention; use {fit}")
-        if settings.landmark_dtype == "int8" and not rule.rounds:
+        if settings.landmark_dtype == "int4" and not rule.rounds:
             raise InvalidParameter("landmark_dtype", f"landmarks of {rule.name} do not bear rounding; use float32")
         if settings.top_p is not None and not rule.sees_content:
             raise InvalidParameter("retrieval_top_p", f"{rule.name} does not look at what stands in a block")

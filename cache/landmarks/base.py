@@ -31,7 +31,7 @@ class LandmarkRule(ABC):
     sees_content: ClassVar[bool] = True
     """The choice depends on what stands in a block."""
     rounds: ClassVar[bool] = True
-    """Its landmarks may be kept in 8 bits."""
+    """Its landmarks may be kept in 4 bits."""
 
     @abstractmethod
     def widths(self, head_dim: int) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from cache import RULES, IndexShape, LandmarkRule
@@ -42,7 +41,7 @@ class RetrievalSettings:
         least_blocks: with `top_p`, fetch at least so many
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it
         rest_slopes: with it, mean values turn with the query
-        landmark_dtype: in which landmarks and what else is kept of a block are stored: `int8` or `float32`
+        landmark_dtype: in which landmarks and what else is kept of a block are stored: `int4` or `float32`
         dense_layers: in the first layers every block is read
         positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
             before the recent blocks, so that no distance exceeds (recent_blocks + 2) * block_size
@@ -79,7 +78,7 @@ class RetrievalSettings:
             values=head_dim if self.estimate_rest else 0,
             slopes=self.estimate_rest and self.rest_slopes,
             outlying=self.outlier_blocks > 0,
-            dtype=getattr(torch, self.landmark_dtype),
+            rounded=self.landmark_dtype == "int4",
         )
 
     @property

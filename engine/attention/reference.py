@@ -48,7 +48,7 @@ class ReferenceAttention:
         self.layout = layout
         self.settings = settings
         self._audit = ExactAudit(layers, layout, settings)
-        if settings.landmark_dtype == "int8":
+        if settings.landmark_dtype == "int4":
             kernels().warm_up()
 
     def __call__(

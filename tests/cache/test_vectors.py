@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache import Vectors
+from cache import ByChannel, ByRow, Vectors
+from cache.rows import Rows
 
 HEADS, WIDTH = 2, 6
 
@@ -36,7 +37,7 @@ def agrees(index: Vectors, expected: Tensor) -> None:
             torch.testing.assert_close(index.scores(QUERIES, count), QUERIES @ expected[:, :count].mT)
 
 
-def storages(index: Vectors) -> list[Tensor]:
+def storages(index: Vectors) -> list[Rows]:
     return [segment.storage for segment in index._segments]
 
 
@@ -53,14 +54,14 @@ def test_scores_are_a_plain_product_whatever_the_pattern_of_adding(counts: list[
 def test_growth_never_copies() -> None:
     index = Vectors(HEADS, WIDTH)
     everything = summaries(700)
-    seen: list[Tensor] = []
+    seen: list[Rows] = []
     for start in range(0, 700, 7):
         index.add(everything[:, start : start + 7])
         now = storages(index)
         assert all(old is new for old, new in zip(seen, now, strict=False))
         assert len(now) >= len(seen)
         seen = now
-    sizes = [storage.shape[1] for storage in seen]
+    sizes = [storage.capacity for storage in seen]
     assert sizes == sorted(sizes)
     assert len(sizes) < 6, "segments grow, so that there are few of them"
     agrees(index, everything)
@@ -69,7 +70,7 @@ def test_growth_never_copies() -> None:
 def test_segments_stop_growing_at_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache.vectors.LARGEST_SEGMENT", 128)
     index = index_of(summaries(600))
-    assert max(storage.shape[1] for storage in storages(index)) == 128
+    assert max(storage.capacity for storage in storages(index)) == 128
     agrees(index, summaries(600))
 
 
@@ -108,40 +109,56 @@ def test_more_than_it_holds_is_an_error_not_noise() -> None:
         index.fork(11)
 
 
-def test_eight_bits_keep_each_row_to_a_255th_of_its_range() -> None:
-    everything = summaries(200) * torch.logspace(-3, 0, 200)[:, None]
-    index = Vectors(HEADS, WIDTH, torch.int8)
-    for part in everything.split(30, dim=1):
-        index.add(part)
-    fork = index.fork(150)
-    fork.add(torch.zeros(HEADS, 1, WIDTH))
-    step = everything.abs().amax(-1) / 127  # (heads, 200)
-    for vectors, count in ((index, 200), (fork, 150)):
-        rows = torch.cat([rows for _, rows in vectors.parts(count)], dim=1)
-        assert ((rows - everything[:, :count]).abs() <= 0.501 * step[:, :count, None]).all()
-        torch.testing.assert_close(vectors.scores(QUERIES, count), QUERIES @ rows.mT)
-        weights = torch.rand(HEADS, 3, count)
-        torch.testing.assert_close(vectors.weigh(weights), weights @ rows)
-    assert not fork.scores(QUERIES, 151)[..., -1].any(), "a row of zeros stays one"
+KINDS = pytest.mark.parametrize("kind", [ByRow, ByChannel])
+WIDTHS = pytest.mark.parametrize("width", [6, 33, 64, 80])
 
 
-@pytest.mark.parametrize("queries", [1, 16, 17])
-def test_few_queries_and_many_get_the_same_from_eight_bits(queries: int) -> None:
-    """Few go through the kernels, on several threads where there are many rows; many through fp32 rows."""
+@KINDS
+@WIDTHS
+def test_four_bits_keep_each_row_to_a_15th_of_its_range(kind: type[Rows], width: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    everything = torch.randn(HEADS, 700, width, generator=generator) * torch.logspace(-3, 0, 700)[:, None]
+    vectors = Vectors(HEADS, width, kind)
+    for part in everything.split([1, 2, 30, 64, 3, 400, 200], dim=1):
+        vectors.add(part)
+    step = everything.abs().amax(-1) / 7  # (heads, rows)
+    assert ((vectors.rows(700) - everything).abs() <= 0.501 * step[..., None]).all()
+    fork = vectors.fork(333)
+    fork.add(torch.zeros(HEADS, 1, width))
+    assert torch.equal(fork.rows(334)[:, :333], vectors.rows(333))
+    assert not fork.rows(334)[:, 333].any(), "a row of zeros stays one"
+
+
+@KINDS
+@WIDTHS
+@pytest.mark.parametrize("queries", [1, 3, 4, 9, 100])
+def test_four_bits_multiply_and_add_up_as_the_rows_that_they_keep(kind: type[Rows], width: int, queries: int) -> None:
+    """Also where a storage ends inside a slice, where a fork goes on, and on several threads."""
     generator = torch.Generator().manual_seed(3)
-    index = Vectors(HEADS, WIDTH, torch.int8)
-    index.add(torch.randn(HEADS, 3000, WIDTH, generator=generator))
-    rows = torch.cat([rows for _, rows in index.parts(2900)], dim=1)
-    asked = torch.randn(HEADS, queries, WIDTH, generator=generator)
-    torch.testing.assert_close(index.scores(asked, 2900), asked @ rows.mT, atol=1e-4, rtol=1e-4)
-    weights = torch.rand(HEADS, queries, 2900, generator=generator)
-    torch.testing.assert_close(index.weigh(weights), weights @ rows, atol=1e-3, rtol=1e-4)
+    vectors = Vectors(HEADS, width, kind)
+    vectors.add(torch.randn(HEADS, 3000, width, generator=generator))
+    fork = vectors.fork(75)
+    fork.add(torch.randn(HEADS, 300, width, generator=generator))
+    for index, count in ((vectors, 2901), (fork, 370), (fork, 70)):
+        rows = index.rows(count)
+        asked = torch.randn(HEADS, queries, width, generator=generator)
+        expected = asked @ rows.mT
+        torch.testing.assert_close(
+            index.scores(asked, count), expected, atol=5e-5 * float(expected.abs().max()), rtol=0
+        )
+        weights = torch.rand(HEADS, queries, count, generator=generator) ** 9
+        expected = weights @ rows
+        torch.testing.assert_close(index.weigh(weights), expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
-def test_scores_of_half_precision_summaries_come_in_the_queries_precision() -> None:
-    everything = summaries(90)
-    index = Vectors(HEADS, WIDTH, torch.bfloat16)
-    index.add(everything)
-    scores = index.scores(QUERIES, 90)
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, QUERIES @ everything.bfloat16().float().mT)
+@pytest.mark.parametrize("kind", [Rows, ByRow, ByChannel])
+@pytest.mark.parametrize("width", [6, 7, 64])
+def test_rows_come_back_from_their_bytes_as_they_were(kind: type[Rows], width: int) -> None:
+    everything = torch.randn(HEADS, 300, width, generator=torch.Generator().manual_seed(2))
+    vectors, again = Vectors(HEADS, width, kind), Vectors(HEADS, width, kind)
+    vectors.add(everything)
+    for first, last in ((0, 5), (5, 130), (130, 300)):
+        packed = vectors.pack(first, last)
+        assert packed.shape == (last - first, vectors.row_bytes)
+        again.unpack(packed)
+    assert torch.equal(again.rows(300), vectors.rows(300))

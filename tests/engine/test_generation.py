@@ -60,9 +60,9 @@ def test_greedy_generation_is_a_plain_loop_over_logits(
     length: int, tiny: Running, tiny_folder: Path, trained: Running, landmark_folder: Path
 ) -> None:
     prompt = random_tokens(length)
-    expected = plain_loop(Bench(tiny_folder, **BLOCKS), prompt, 20)
+    expected = plain_loop(Bench(tiny_folder, landmark_dtype="int4", **BLOCKS), prompt, 20)
     assert tiny.ask(prompt, max_tokens=20).tokens() == expected
-    expected = plain_loop(Bench(landmark_folder, landmark_dtype="int8"), prompt, 20)
+    expected = plain_loop(Bench(landmark_folder, landmark_dtype="int4"), prompt, 20)
     assert trained.ask(prompt, max_tokens=20).tokens() == expected
     assert LANDMARK not in expected
 

@@ -1,0 +1,191 @@
+"""Rows of numbers in 4 bits: how they are rounded, where each number lies, and their products on a CPU.
+
+A row is rounded to -7 … 7 times a scale of its own. The numbers lie as a vector unit wants to eat them. A *slice* is 16
+lanes of two words, a word is four numbers, so a slice has 16 × 8 of them. Its shifted words are 32 numbers of 16 bits,
+and one instruction multiplies neighbours with a pair of factors and adds both to a lane: no sum across lanes is ever
+needed. What a lane stands for differs by use:
+
+- `ByRow`, to multiply with queries: lanes are 16 rows, a slice has 8 of their channels
+- `ByChannel`, to add up by weights: lanes are 16 channels, a slice has 8 rows
+
+Queries and weights are rounded to 16 bits, so that products are exact integers; what is lost is a thousandth of what
+rounding the rows loses. Numbers: H heads, Q queries, N rows, D channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.layout import Bytes
+from cache.rows import Rows
+
+LANES, WORDS, NIBBLES = 16, 2, 4
+DEEP = WORDS * NIBBLES
+"""Numbers of a lane in a slice."""
+LARGEST = 7
+FEW = 32
+"""Up to so many queries the kernel adds rows up faster than fp32 rows and a matrix product."""
+Words = NDArray[np.uint16]
+Small = NDArray[np.int8]
+
+
+def rounded(rows: Tensor) -> tuple[Small, NDArray[np.float32]]:
+    """Rows (H, N, D) as numbers from -7 to 7, and a scale for each row (H, N)."""
+    scales = rows.abs().amax(-1) / LARGEST
+    numbers = (rows / scales.clamp(min=torch.finfo(scales.dtype).tiny)[..., None]).round()
+    return numbers.to(torch.int8).numpy(), scales.numpy()
+
+
+class FourBits(Rows):
+    """Rows in 4 bits; see `ByRow` and `ByChannel`. There must be room for a multiple of 16 of them."""
+
+    deep: int
+    """Channels must be padded to a multiple of this."""
+
+    def __init__(self, heads: int, capacity: int, width: int) -> None:
+        self.capacity = capacity
+        self._width = width
+        self._padded = -(-width // self.deep) * self.deep
+        self.words: Words = np.zeros(self._words_shape(heads), np.uint16)
+        self.scales = np.zeros((heads, capacity), np.float32)
+
+    def _words_shape(self, heads: int) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _put(self, first: int, numbers: Small) -> None:
+        """Write numbers (H, N, padded width) where nothing was written before."""
+        raise NotImplementedError
+
+    def _get(self, first: int, last: int) -> Small:
+        """Numbers (H, N, padded width)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def row_bytes(heads: int, width: int) -> int:
+        return heads * (-(-width // 2) + np.dtype(np.float32).itemsize)
+
+    def put(self, first: int, rows: Tensor) -> None:
+        self._write(first, *rounded(rows))
+
+    def _write(self, first: int, numbers: Small, scales: NDArray[np.float32]) -> None:
+        self.scales[:, first : first + scales.shape[1]] = scales
+        self._put(first, np.pad(numbers, ((0, 0), (0, 0), (0, self._padded - self._width))))
+
+    def rows(self, count: int) -> Tensor:
+        numbers = self._get(0, count)[..., : self._width]
+        return torch.from_numpy(numbers * self.scales[:, :count, None])
+
+    def pack(self, first: int, last: int) -> Bytes:
+        numbers = self._get(first, last)[..., : self._width].transpose(1, 0, 2)  # (N, H, D)
+        if self._width % 2:
+            numbers = np.pad(numbers, ((0, 0), (0, 0), (0, 1)))
+        nibbles = numbers.view(np.uint8) & 15
+        halves = (nibbles[..., ::2] | nibbles[..., 1::2] << 4).reshape(last - first, -1)
+        scales = np.ascontiguousarray(self.scales[:, first:last].T).view(np.uint8)
+        return np.concatenate((halves, scales), axis=1)
+
+    def unpack(self, first: int, packed: Bytes) -> None:
+        heads = len(self.scales)
+        border = packed.shape[1] - heads * self.scales.itemsize
+        halves: Bytes = packed[:, :border].reshape(len(packed), heads, -1)
+        nibbles = np.stack((halves & 15, halves >> 4), axis=-1).reshape(len(packed), heads, -1)
+        scales = np.ascontiguousarray(packed[:, border:]).view(np.float32)
+        self._write(first, signed(nibbles)[..., : self._width].transpose(1, 0, 2), scales.T)
+
+
+class ByRow(FourBits):
+    """To multiply with queries: lanes are rows. Words (H, N / 16, D / 8, 16, 2)."""
+
+    deep = DEEP
+
+    def _words_shape(self, heads: int) -> tuple[int, ...]:
+        return heads, self.capacity // LANES, self._padded // DEEP, LANES, WORDS
+
+    def _put(self, first: int, numbers: Small) -> None:
+        nibbles = (numbers.view(np.uint8) & 15).astype(np.uint16)
+        nibbles = nibbles.reshape(*numbers.shape[:2], -1, NIBBLES, WORDS)  # (H, N, slices, nibbles, words)
+        words = sum(nibbles[..., nibble, :] << 4 * nibble for nibble in range(NIBBLES))
+        tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), LANES)
+        self.words.swapaxes(2, 3)[:, tiles, lanes] = words
+
+    def _get(self, first: int, last: int) -> Small:
+        tiles, lanes = np.divmod(np.arange(first, last), LANES)
+        words = self.words.swapaxes(2, 3)[:, tiles, lanes]  # (H, N, slices, words)
+        nibbles = np.stack([words >> 4 * nibble & 15 for nibble in range(NIBBLES)], axis=-2)
+        return signed(nibbles.astype(np.uint8)).reshape(*words.shape[:2], -1)
+
+    @classmethod
+    def products(cls, queries: Tensor, pieces: Sequence[tuple[Rows, int]]) -> Tensor:
+        found = torch.empty((*queries.shape[:2], sum(count for _, count in pieces)))
+        asked, out = queries.contiguous().numpy(), found.numpy()
+
+        def work(first: int, last: int) -> None:
+            start = 0
+            for rows, count in pieces:
+                assert isinstance(rows, cls)
+                kernels().multiply(asked, rows.words, rows.scales, out, start, count, first, last)
+                start += count
+
+        kernels().over_heads(work, len(asked), found[0].numel())
+        return found
+
+
+class ByChannel(FourBits):
+    """To add up by weights: lanes are channels. Words (H, N / 8, D / 16, 16, 2)."""
+
+    deep = LANES
+
+    def _words_shape(self, heads: int) -> tuple[int, ...]:
+        return heads, self.capacity // DEEP, self._padded // LANES, LANES, WORDS
+
+    def _put(self, first: int, numbers: Small) -> None:
+        nibbles = (numbers.view(np.uint8) & 15).astype(np.uint16).reshape(*numbers.shape[:2], -1, LANES)
+        at = np.arange(first, first + numbers.shape[1])
+        for nibble in range(NIBBLES):  # rows that share words differ in this
+            mine = at % DEEP // WORDS == nibble
+            # Advanced indices that are apart come first: (N, H, groups, lanes).
+            self.words[:, at[mine] // DEEP, :, :, at[mine] % WORDS] |= nibbles[:, mine].swapaxes(0, 1) << 4 * nibble
+
+    def _get(self, first: int, last: int) -> Small:
+        at = np.arange(first, last)
+        words = self.words[:, at // DEEP, :, :, at % WORDS]  # (N, H, groups, lanes)
+        nibbles = words >> (4 * (at % DEEP // WORDS)).astype(np.uint16)[:, None, None, None] & 15
+        return signed(nibbles.astype(np.uint8)).swapaxes(0, 1).reshape(words.shape[1], len(at), -1)
+
+    @classmethod
+    def weighted(cls, weights: Tensor, pieces: Sequence[tuple[Rows, int]]) -> Tensor:
+        if weights.shape[1] > FEW:
+            return super().weighted(weights, pieces)
+        first, _ = pieces[0]
+        assert isinstance(first, cls)
+        sums = torch.zeros((*weights.shape[:2], first._padded))
+        given, out = weights.contiguous().numpy(), sums.numpy()
+
+        def work(first: int, last: int) -> None:
+            start = 0
+            for rows, count in pieces:
+                assert isinstance(rows, cls)
+                kernels().add_up(given, rows.words, rows.scales, out, start, count, first, last)
+                start += count
+
+        kernels().over_heads(work, len(given), weights[0].numel())
+        return sums[..., : first._width]
+
+
+def signed(nibbles: Bytes) -> Small:
+    """Four bits as numbers from -8 to 7."""
+    return np.right_shift((nibbles << 4).view(np.int8), 4)
+
+
+@functools.cache
+def kernels() -> Any:
+    """Loaded when they are first needed: Numba takes a second."""
+    return importlib.import_module("cache.four_bit_kernels")
