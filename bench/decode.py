@@ -23,6 +23,7 @@ from bench.report import write_json
 from cache import BlockStore, DeviceTier, Session
 from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, index_shapes
 from engine.huggingface import describe, register
+from engine.linear import quicken
 from engine.step import with_landmarks
 
 OURS = Path("models/cairn-4m")
@@ -78,6 +79,7 @@ class Cairn:
     """One session of `context` text tokens, filled with noise."""
 
     def __init__(self, model: LoadedModel, config: EngineConfig, context: int, tokens: int) -> None:
+        self.restore = quicken(model.model)
         self.layout, self.settings = config.layout(model), config.retrieval(model)
         needed = self.layout.blocks(context + tokens + 1) * self.layout.block_bytes
         self.store = BlockStore(DeviceTier(self.layout, needed))
@@ -158,6 +160,7 @@ def measure(model: PreTrainedModel, context: int, tokens: int, *, compare: bool)
     seconds = [cairn.decode() for _ in range(tokens + 2)][2:]
     cairn_bytes = len(cairn.session.blocks) * cairn.layout.block_bytes
     cairn_peak = peak_bytes()
+    cairn.restore()
     del cairn
     gc.collect()
     mine = 1000 * statistics.median(seconds)

@@ -6,8 +6,9 @@ from cache.compiling import compiled
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.four_bits import ByChannel, ByRow, kernels
 from cache.index import BlockIndex, IndexShape, Summary
-from cache.landmarks import RULES, LandmarkRule, outlying
+from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
+from cache.parallel import over_heads
 from cache.registry import SessionRegistry
 from cache.session import Session
 from cache.slopes import slopes
@@ -41,7 +42,9 @@ __all__ = [
     "Vectors",
     "check",
     "compiled",
+    "expected_largest",
     "kernels",
     "outlying",
+    "over_heads",
     "slopes",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
     import numba  # a second
 

@@ -9,13 +9,9 @@ four queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -25,8 +21,6 @@ from numpy.typing import NDArray
 from cache.compiling import compiled
 from cache.four_bits import DEEP, LANES, NIBBLES, WORDS
 
-PER_THREAD = 32768
-"""Fewer products than this are not worth a thread's wake-up."""
 CHUNK = 256
 """Weights that share a scale. The sum of so many products stays below 2**31."""
 TOGETHER = 64
@@ -148,19 +142,19 @@ def round_row(row: Floats, numbers: NDArray[np.int16], scale: Floats, work: Floa
 
 @compiled
 def multiply_head(
-    numbers: NDArray[np.int16], query_scales: Floats, words: Words, scales: Floats, products: Floats, start: int,
-    count: int,
-) -> None:  # fmt: skip
-    """Products of queries with rows 0, …, count - 1.
+    numbers: NDArray[np.int16], steps: Floats, words: Words, scales: Floats, products: Floats, start: int, count: int
+) -> None:
+    """Products of a head's queries with its first rows.
 
     Args:
-        numbers, query_scales: (Q, padded D) and (Q,), as `round_queries` makes them
+        numbers, steps: (Q, padded D) and (Q,), as `round_queries` makes them
         words, scales: (tiles, slices, 16, 2) and (rows,)
-        products: (Q, more rows), filled from `start` on
+        products: (Q, N), filled from column `start` on
     """
     queries, slices = numbers.shape[0], words.shape[1]
     tail = np.empty((4, LANES), np.float32)
-    apart = 2 * numbers.shape[1]
+    vectors, apart = address(numbers), 2 * numbers.shape[1]
+    results, row_apart = address(products) + 4 * start, 4 * products.shape[1]
     for begin in range(0, queries, TOGETHER):
         end = min(begin + TOGETHER, queries)
         for tile in range((count + LANES - 1) // LANES):
@@ -170,11 +164,10 @@ def multiply_head(
             query = begin
             while query < end:
                 together = 4 if query + 4 <= end else 1
-                to = address(products) + 4 * (query * products.shape[1] + start + tile * LANES)
-                to_apart = 4 * products.shape[1]
+                to, to_apart = results + query * row_apart + 4 * tile * LANES, row_apart
                 if left < LANES:
                     to, to_apart = address(tail), 4 * LANES
-                vector, scale = address(numbers) + query * apart, address(query_scales) + 4 * query
+                vector, scale = vectors + query * apart, address(steps) + 4 * query
                 if together == 4:
                     multiply_four(first, SLICE_BYTES, slices, vector, apart, per_row, scale, to, to_apart)
                 else:
@@ -188,18 +181,19 @@ def multiply_head(
 
 @compiled
 def add_up_head(weights: Floats, words: Words, scales: Floats, sums: Floats, start: int, count: int) -> None:
-    """Add rows 0, …, count - 1, times weights[:, start:], to sums.
+    """Add a head's first rows, times weights, to sums.
 
     Args:
-        weights: (Q, more rows)
+        weights: (Q, N), from column `start` on those of these rows
         words, scales: (octets, groups, 16, 2) and (rows,)
-        sums: (Q, padded D)
+        sums: (Q, D)
     """
     queries, groups = weights.shape[0], words.shape[1]
     ones = np.ones(LANES, np.float32)
     scaled, work = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     numbers = np.empty((4, CHUNK), np.int16)
     steps = np.empty(4, np.float32)
+    whole = np.zeros((queries, groups * LANES), np.float32)
     stride = groups * SLICE_BYTES
     for chunk in range(0, count, CHUNK):
         rows = min(CHUNK, count - chunk)
@@ -213,13 +207,16 @@ def add_up_head(weights: Floats, words: Words, scales: Floats, sums: Floats, sta
                 round_row(scaled[:rows], numbers[i], steps[i : i + 1], work)
             for group in range(groups):
                 first = address(words) + chunk // DEEP * stride + group * SLICE_BYTES
-                to = address(sums) + 4 * (query * sums.shape[1] + group * LANES)
-                vector, scale, to_apart = address(numbers), address(steps), 4 * sums.shape[1]
+                to = address(whole) + 4 * (query * whole.shape[1] + group * LANES)
+                vector, scale, to_apart = address(numbers), address(steps), 4 * whole.shape[1]
                 if together == 4:
                     add_four(first, stride, octets, vector, 2 * CHUNK, address(ones), scale, to, to_apart)
                 else:
                     add_one(first, stride, octets, vector, 2 * CHUNK, address(ones), scale, to, to_apart)
             query += together
+    for query in range(queries):
+        for d in range(sums.shape[1]):
+            sums[query, d] += whole[query, d]
 
 
 @compiled
@@ -254,27 +251,9 @@ def add_up(
         add_up_head(weights[head], words[head], scales[head], sums[head], start, count)
 
 
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="landmarks")
-
-
-def over_heads(work: Callable[[int, int], None], heads: int, each: int) -> None:
-    """Do the work of all heads, so many products each, in ranges on several threads if that is worth waking them."""
-    threads = min(torch.get_num_threads(), heads, heads * each // PER_THREAD)
-    if threads <= 1:
-        work(0, heads)
-        return
-    borders = [heads * i // threads for i in range(threads + 1)]
-    others = [pool(threads - 1).submit(work, *borders[i : i + 2]) for i in range(1, threads)]
-    work(0, borders[1])
-    for other in others:
-        other.result()
-
-
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-    words, ones = np.zeros((1, 2, 1, LANES, WORDS), np.uint16), np.ones((1, LANES), np.float32)
+    words, ones = np.zeros((1, 2, 2, LANES, WORDS), np.uint16), np.ones((1, LANES), np.float32)
     row = np.ones((1, 1, LANES), np.float32)
-    multiply(row[..., :DEEP], words, ones, np.empty_like(row), 0, 1, 0, 1)
+    multiply(row, words, ones, np.empty_like(row), 0, 1, 0, 1)
     add_up(row, words, ones, np.zeros_like(row), 0, LANES, 0, 1)

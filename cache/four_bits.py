@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,20 +121,9 @@ class ByRow(FourBits):
         nibbles = np.stack([words >> 4 * nibble & 15 for nibble in range(NIBBLES)], axis=-2)
         return signed(nibbles.astype(np.uint8)).reshape(*words.shape[:2], -1)
 
-    @classmethod
-    def products(cls, queries: Tensor, pieces: Sequence[tuple[Rows, int]]) -> Tensor:
-        found = torch.empty((*queries.shape[:2], sum(count for _, count in pieces)))
-        asked, out = queries.contiguous().numpy(), found.numpy()
-
-        def work(first: int, last: int) -> None:
-            start = 0
-            for rows, count in pieces:
-                assert isinstance(rows, cls)
-                kernels().multiply(asked, rows.words, rows.scales, out, start, count, first, last)
-                start += count
-
-        kernels().over_heads(work, len(asked), found[0].numel())
-        return found
+    def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
+        arrays = (queries.numpy(), self.words, self.scales, found.numpy())
+        kernels().multiply(*arrays, start, count, heads.start, heads.stop)
 
 
 class ByChannel(FourBits):
@@ -160,24 +148,12 @@ class ByChannel(FourBits):
         nibbles = words >> (4 * (at % DEEP // WORDS)).astype(np.uint16)[:, None, None, None] & 15
         return signed(nibbles.astype(np.uint8)).swapaxes(0, 1).reshape(words.shape[1], len(at), -1)
 
-    @classmethod
-    def weighted(cls, weights: Tensor, pieces: Sequence[tuple[Rows, int]]) -> Tensor:
+    def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
         if weights.shape[1] > FEW:
-            return super().weighted(weights, pieces)
-        first, _ = pieces[0]
-        assert isinstance(first, cls)
-        sums = torch.zeros((*weights.shape[:2], first._padded))
-        given, out = weights.contiguous().numpy(), sums.numpy()
-
-        def work(first: int, last: int) -> None:
-            start = 0
-            for rows, count in pieces:
-                assert isinstance(rows, cls)
-                kernels().add_up(given, rows.words, rows.scales, out, start, count, first, last)
-                start += count
-
-        kernels().over_heads(work, len(given), weights[0].numel())
-        return sums[..., : first._width]
+            super().add_up(weights, count, sums, start, heads)
+        else:
+            arrays = (weights.numpy(), self.words, self.scales, sums.numpy())
+            kernels().add_up(*arrays, start, count, heads.start, heads.stop)
 
 
 def signed(nibbles: Bytes) -> Small:

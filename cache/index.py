@@ -112,6 +112,29 @@ class BlockIndex:
         products = [v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)]
         return products[0][..., None] if len(products) == 1 else torch.stack(products, dim=-1)
 
+    def fill(self, looking: Tensor, found: Tensor, heads: slice) -> None:
+        """Fill found (parts, kv_heads, queries, blocks) with products of (kv_heads, queries, width), for such heads.
+
+        Only of an index with one landmark for each block.
+        """
+        for vectors, part, products in zip(self._landmarks, looking.split(self.shape.widths, -1), found, strict=True):
+            vectors.fill(part.contiguous(), products, heads)
+
+    def add_values(self, weights: Tensor, queries: Tensor, turned: Tensor, sums: Tensor, heads: slice) -> None:
+        """Add values of blocks, as queries would read them, times weights to sums, for such heads.
+
+        Args:
+            weights: (kv_heads, queries, blocks)
+            queries, sums: (kv_heads, queries, head_dim)
+            turned: room like weights
+        """
+        self._values.add_up(weights, sums, heads)
+        if self.shape.slopes:
+            keys, turns = self._slopes
+            keys.fill(queries, turned, heads)
+            turned[heads] *= weights[heads]
+            turns.add_up(turned, sums, heads)
+
     def weigh_values(self, weights: Tensor, queries: Tensor) -> Tensor:
         """Values of the first blocks, as these queries would read them, summed by weights.
 

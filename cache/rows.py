@@ -5,8 +5,6 @@ Numbers in shapes: H heads, Q queries, N rows, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,15 +47,10 @@ class Rows:
         rows = torch.from_numpy(np.ascontiguousarray(packed)).view(torch.float32)
         self.put(first, rows.unflatten(1, (len(self._storage), -1)).transpose(0, 1))
 
-    @classmethod
-    def products(cls, queries: Tensor, pieces: Sequence[tuple[Rows, int]]) -> Tensor:
-        """Products of queries (H, Q, D) with the first so many rows of each, one after the other: (H, Q, N)."""
-        found = [queries @ rows.rows(count).mT for rows, count in pieces]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+    def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
+        """Write products of queries (H, Q, D) with the first rows to found (H, Q, N) from column `start` on."""
+        found[heads, :, start : start + count] = queries[heads] @ self.rows(count)[heads].mT
 
-    @classmethod
-    def weighted(cls, weights: Tensor, pieces: Sequence[tuple[Rows, int]]) -> Tensor:
-        """Sums of the first so many rows of each by weights (H, Q, N): (H, Q, D)."""
-        parts = weights.split([count for _, count in pieces], dim=2)
-        sums = [part @ rows.rows(part.shape[2]) for part, (rows, _) in zip(parts, pieces, strict=True)]
-        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
+        """Add the first rows, times weights (H, Q, N) from column `start` on, to sums (H, Q, D)."""
+        sums[heads] += weights[heads, :, start : start + count] @ self.rows(count)[heads]

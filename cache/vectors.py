@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cache.layout import Bytes
+from cache.parallel import over_heads
 from cache.rows import Rows
 
 FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
@@ -125,15 +126,29 @@ class Vectors:
 
     def scores(self, queries: Tensor, count: int) -> Tensor:
         """Products of queries (kv_heads, queries, width) with the first `count` rows: (kv_heads, queries, count)."""
-        pieces = self._until(count)
-        return self._storage.products(queries, pieces) if pieces else queries.new_empty((*queries.shape[:2], 0))
+        queries, found = queries.contiguous(), torch.empty(*queries.shape[:2], count)
+        over_heads(lambda heads: self.fill(queries, found, heads), len(found), found[0].numel())
+        return found
+
+    def fill(self, queries: Tensor, found: Tensor, heads: slice) -> None:
+        """Fill found (kv_heads, queries, rows) with products of queries and rows, both contiguous, for such heads."""
+        start = 0
+        for rows, taken in self._until(found.shape[2]):
+            rows.products(queries, taken, found, start, heads)
+            start += taken
 
     def weigh(self, weights: Tensor) -> Tensor:
         """Sums of the first rows by weights (kv_heads, queries, count): (kv_heads, queries, width)."""
-        pieces = self._until(weights.shape[2])
-        return (
-            self._storage.weighted(weights, pieces) if pieces else weights.new_zeros(*weights.shape[:2], self._shape[1])
-        )
+        weights, sums = weights.contiguous(), torch.zeros(*weights.shape[:2], self._shape[1])
+        over_heads(lambda heads: self.add_up(weights, sums, heads), len(sums), weights[0].numel())
+        return sums
+
+    def add_up(self, weights: Tensor, sums: Tensor, heads: slice) -> None:
+        """Add rows, times weights (kv_heads, queries, rows), to sums (kv_heads, queries, width), for such heads."""
+        start = 0
+        for rows, taken in self._until(weights.shape[2]):
+            rows.add_up(weights, taken, sums, start, heads)
+            start += taken
 
     @property
     def row_bytes(self) -> int:

@@ -21,6 +21,7 @@ from engine import rehearsal
 from engine.attention import Attention, LayerGeometry
 from engine.errors import ModelError
 from engine.families import check_supported
+from engine.linear import quicken
 from engine.rehearsal import REHEARSAL, RehearsedLayer
 from engine.step import Step
 
@@ -84,7 +85,9 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
         raise ModelError(
             f"{name}: the weights lack {len(missing)} tensors, among them {missing[0]}; download them again"
         )
-    return describe(name, model.eval())
+    loaded = describe(name, model.eval())
+    quicken(model)
+    return loaded
 
 
 def register() -> None:

@@ -8,7 +8,7 @@ from cache.landmarks.combiner import Combiner
 from cache.landmarks.dilated import Dilated
 from cache.landmarks.lsh import LSH
 from cache.landmarks.mean import Mean
-from cache.landmarks.moments import Moments
+from cache.landmarks.moments import Moments, expected_largest
 from cache.landmarks.outliers import outlying
 from cache.landmarks.performer import Performer
 from cache.landmarks.random import Random
@@ -22,4 +22,4 @@ RULES: dict[str, LandmarkRule] = {
 }  # fmt: skip
 """By name; the last five are there to compare with."""
 
-__all__ = ["RULES", "LandmarkRule", "outlying"]
+__all__ = ["RULES", "LandmarkRule", "expected_largest", "outlying"]

@@ -37,10 +37,10 @@ class Moments(LandmarkRule):
 
     def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
         mean, variance = products.unbind(-1)
-        reach = largest(size)
+        reach = expected_largest(size)
         return mean + reach * variance.sqrt(), mean + reach * (variance + reach * reach).sqrt() - reach * reach
 
 
-def largest(count: int) -> float:
+def expected_largest(count: int) -> float:
     """Where the largest of `count` standard normal numbers is expected (Blom's approximation)."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))

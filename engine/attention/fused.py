@@ -1,14 +1,15 @@
 """The same meaning as the reference on a CPU, without copying the blocks that it reads.
 
-Where the reference gathers each query's blocks into one tensor, this calls a kernel that reads them in place;
-choosing the best blocks is one pass over the scores. It serves fp32 caches with bounded positions; whatever else
-is asked (another dtype, absolute positions, a softcap, a tally) goes the reference's way.
+One query of a session, as each decoded token is, goes through kernels from end to end (`decoding`). For many queries,
+choosing the best blocks is one pass over the scores, and fp32 caches with bounded positions are read in place where the
+reference gathers each query's blocks. Whatever else is asked goes the reference's way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +23,17 @@ from engine.attention.reference import ReferenceAttention
 from engine.attention.rows import Rows
 from engine.step import Span, Step
 
+if TYPE_CHECKING:
+    from engine.attention.decoding import Decoder
+
+DECODED_RULES = ("trained", "moments")
+"""Their scores are made by kernels, too."""
 ROWS_PER_THREAD = 64
 """Fewer rows than this are not worth a thread's wake-up."""
 
 
 class FusedAttention(ReferenceAttention):
     """See the module; arguments as the reference's."""
-
-    gathers = False
 
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         super().__init__(layers, layout, settings)
@@ -39,6 +43,13 @@ class FusedAttention(ReferenceAttention):
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="attention")
         self._compile()
+        self._in_place = reads_in_place(layout, settings)
+        self.gathers = not self._in_place
+        self._decoder: Decoder | None = None
+        if decodes(layout, settings):
+            from engine.attention.decoding import Decoder
+
+            self._decoder = Decoder(layers, layout, settings)
 
     def _compile(self) -> None:
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
@@ -52,12 +63,32 @@ class FusedAttention(ReferenceAttention):
     @staticmethod
     def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:
         """Whether the kernels help a cache of this kind."""
-        return settings.bounded and layout.dtype == torch.float32
+        return reads_in_place(layout, settings) or decodes(layout, settings)
+
+    def _attend(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> None:
+        if not self._decode(layer, span, q, scoring, step, output):
+            super()._attend(layer, span, q, scoring, step, output)
+
+    def _decode(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> bool:
+        """Attend by the kernels for one query, as `_attend` does; whether they serve it."""
+        if self._decoder is None or not self._decoder.reads(span, scoring.softcap):
+            return False
+        recent = self._recent(layer)
+        far_blocks = 0 if self.layers[layer].window else max(0, span.first // self.layout.block_size - recent)
+        fetch = self._fetches(layer, span, far_blocks)
+        choosing = self._chooses(layer, span, far_blocks - self.settings.sink_blocks, fetch)
+        query = q.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, 1, G, D)
+        attended = self._decoder(layer, span, query, recent, far_blocks, fetch, choosing=choosing, step=step)
+        if attended is None:
+            return False
+        output.copy_(attended.transpose(0, 1).flatten(1, 2))
+        return True
 
     def _attend_fetched(
         self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
     ) -> Tensor:
-        if span.tally is not None or scoring.softcap is not None or self.settings.rule.replaces_mass:
+        special = span.tally is not None or scoring.softcap is not None or self.settings.rule.replaces_mass
+        if special or not self._in_place:
             return super()._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
         parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
         choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
@@ -102,3 +133,14 @@ class FusedAttention(ReferenceAttention):
             kernel(0, rows)
         else:
             list(self._pool.map(kernel, borders[:-1], borders[1:]))
+
+
+def reads_in_place(layout: CacheLayout, settings: RetrievalSettings) -> bool:
+    """Whether kernels read what many queries fetched."""
+    return settings.bounded and layout.dtype == torch.float32
+
+
+def decodes(layout: CacheLayout, settings: RetrievalSettings) -> bool:
+    """Whether kernels attend for one query from end to end."""
+    known = settings.landmarks in DECODED_RULES and settings.landmarks_per_block == 1 and not settings.outlier_blocks
+    return known and layout.dtype in (torch.float32, torch.bfloat16)

@@ -1,0 +1,88 @@
+"""Linear layers of 16-bit weights on a CPU that has no instructions for them.
+
+There torch multiplies bf16 and fp16 matrices at a quarter of the rate of fp32 ones, and reads them for one row at half
+of the memory's bandwidth. Here a few rows go through a kernel that widens weights on the way (`linear_kernels`), and
+many through fp32 products of one piece of the matrix after the other. Both sum in fp32, so results are nearer to the
+true ones than torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cache import over_heads
+
+FEW = 16
+"""Up to so many rows the kernel is faster than widening the matrix."""
+PIECE_BYTES = 8 << 20
+"""Of the matrix that is widened at once: what a processor's cache holds."""
+LANES = 16
+
+
+def helps(dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies matrices of this type slowly."""
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return dtype in (torch.bfloat16, torch.float16) and not native
+
+
+def quicken(model: nn.Module) -> Callable[[], None]:
+    """Let a model's linear layers on the CPU go the fast way; the function that is returned undoes it."""
+    changed = []
+    for module in model.modules():
+        if type(module) is nn.Linear and fits(module.weight):
+            module.forward = Product(module)  # type: ignore[method-assign,assignment]
+            changed.append(module)
+
+    def undo() -> None:
+        for module in changed:
+            del module.forward
+
+    return undo
+
+
+def fits(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu" and helps(weight.dtype) and weight.is_contiguous() and not weight.shape[1] % LANES
+    )
+
+
+class Product:
+    """What stands for a linear layer's `forward`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        from engine import linear_kernels
+
+        self._layer = layer
+        self._multiply = linear_kernels.multiply
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self._layer.weight, self._layer.bias
+        rows = x.reshape(-1, x.shape[-1]).float()
+        product = self._few(rows, weight) if len(rows) <= FEW else many(rows, weight)
+        if bias is not None:
+            product += bias
+        return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _few(self, rows: Tensor, weight: Tensor) -> Tensor:
+        bits = weight.detach().view(torch.uint16 if weight.dtype == torch.bfloat16 else torch.int16).numpy()
+        rows, product = rows.contiguous(), torch.empty(len(rows), len(weight))
+        x, to, count = rows.data_ptr(), product.data_ptr(), len(rows)
+
+        def work(some: slice) -> None:
+            self._multiply(bits, x, to, count, some.start, some.stop)
+
+        over_heads(work, len(weight), rows.shape[1] // 64)
+        return product
+
+
+def many(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows (N, channels) fp32 times the widened weight (outputs, channels): (N, outputs)."""
+    piece = max(1, PIECE_BYTES // (4 * weight.shape[1]))
+    product = torch.empty(len(rows), len(weight))
+    for start in range(0, len(weight), piece):
+        product[:, start : start + piece] = functional.linear(rows, weight[start : start + piece].float())
+    return product

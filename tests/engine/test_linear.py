@@ -1,0 +1,62 @@
+"""Linear layers of 16-bit weights: the products of fp32 arithmetic, rounded once, for any number of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from engine import linear
+from engine.linear import quicken
+
+
+@pytest.fixture(autouse=True)
+def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that multiplies 16-bit matrices slowly, whatever runs the test."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outputs", [1, 3, 64, 1003])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 17, 100])
+def test_products_are_those_of_wide_numbers(dtype: torch.dtype, outputs: int, rows: int) -> None:
+    torch.manual_seed(rows)
+    layer = nn.Linear(96, outputs, bias=rows % 2 == 0).to(dtype)
+    x = torch.randn(2, rows, 96).to(dtype)[:1]
+    bias = None if layer.bias is None else layer.bias.double()
+    expected = nn.functional.linear(x.double(), layer.weight.double(), bias)
+    quicken(layer)
+    with torch.inference_mode():
+        found = layer(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+
+
+def test_a_large_matrix_is_shared_by_threads_and_widened_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "PIECE_BYTES", 4 * 256 * 1000)
+    layer = nn.Linear(256, 5001, bias=False).bfloat16()
+    with torch.inference_mode():
+        for rows in (1, 40):
+            x = torch.randn(rows, 256).bfloat16()
+            expected = nn.functional.linear(x.double(), layer.weight.double()).bfloat16()
+            undo = quicken(layer)
+            torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=2e-2)
+            undo()
+
+
+def test_other_layers_are_left_alone_and_undoing_restores() -> None:
+    model = nn.ModuleDict({
+        "wide": nn.Linear(32, 8), "narrow": nn.Linear(32, 8).bfloat16(), "odd": nn.Linear(33, 8).bfloat16(),
+    })  # fmt: skip
+    undo = quicken(model)
+    assert [name for name, layer in model.items() if "forward" in vars(layer)] == ["narrow"]
+    undo()
+    assert not any("forward" in vars(layer) for layer in model.values())
+
+
+def test_a_machine_with_the_instructions_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    layer = nn.Linear(32, 8).bfloat16()
+    quicken(layer)
+    assert "forward" not in vars(layer)
