@@ -30,8 +30,6 @@ LANES, WORDS, NIBBLES = 16, 2, 4
 DEEP = WORDS * NIBBLES
 """Numbers of a lane in a slice."""
 LARGEST = 7
-FEW = 32
-"""Up to so many queries the kernel adds rows up faster than fp32 rows and a matrix product."""
 Words = NDArray[np.uint16]
 Small = NDArray[np.int8]
 
@@ -149,11 +147,8 @@ class ByChannel(FourBits):
         return signed(nibbles.astype(np.uint8)).swapaxes(0, 1).reshape(words.shape[1], len(at), -1)
 
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
-        if weights.shape[1] > FEW:
-            super().add_up(weights, count, sums, start, heads)
-        else:
-            arrays = (weights.numpy(), self.words, self.scales, sums.numpy())
-            kernels().add_up(*arrays, start, count, heads.start, heads.stop)
+        arrays = (weights.numpy(), self.words, self.scales, sums.numpy())
+        kernels().add_up(*arrays, start, count, heads.start, heads.stop)
 
 
 def signed(nibbles: Bytes) -> Small:

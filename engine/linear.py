@@ -70,10 +70,11 @@ class Product:
     def _few(self, rows: Tensor, weight: Tensor) -> Tensor:
         bits = weight.detach().view(torch.uint16 if weight.dtype == torch.bfloat16 else torch.int16).numpy()
         rows, product = rows.contiguous(), torch.empty(len(rows), len(weight))
-        x, to, count = rows.data_ptr(), product.data_ptr(), len(rows)
+        arrays = (bits, rows.data_ptr(), 4 * rows.shape[1])
+        to, to_apart = product.data_ptr(), 4 * len(weight)
 
         def work(some: slice) -> None:
-            self._multiply(bits, x, to, count, some.start, some.stop)
+            self._multiply(*arrays, to + 4 * some.start, to_apart, len(rows), some.start, some.stop)
 
         over_heads(work, len(weight), rows.shape[1] // 64)
         return product

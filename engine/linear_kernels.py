@@ -32,8 +32,11 @@ def load(builder: Any, address: Any, kind: Any, align: int) -> Any:
     return value
 
 
-def widened(builder: Any, halves: Any, kind: Any) -> Any:
-    """16-bit weights as fp32: a bf16 number, whose bits come as uint16, is the upper half of one; others are fp16."""
+def widened(builder: Any, address: Any, kind: Any) -> Any:
+    """Sixteen weights as fp32. Bits of bf16 come as uint16 and are the upper half of fp32, those of fp16 as int16."""
+    if kind == types.float32:
+        return load(builder, address, REALS, 4)
+    halves = load(builder, address, HALVES, 2)
     if kind == types.uint16:
         shifted = builder.shl(builder.zext(halves, BITS), ir.Constant(BITS, [16] * LANES))
         return builder.bitcast(shifted, REALS)
@@ -56,15 +59,16 @@ def tile_kernel(tall: int, rows: int) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             array, offset, apart, inputs, inputs_apart, steps, to, to_apart = arguments
             kind = signature.args[0]
+            width = kind.dtype.bitwidth // 8
             weights = b.add(b.ptrtoint(context.make_array(kind)(context, b, array).data, I64), offset)
             nothing = ir.Constant(REALS, [0.0] * LANES)
             sums = [[cgutils.alloca_once_value(b, nothing) for _ in range(rows)] for _ in range(tall)]
             with cgutils.for_range(b, steps) as loop:
-                there = [b.add(inputs, b.mul(inputs_apart, I64(row))) for row in range(rows)]
-                x = [load(b, b.add(at, b.mul(loop.index, I64(4 * LANES))), REALS, 4) for at in there]
+                starts = [b.add(inputs, b.mul(inputs_apart, I64(row))) for row in range(rows)]
+                x = [load(b, b.add(start, b.mul(loop.index, I64(4 * LANES))), REALS, 4) for start in starts]
                 for i in range(tall):
-                    at = b.add(b.add(weights, b.mul(apart, I64(i))), b.mul(loop.index, I64(2 * LANES)))
-                    weight = widened(b, load(b, at, HALVES, 2), kind.dtype)
+                    there = b.add(weights, b.mul(apart, I64(i)))
+                    weight = widened(b, b.add(there, b.mul(loop.index, I64(width * LANES))), kind.dtype)
                     for row in range(rows):
                         product = b.fmul(weight, x[row], flags=FAST)
                         b.store(b.fadd(b.load(sums[i][row]), product, flags=FAST), sums[i][row])
@@ -83,27 +87,40 @@ def tile_kernel(tall: int, rows: int) -> Any:
     return tile
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def address(context: Any, array: Any) -> Any:
+    """Of an array's first number, as a signed integer: Numba's own is unsigned, and adding to that makes a float."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(signature.args[0])(context, b, arguments[0])
+        return b.ptrtoint(made.data, I64)
+
+    return types.intp(array), generate
+
+
 tall_one, tall_two, tall_four = (tile_kernel(TALL, rows) for rows in (1, 2, 4))
 flat_one, flat_two, flat_four = (tile_kernel(1, rows) for rows in (1, 2, 4))
 
 
 @compiled
-def multiply(weights: NDArray[Any], inputs: int, to: int, rows: int, first: int, last: int) -> None:
+def multiply(
+    weights: NDArray[Any], inputs: int, inputs_apart: int, to: int, to_apart: int, rows: int, first: int, last: int
+) -> None:
     """Products of inputs with rows first, …, last - 1 of the matrix.
 
     Args:
-        weights: (outputs, channels): the bits of bf16 as uint16, those of fp16 as int16
-        inputs: address of fp32 inputs (rows, channels)
-        to: address of products (rows, outputs), of which these columns are filled
+        weights: (outputs, channels): fp32, the bits of bf16 as uint16, or those of fp16 as int16
+        inputs, inputs_apart: address of fp32 inputs (rows, channels), and bytes from one to the next
+        to, to_apart: where the product of the first one with row `first` goes, and bytes to the next one's
     """
-    outputs, channels = weights.shape
-    apart, inputs_apart, to_apart, steps = 2 * channels, 4 * channels, 4 * outputs, channels // LANES
+    channels = weights.shape[1]
+    apart, steps = weights.itemsize * channels, channels // LANES
     output = first
     while output < last:
         tall = TALL if output + TALL <= last else 1
         at, row = output * apart, 0
         while row < rows:
-            x, place = inputs + row * inputs_apart, to + row * to_apart + 4 * output
+            x, place = inputs + row * inputs_apart, to + row * to_apart + 4 * (output - first)
             if rows - row >= 4:
                 if tall == TALL:
                     tall_four(weights, at, apart, x, inputs_apart, steps, place, to_apart)

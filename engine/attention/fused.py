@@ -1,35 +1,42 @@
-"""The same meaning as the reference on a CPU, without copying the blocks that it reads.
+"""The same meaning as the reference on a CPU, by kernels that read blocks where they lie.
 
-One query of a session, as each decoded token is, goes through kernels from end to end (`decoding`). For many queries,
-choosing the best blocks is one pass over the scores, and fp32 caches with bounded positions are read in place where the
-reference gathers each query's blocks. Whatever else is asked goes the reference's way.
+Choose, find out where blocks lie, attend: three calls for each layer, where the reference makes some sixty tensors.
+A span that is tallied, stopped by a top-p or squashed by a softcap goes the reference's way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+import time
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import CacheLayout
+from cache import CacheLayout, expected_largest, over_heads
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice
-from engine.attention.parts import Scoring, combine
-from engine.attention.reference import ReferenceAttention
+from engine.attention.exact import Read
+from engine.attention.parts import Scoring
+from engine.attention.reference import WORKING_BYTES, ReferenceAttention
 from engine.attention.rows import Rows
+from engine.rotation import Rotation
 from engine.step import Span, Step
 
-if TYPE_CHECKING:
-    from engine.attention.decoding import Decoder
-
-DECODED_RULES = ("trained", "moments")
-"""Their scores are made by kernels, too."""
-ROWS_PER_THREAD = 64
-"""Fewer rows than this are not worth a thread's wake-up."""
+RULES = ("trained", "moments")
+"""Rules whose scores kernels make of their products."""
+LANES = 16
+MOST_READ = 128
+"""Blocks that a query reads beside the fetched ones; for more of them matrix products are faster."""
+CACHED = 1 << 20
+"""Bytes of a head's scores up to which all heads are scored before the first one chooses."""
+COLD = 4
+"""What a key costs that is read from anywhere in memory, beside one of many in a row."""
+FAR = 1 << 40
+"""A window that hides nothing."""
+Numbers = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 class FusedAttention(ReferenceAttention):
@@ -37,110 +44,184 @@ class FusedAttention(ReferenceAttention):
 
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         super().__init__(layers, layout, settings)
-        from engine.attention import kernels  # loads Numba, which a server with another dtype does not need
+        from engine.attention import kernels  # loads Numba, which a server with another cache does not need
 
         self._kernels = kernels
-        self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="attention")
-        self._compile()
-        self._in_place = reads_in_place(layout, settings)
-        self.gathers = not self._in_place
-        self._decoder: Decoder | None = None
-        if decodes(layout, settings):
-            from engine.attention.decoding import Decoder
-
-            self._decoder = Decoder(layers, layout, settings)
-
-    def _compile(self) -> None:
-        """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-        queries = torch.zeros(1, 1, 1, self.layout.head_dim)
-        pool = torch.zeros(1, self.layout.block_size, self.layout.head_dim)
-        places, ends = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-        arrays = [x.numpy() for x in (queries, pool, pool, places)]
-        self._kernels.attend_fetched(*arrays, True, torch.zeros_like(queries).numpy(), np.zeros((1, 1, 1), "f4"), 0, 1)
-        self._kernels.top_blocks(np.zeros((1, 1, 1), "f4"), 0, ends.numpy(), places.numpy(), 0, 1)
+        self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
+        self._scratch = torch.empty(0)
+        self._warm_up()
 
     @staticmethod
     def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:
-        """Whether the kernels help a cache of this kind."""
-        return reads_in_place(layout, settings) or decodes(layout, settings)
+        """Whether the kernels know such a cache and such settings."""
+        known = settings.landmarks in RULES and settings.landmarks_per_block == 1 and not settings.outlier_blocks
+        return known and layout.dtype in (torch.float32, torch.bfloat16) and layout.head_dim % LANES == 0
 
     def _attend(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> None:
-        if not self._decode(layer, span, q, scoring, step, output):
+        if not self._serves(layer, span, scoring):
             super()._attend(layer, span, q, scoring, step, output)
+            return
+        grouped = q.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, T, G, D)
+        positions = torch.arange(span.first, span.first + len(span.token_ids))
+        piece = self._few_enough(layer, span, grouped.shape[2])
+        for start in range(0, len(positions), piece):
+            queries = grouped[:, start : start + piece].contiguous()
+            rows = self._rows(layer, span.session, queries, positions[start : start + piece])
+            attended = self._read(layer, rows, span, scoring, step)  # (H, T, G, D)
+            output[start : start + piece] = attended.transpose(0, 1).flatten(1, 2)
 
-    def _decode(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> bool:
-        """Attend by the kernels for one query, as `_attend` does; whether they serve it."""
-        if self._decoder is None or not self._decoder.reads(span, scoring.softcap):
+    def _serves(self, layer: int, span: Span, scoring: Scoring) -> bool:
+        """Whether a span asks for nothing that kernels do not know, and reads little."""
+        if span.tally is not None or span.top_p is not None or scoring.softcap is not None:
             return False
-        recent = self._recent(layer)
-        far_blocks = 0 if self.layers[layer].window else max(0, span.first // self.layout.block_size - recent)
+        recent, shared, _ = self._reach(layer, span, span.session.layout.blocks(span.end) - 1)
+        return recent + shared <= MOST_READ
+
+    def _reach(self, layer: int, span: Span, last: int) -> tuple[int, int, int | None]:
+        """Recent blocks, first blocks, and how many others a query in block `last` reads; None if it has no choice."""
+        recent, sinks = self._recent(layer), self.settings.sink_blocks
+        far_blocks = 0 if self.layers[layer].window else max(0, last - recent)
         fetch = self._fetches(layer, span, far_blocks)
-        choosing = self._chooses(layer, span, far_blocks - self.settings.sink_blocks, fetch)
-        query = q.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, 1, G, D)
-        attended = self._decoder(layer, span, query, recent, far_blocks, fetch, choosing=choosing, step=step)
-        if attended is None:
-            return False
-        output.copy_(attended.transpose(0, 1).flatten(1, 2))
-        return True
+        if self._chooses(layer, span, far_blocks - sinks, fetch):
+            return recent, min(far_blocks, sinks), fetch
+        return recent, min(far_blocks, sinks if fetch == 0 else far_blocks), None
 
-    def _attend_fetched(
-        self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
-    ) -> Tensor:
-        special = span.tally is not None or scoring.softcap is not None or self.settings.rule.replaces_mass
-        if special or not self._in_place:
-            return super()._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
-        parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
-        choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
-        if self.settings.estimate_rest:
-            parts.append(self._rest(layer, rows, scoring, choice))
-        near, _ = combine(parts)
-        near_weight = torch.cat([part.scores.flatten(3) for part in parts], dim=-1).logsumexp(-1)  # (H, T, G)
-        far, far_weight = self._read_in_place(layer, rows, choice)
-        share = (far_weight - near_weight).sigmoid()[..., None]
-        self._count_selected(rows, step, choice.valid)
-        return near + share * (far - near)
+    def _few_enough(self, layer: int, span: Span, groups: int) -> int:
+        """How many queries to take at once: their scores fit into working memory, their blocks into the tier's."""
+        last = span.session.layout.blocks(span.end)
+        recent, shared, fetch = self._reach(layer, span, last)
+        heads, parts = self.layout.kv_heads, len(self.settings.rule.widths(self.layout.head_dim)) + 1
+        scores = 4 * parts * heads * groups * last
+        located = span.session.store.tier.window // (heads * (recent + 1 + shared + (fetch or 0)))
+        return max(1, min(located, WORKING_BYTES // scores if fetch is not None else located, len(span.token_ids)))
 
-    def _read_in_place(self, layer: int, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Attention over the chosen blocks alone, and the logarithm of its weight: (H, T, G, D), (H, T, G)."""
-        slots = rows.session.slots(choice.blocks)
-        places = rows.session.store.locate(layer, slots)
-        at = places.at.masked_fill(~choice.valid, -1).contiguous()
-        queries = rows.far_queries.contiguous()
-        output, weight = torch.empty_like(queries), torch.empty(queries.shape[:3])
-        arrays = [x.numpy() for x in (queries, places.keys, places.values, at)]
-        results = (output.numpy(), weight.numpy())
-        self._over_rows(
-            at.shape[0] * at.shape[1],
-            lambda start, stop: self._kernels.attend_fetched(*arrays, self.settings.gated, *results, start, stop),
-        )
-        return output, weight
+    def _read(self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step) -> Tensor:
+        """One softmax over near, sink and fetched blocks, and the rest: (H, T, G, D)."""
+        step.report.queries += self.layout.kv_heads * len(rows.positions)
+        recent, shared, fetch = self._reach(layer, span, rows.last_block)
+        own = rows.own.numpy()
+        output = torch.zeros_like(rows.queries)
+        weight = np.full(rows.queries.shape[:3], self._kernels.NOTHING, np.float32)
+        near = own[:, None] - np.arange(recent, -1, -1)  # -1 and below: there is no such block
+        first = np.arange(shared)
+        first = np.where(first < (own - recent)[:, None], first, -1)  # else it is a near one
+        fixed = np.concatenate((first, near), axis=1)
+        numbers = np.tile(fixed, (self.layout.kv_heads, 1, 1))  # (H, T, M)
+        choice = None
+        if fetch is not None:
+            begun = time.perf_counter()
+            chosen = self._choose_blocks(layer, rows, own - recent, fetch, output, weight)
+            numbers = np.concatenate((numbers, chosen), axis=2)
+            choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0))
+            step.report.retrieval_seconds += time.perf_counter() - begun
+        self._audit(layer, rows, span, step, scoring, Read(recent, shared, choice))
+        self._attend_blocks(layer, rows, numbers, recent, weight, output)
+        if choice is not None:
+            self._count_selected(rows, step, choice.valid)
+        return output
 
-    def _best(self, scores: Tensor, ends: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
-        blocks = torch.empty((*scores.shape[:2], fetch), dtype=torch.int64)
-        arrays = (scores.contiguous().numpy(), self.settings.sink_blocks, ends.numpy(), blocks.numpy())
-        self._over_rows(
-            scores.shape[0] * scores.shape[1],
-            lambda start, stop: self._kernels.top_blocks(*arrays, start, stop),
-        )
-        return blocks.clamp(min=0), blocks >= 0
+    # -- choosing --------------------------------------------------------------------------------------------
 
-    def _over_rows(self, rows: int, kernel: Callable[[int, int], None]) -> None:
-        """Run a kernel over all rows, on several threads if that is worth it."""
-        pieces = max(1, min(self._threads, rows // ROWS_PER_THREAD))
-        borders = [rows * i // pieces for i in range(pieces + 1)]
-        if pieces == 1:
-            kernel(0, rows)
-        else:
-            list(self._pool.map(kernel, borders[:-1], borders[1:]))
+    def _choose_blocks(
+        self, layer: int, rows: Rows, ends: Numbers, fetch: int, rest: Tensor, weight: Floats
+    ) -> Numbers:
+        """What each head fetches (H, T, K), -1 for nothing; estimates of what is not read go to rest and weight."""
+        heads, settings, sinks = self.layout.kv_heads, self.settings, self.settings.sink_blocks
+        if settings.gated and layer == 0:  # all landmarks of layer 0 tie, and the most recent win
+            latest = ends[:, None] - 1 - np.arange(fetch)
+            return np.tile(np.where(latest >= sinks, latest, -1), (heads, 1, 1))
+        index = rows.session.indexes[layer]
+        assert index is not None
+        queries, groups, count = len(ends), rows.queries.shape[2], max(0, int(ends[-1]))
+        far = rows.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
+        looking = settings.rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, W)
+        products, turned = self._working_memory(len(index.shape.widths), queries * groups, count)
+        scores = products.numpy().reshape(len(products), heads, queries, groups, count)
+        chosen = np.empty((heads, queries, fetch), np.int64)
+        reach, log_size = expected_largest(self.layout.block_size), float(np.log(self.layout.block_size))
+        apart = 1 if products[:, 0].nbytes > CACHED else heads
+
+        def work(some: slice) -> None:
+            for first in range(some.start, some.stop, apart):
+                last = min(first + apart, some.stop)
+                index.fill(looking, products, slice(first, last))
+                if settings.landmarks == "moments":
+                    self._kernels.judge_moments(scores, reach, log_size, first, last)
+                self._kernels.choose(scores[-1], sinks, ends, chosen, first, last)
+                if settings.estimate_rest:
+                    self._kernels.weigh_rest(scores[0], sinks, ends, chosen, weight, first, last)
+                    index.add_values(products[0], far, turned, rest.flatten(1, 2), slice(first, last))
+
+        over_heads(work, heads, products[:, 0].numel())
+        return chosen
+
+    def _working_memory(self, parts: int, queries: int, count: int) -> tuple[Tensor, Tensor]:
+        """Room for products (parts, H, queries, count) and once more (H, queries, count), used again and again."""
+        shape = (parts + 1, self.layout.kv_heads, queries, count)
+        needed = int(np.prod(shape))
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(2 * needed)
+        room = self._scratch[:needed].view(shape)
+        return room[:-1], room[-1]
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _attend_blocks(
+        self, layer: int, rows: Rows, numbers: Numbers, recent: int, weight: Floats, output: Tensor
+    ) -> None:
+        """Replace what is estimated in output (H, T, G, D) by attention over blocks (H, T, M), and the estimate."""
+        geometry, size = self.layers[layer], self.layout.block_size
+        located = rows.session.store.locate(layer, rows.session.slots(torch.from_numpy(np.maximum(numbers, 0))))
+        places = np.where(numbers >= 0, located.at.numpy(), -1)
+        turns = sines(geometry.rotation, rows.positions.numpy()).swapaxes(0, 1).copy()  # (T, 2, R)
+        stride, apart = (2, 1) if geometry.rotation.interleaved else (1, turns.shape[2])
+        starts = self._block_starts(layer, rows.last_block + 1)
+        arrays = (rows.queries.numpy(), rows.far_queries.contiguous().numpy(), bits(located.keys), bits(located.values))
+        how = (stride, apart, self.settings.gated, self.settings.bounded, rows.positions.numpy(), recent)
+        window, result = geometry.window or FAR, output.numpy()
+
+        def work(some: slice) -> None:
+            self._kernels.attend(
+                *arrays, size, places, numbers, turns, starts, *how, window, weight, result, some.start, some.stop
+            )
+
+        over_heads(work, len(result), COLD * result.shape[1] * result.shape[2] * numbers.shape[2] * size)
+
+    def _block_starts(self, layer: int, blocks: int) -> Floats:
+        """Cosine and sine of the first position of blocks 0, 1, … (2, at least so many, R)."""
+        known = self._starts.get(layer)
+        if known is None or known.shape[1] < blocks:
+            rotation = self.layers[layer].rotation
+            count = 1 << max(8, (blocks - 1).bit_length())
+            known = sines(rotation, np.arange(count) * self.layout.block_size)
+            for other, geometry in enumerate(self.layers):  # most layers turn alike
+                if geometry.rotation is rotation:
+                    self._starts[other] = known
+        return known
+
+    def _warm_up(self) -> None:
+        """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+        size, dim = self.layout.block_size, self.layout.head_dim
+        query, weight = np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, 1, 1), np.float32)
+        products, blocks = np.zeros((2, 1, 1, 1, 1), np.float32), np.zeros((1, 1, 1), np.int64)
+        ends, turns = np.zeros(1, np.int64), np.zeros((1, 2, 1), np.float32)
+        self._kernels.judge_moments(products, 1.0, 1.0, 0, 1)
+        self._kernels.choose(products[0], 0, ends, blocks, 0, 1)
+        self._kernels.weigh_rest(products[0], 0, ends, blocks, weight, 0, 1)
+        pool = bits(torch.zeros(1, size, dim, dtype=self.layout.dtype))
+        arrays = (query, query, pool, pool, size, blocks, blocks, turns, turns.swapaxes(0, 1).copy())
+        self._kernels.attend(*arrays, 1, 1, False, False, ends, 0, 1, weight, query, 0, 1)
 
 
-def reads_in_place(layout: CacheLayout, settings: RetrievalSettings) -> bool:
-    """Whether kernels read what many queries fetched."""
-    return settings.bounded and layout.dtype == torch.float32
+def sines(rotation: Rotation, positions: Numbers) -> Floats:
+    """Cosine and sine of positions (P,) in each pair of channels: (2, P, R); no pairs for a layer without positions."""
+    if rotation.frequencies is None:
+        return np.empty((2, len(positions), 0), np.float32)
+    angles = positions[:, None] * rotation.frequencies.numpy()
+    return np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)
 
 
-def decodes(layout: CacheLayout, settings: RetrievalSettings) -> bool:
-    """Whether kernels attend for one query from end to end."""
-    known = settings.landmarks in DECODED_RULES and settings.landmarks_per_block == 1 and not settings.outlier_blocks
-    return known and layout.dtype in (torch.float32, torch.bfloat16)
+def bits(pool: Tensor) -> NDArray[Any]:
+    """A cache's tensor (places, B, D) as kernels take it (places * B, D): fp32, or the bits of bf16."""
+    flat = pool.flatten(0, 1)
+    return flat.view(torch.uint16).numpy() if pool.dtype == torch.bfloat16 else flat.numpy()

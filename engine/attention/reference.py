@@ -40,9 +40,6 @@ class ReferenceAttention:
         settings: what is read
     """
 
-    gathers = True
-    """Copies what each query fetched into working memory."""
-
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         self.layers = layers
         self.layout = layout
@@ -133,7 +130,7 @@ class ReferenceAttention:
         fetch = self._fetches(layer, span, far)
         shared = far if fetch == far else self.settings.sink_blocks
         scores = groups * ((shared + reach + 2 * fetch + 16) * layout.block_size + far * self._looks_per_block)
-        gathered = 2 * fetch * layout.block_size * layout.head_dim if self.gathers else 0
+        gathered = 2 * fetch * layout.block_size * layout.head_dim
         located = span.session.store.tier.window // max(1, layout.kv_heads * fetch)
         return max(1, min(located, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered))))
 
