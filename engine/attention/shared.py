@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cache import CacheLayout
 from engine.attention.base import LayerGeometry, RetrievalSettings
-from engine.attention.fused import FusedAttention
+from engine.attention.reference import ReferenceAttention
 from engine.step import Span
 
 
@@ -42,7 +42,7 @@ class Sharing:
         return weights.amax(shared, keepdim=True).expand_as(scores)
 
 
-class SharedAttention(FusedAttention):
+class SharedAttention(ReferenceAttention):
     """What is served, but each span is one chunk whose queries or heads share their choice.
 
     A query reads those of the chosen blocks that are far for it; one that is near for it is read anyway. No chosen
