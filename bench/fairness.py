@@ -41,10 +41,9 @@ async def _fairness(port: int, session: str, options: argparse.Namespace) -> dic
             start = time.perf_counter()
             await asyncio.sleep(options.turn_seconds)
             middle = time.perf_counter()
-            await prompt.read("beside", options.turn_seconds)
-            end = time.perf_counter()
+            reading = await prompt.read("beside", options.turn_seconds)
         idle += _gaps(streams, start, middle)
-        beside += _gaps(streams, middle, end)
+        beside += _gaps(streams, *reading)
         await prompt.read("alone", options.turn_seconds)
     return {
         "decode_keeps": statistics.mean(idle) / statistics.mean(beside),
@@ -99,8 +98,8 @@ class Prompt:
         """Tokens per second."""
         return self.tokens[way] / self.seconds[way]
 
-    async def read(self, way: str, seconds: float) -> None:
-        """Go on for so long."""
+    async def read(self, way: str, seconds: float) -> tuple[float, float]:
+        """Go on for so long; when the reading itself began and ended, as time.perf_counter()."""
         told, connection = Stream(), Connection(self._port)
         body = completion(self._rest or [16], 1, session_id=self._session, return_progress=True)
         self._rest = []
@@ -110,8 +109,10 @@ class Prompt:
         await asyncio.gather(reading, return_exceptions=True)
         await connection.close()
         self.tokens[way] += told.read[-1][1] - told.read[0][1]
-        self.seconds[way] += told.read[-1][0] - told.read[0][0]
+        begun, ended = told.read[0][0], told.read[-1][0]
+        self.seconds[way] += ended - begun
         await asyncio.sleep(1)  # until the server has seen it
+        return begun, ended
 
 
 def _gaps(streams: Sequence[Stream], start: float, end: float) -> list[float]:

@@ -33,7 +33,12 @@ from bench.served import Connection, Held, ServerProcess, Stream, completion, qu
 from engine import Engine, EngineConfig, Event, Finished, Generation, SamplingParams, Token, load_model
 
 Result = dict[str, Any]
-IMPORT = "import time; begun = time.perf_counter(); import server.serving; print(time.perf_counter() - begun)"
+IMPORT = """
+import time
+begun, cpu = time.perf_counter(), time.process_time()
+import server.serving
+print(time.perf_counter() - begun, time.process_time() - cpu)
+"""
 WARM = 32
 """Tokens that are drawn before measuring begins."""
 
@@ -43,10 +48,12 @@ def startup(options: argparse.Namespace) -> Result:
     importing, ready = [], []
     for _ in range(options.runs + 1):
         told = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-        importing.append(float(told.stdout))
+        importing.append([float(number) for number in told.stdout.split()])
         with ServerProcess(options.model, threads=options.threads) as server:
-            ready.append(server.ready_seconds)
-    return {"import_seconds": statistics.median(importing[1:]), "ready_seconds": statistics.median(ready[1:])}
+            ready.append([server.ready_seconds, sum(server.thread_seconds().values())])
+    medians = [statistics.median(each) for run in (importing, ready) for each in zip(*run[1:], strict=True)]
+    names = ("import_seconds", "import_cpu_seconds", "ready_seconds", "ready_cpu_seconds")
+    return dict(zip(names, medians, strict=True))
 
 
 def overhead(options: argparse.Namespace) -> Result:
