@@ -37,6 +37,7 @@ class EngineConfig:
         max_running: requests that are computed together
         max_waiting: requests that may wait; one more is refused
         step_tokens: text tokens of one forward pass
+        decode_share: what decoding requests keep of their tokens per second while a prompt is read
         landmarks: a landmark rule (cache/landmarks); None is the trained landmarks of the model, or `moments`
         block_size: positions of a block
         blocks_per_head: far blocks that each KV head fetches per position
@@ -67,6 +68,7 @@ class EngineConfig:
     max_running: int = 16
     max_waiting: int = 256
     step_tokens: int = 512
+    decode_share: float = 0.75
     landmarks: str | None = None
     block_size: int | None = None
     blocks_per_head: int | None = None
@@ -93,6 +95,8 @@ class EngineConfig:
                 raise InvalidParameter(name, f"must be at least {low}, not {value}")
         if self.retrieval_top_p is not None and not 0 < self.retrieval_top_p <= 1:
             raise InvalidParameter("retrieval_top_p", f"must lie above 0 and not above 1, not {self.retrieval_top_p}")
+        if not 0.05 <= self.decode_share <= 0.95:  # beyond, prompts or answers would hardly move
+            raise InvalidParameter("decode_share", f"must lie between 0.05 and 0.95, not {self.decode_share}")
         if not 0 <= self.audit_rate <= 1:
             raise InvalidParameter("audit_rate", f"must lie between 0 and 1, not {self.audit_rate}")
         if self.landmarks is not None and self.landmarks not in RULES:

@@ -58,7 +58,7 @@ class Engine:
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
-        self._scheduler = Scheduler(config.step_tokens, defaults, landmark, layout)
+        self._scheduler = Scheduler(config.step_tokens, config.decode_share, defaults, landmark, layout)
         self._waiting: deque[Waiting] = deque()
         self._running: dict[Sequence, Sampler] = {}
         self._cancelled: set[Sequence] = set()
@@ -206,7 +206,9 @@ class Engine:
             self._admit()
             planned = self._plan()
         if planned:
+            begun = time.perf_counter()
             self._step(planned)
+            self._scheduler.took(time.perf_counter() - begun)
         return True
 
     def _tidy(self) -> None:

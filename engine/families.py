@@ -7,9 +7,12 @@ Reads configs only; knows no weights.
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 SUPPORTED = frozenset(
     """

@@ -1,20 +1,19 @@
 """Hugging Face models: load one, learn its geometry, and run it with our attention.
 
 The model is called with position 0 for every token, so its own rotary code becomes the identity and the
-registered attention function receives unrotated queries and keys. Nothing of transformers is patched.
+registered attention function receives unrotated queries and keys. Nothing of transformers is patched. It is imported
+when a model is loaded: that takes seconds, which nobody waits for who only wants to know what a server would do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from cache import CacheLayout
 from engine import rehearsal
@@ -24,6 +23,9 @@ from engine.families import check_supported
 from engine.linear import quicken
 from engine.rehearsal import REHEARSAL, RehearsedLayer
 from engine.step import Step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION = "cairn"
 
@@ -67,6 +69,9 @@ class LoadedModel:
 
 def load_model(name: str, dtype: str = "auto") -> LoadedModel:
     """Load a causal language model from a folder or the hub; raises ModelError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
     config = load_config(name)
     register()
     logging.disable_progress_bar()  # a server's log has lines, not bars
@@ -92,12 +97,16 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
 
 def register() -> None:
     """Make our attention known to transformers under `ATTENTION`, and the one that looks at a model first."""
+    from transformers import AttentionInterface
+
     rehearsal.register()
     AttentionInterface.register(ATTENTION, attention_function)
 
 
 def load_config(name: str) -> PretrainedConfig:
     """The model's config, if we can serve such a model; raises ModelError."""
+    from transformers import AutoConfig
+
     folder = Path(name).expanduser()
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ModelError(

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from engine.errors import ModelError
 from engine.rotation import Rotation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REHEARSAL = "cairn-rehearsal"
 TOKENS = 4
@@ -81,6 +83,8 @@ class Recorder:
 
 def register() -> None:
     """Make the rehearsal's attention and masks known to transformers under `REHEARSAL`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     AttentionInterface.register(REHEARSAL, record)
     AttentionMaskInterface.register(REHEARSAL, mask)
 

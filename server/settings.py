@@ -55,6 +55,7 @@ class Settings:
     max_running: int = _setting(16, "requests that run at once", 1)
     max_waiting: int = _setting(256, "requests that may wait; more are refused with 429", 0)
     step_tokens: int = _setting(512, "tokens of one forward pass", 1)
+    decode_share: float = _setting(0.75, "speed that decoding requests keep while a prompt is read", 0.05, 0.95)
     landmarks: str | None = _setting(
         None, "how blocks are found (default: the trained landmarks, else the best measured)"
     )
@@ -102,6 +103,7 @@ ENGINE_SETTINGS = (
     "max_running",
     "max_waiting",
     "step_tokens",
+    "decode_share",
     "landmarks",
     "block_size",
     "blocks_per_head",

@@ -232,6 +232,13 @@ def test_importing_a_package_loads_no_compiler(folder: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_importing_the_server_does_not_wait_for_transformers() -> None:
+    """It takes longer than all the rest; only the loading of a model needs it, while the server answers already."""
+    code = "import sys, server.serving; assert not {'transformers', 'numba'} & set(sys.modules), 'loaded'"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_clients_import_without_anything_of_ours_or_torch() -> None:
     lines = "; ".join(f"import {name}" for name in modules("clients"))
     heavy = sorted(OURS - {"clients"} | {"torch", "transformers", "pydantic"})

@@ -1,0 +1,73 @@
+"""How much of a prompt a step reads while others decode: learned from how long steps take. Plain Python.
+
+A step computes the decoding sequences and a part of a prompt on the same cores, so what the part costs comes on top
+of the time between two tokens. Two things bound it: decoding sequences keep a share of their speed in the long run,
+and no single gap grows beyond a few steps. For the first, the seconds that parts cost are a debt, which is paid off
+by the steps that follow, and nothing is read while there is any. For the second, the size of a part follows what
+the last one cost. Large parts now and then take less time for a token than a small one in each step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+STRETCH = 2.5
+"""A step that reads takes so many times as long as one that only decodes: some way below three, for they vary."""
+LEAST = 16
+"""Tokens of the smallest part, and of the first: fewer cost as much."""
+REMEMBERED = 9
+"""Steps whose median tells how long decoding takes: enough to outlast a hiccup, few enough to follow a change."""
+
+
+class Pace:
+    """Sets the size of the parts, and when one is read.
+
+    Args:
+        decode_share: what decoding sequences keep of their tokens per second, between 0 and 1
+        most: tokens of the largest part
+    """
+
+    def __init__(self, decode_share: float, most: int) -> None:
+        self._share, self._most = decode_share, most
+        self._alone: deque[float] = deque(maxlen=REMEMBERED)
+        self._tokens = float(min(LEAST, most))
+        self._debt = 0.0
+        self._just_read = False
+        self.share_out(1, 0)
+
+    def share_out(self, decoding: int, reading: int) -> None:
+        """So many sequences decode and so many read: together, no prompt gets less time than a decoding sequence."""
+        share = min(self._share, decoding / (decoding + reading))
+        self._earned = 1 / share - 1  # for each second that decoding takes, so many go to prompts
+
+    def tokens(self) -> int:
+        """Prompt tokens that the next step may read beside decoding sequences; 0 while they are owed time."""
+        if self._just_read or self._debt > 0 or not self._alone:
+            return 0
+        return int(self._tokens)
+
+    def decoded(self, seconds: float) -> None:
+        """A step of decoding sequences alone took so long."""
+        self._alone.append(seconds)
+        self._just_read = False
+        self._pay(seconds)
+
+    def read(self, tokens: int, seconds: float) -> None:
+        """A step of decoding sequences that also read so many tokens took so long."""
+        decoding = statistics.median(self._alone)
+        cost = max(0.0, seconds - decoding)
+        self._just_read = True
+        self._debt += cost
+        self._pay(decoding)
+        # At least every second step decodes alone, or nothing would tell how long that takes; what is read in the
+        # others has to be enough for the prompts' share.
+        wanted = max(STRETCH - 1, 2 * self._earned) * decoding
+        if cost > wanted or tokens >= int(self._tokens):  # a smaller part tells nothing about a larger one
+            factor = wanted / cost if cost else 2.0
+            self._tokens = min(self._most, max(LEAST, self._tokens * min(2.0, max(0.5, factor))))
+
+    def _pay(self, seconds: float) -> None:
+        """Decoding sequences had so many seconds for themselves; of what no prompt wants, one step's is saved up."""
+        paid = seconds * self._earned
+        self._debt = max(-paid, self._debt - paid)
