@@ -142,7 +142,7 @@ class Bench:
 
     Args:
         folder: of the model
-        fused: attend with the CPU kernels instead of the reference
+        fused: attend with the CPU kernels where they serve these settings, instead of the reference
         config: how the cache is set up
     """
 
@@ -152,6 +152,7 @@ class Bench:
         self.layout = settings.layout(self.model)
         self.settings = settings.retrieval(self.model)
         self.store = BlockStore(DeviceTier(self.layout, 32 << 20))
+        fused = fused and FusedAttention.serves(self.layout, self.settings)
         attention = FusedAttention if fused else ReferenceAttention
         self.runner = ModelRunner(self.model, attention(self.model.layers, self.layout, self.settings))
         self.landmark = self.model.landmarks.token_id if self.model.landmarks else None

@@ -43,6 +43,7 @@ class FusedAttention(ReferenceAttention):
     """See the module; arguments as the reference's."""
 
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
+        assert self.serves(layout, settings), "it would read something else"
         super().__init__(layers, layout, settings)
         from engine.attention import kernels  # loads Numba, which a server with another cache does not need
 

@@ -44,16 +44,17 @@ class Recorded:
         self.caps: dict[int, float | None] = {}
         self.fetched: dict[tuple[int, int], Tensor] = {}
         attention: Any = bench.runner._attention
-        self._attention, select = attention, attention._timed_select
+        self._attention, audit = attention, attention._audit
         bench.runner._attention = self._attend
 
-        def selecting(layer: int, rows: Any, *rest: Any) -> Any:
-            choice = select(layer, rows, *rest)
-            for row, position in enumerate(rows.positions.tolist()):
-                self.fetched[layer, position] = choice.blocks[:, row].masked_fill(~choice.valid[:, row], -1)
-            return choice
+        def auditing(layer: int, rows: Any, span: Any, step: Any, scoring: Any, read: Any) -> None:
+            if read.choice is not None:
+                for row, position in enumerate(rows.positions.tolist()):
+                    chosen = read.choice.blocks[:, row].masked_fill(~read.choice.valid[:, row], -1)
+                    self.fetched[layer, position] = chosen
+            audit(layer, rows, span, step, scoring, read)
 
-        monkeypatch.setattr(attention, "_timed_select", selecting)
+        monkeypatch.setattr(attention, "_audit", auditing)
 
     def _attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None

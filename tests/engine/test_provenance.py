@@ -25,13 +25,10 @@ SMALL: dict[str, Any] = {
 CASES: dict[str, Case] = {
     "grouped queries, absolute": ("llama", {}, {}),
     "bounded": ("llama", {}, {"positions": "bounded"}),
-    "bounded, fused": ("llama", {}, {"positions": "bounded", "fused": True}),
     "two sinks, three recent": ("llama", {}, {"sink_blocks": 2, "recent_blocks": 3}),
     "no group": ("phi", {}, {}),
     "windows and a softcap": ("gemma2", {"attn_logit_softcapping": 1.0}, {}),
     "an estimated rest": ("llama", {}, {"landmarks": "mean", "estimate_rest": True}),
-    "an estimated rest, fused": ("llama", {}, {"landmarks": "mean", "estimate_rest": True, "positions": "bounded",
-                                               "fused": True}),
     "top-p": ("llama", {}, {"landmarks": "moments", "retrieval_top_p": 0.6, "estimate_rest": False}),
     "a dense layer": ("llama", {}, {"dense_layers": 1}),
     "trained": ("landmarks", {}, {}),
@@ -120,7 +117,7 @@ def test_neighbours_are_runs() -> None:
 def test_a_tally_changes_no_logits(fused: bool, tiny_folder: Path) -> None:
     found = []
     for tally in (None, Tally()):
-        bench = Bench(tiny_folder, fused=fused, positions="bounded", **SMALL)
+        bench = Bench(tiny_folder, fused=fused, positions="bounded", **SMALL | {"landmarks": "moments"})
         session = bench.session()
         session.append(random_tokens(PROMPT))
         found.append(bench.runner.run(Step([replace(bench.span(session, PROMPT, 2), tally=tally)])))
