@@ -17,7 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from bench.report import write_json
 from cache import BlockStore, DeviceTier, Session
@@ -61,8 +70,32 @@ def llama_1b() -> PreTrainedModel:
         bos_token_id=1,
         eos_token_id=2,
     )
+    return random_weights(LlamaForCausalLM, config)
+
+
+def qwen3_600m() -> PreTrainedModel:
+    """Random weights in the shape of Qwen3-0.6B, bf16."""
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=131_072 + 64,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return random_weights(Qwen3ForCausalLM, config)
+
+
+def random_weights(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this shape, bf16; made in bf16, because an fp32 one would take twice the memory."""
     torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(config)
+    model = kind(config)
     torch.set_default_dtype(torch.float32)
     return model.eval()
 
@@ -72,7 +105,7 @@ def ours() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
 
 
-SHAPES = {"llama-1b": llama_1b, "cairn-4m": ours}
+SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "cairn-4m": ours}
 
 
 class Cairn:
@@ -107,9 +140,13 @@ class Cairn:
 
     def decode(self) -> float:
         """Seconds of one token."""
+        return self.step(1)
+
+    def step(self, tokens: int) -> float:
+        """Seconds of a step that computes the next `tokens` text tokens."""
         begun = time.perf_counter()
         start = self.session.computed
-        span = self.span(start, start + 1)
+        span = self.span(start, start + tokens)
         self.runner.run(Step([span]), [len(span.token_ids) - 1]).argmax(-1)
         return time.perf_counter() - begun
 

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
     "training": {"torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "tqdm", "engine"},
     "bench": {
         "torch", "numpy", "transformers", "tokenizers", "safetensors", "httpx", "matplotlib", "cache", "engine",
-        "training",
+        "training", "llama_cpp", "gguf",
     },
 }  # fmt: skip
 ON_DEMAND = {"llvmlite", "numba", "triton"}
@@ -34,6 +34,8 @@ INTERNALS = {
     ("bench", "engine"): {"engine.audit", "engine.huggingface", "engine.linear", "engine.step", "engine.attention"},
 }
 """What a bench takes from below the package root: it measures parts that nobody else may touch."""
+ELSEWHERE = ROOT / "bench" / "llama_runner.py"
+"""A program for another environment, which has llama.cpp and nothing of ours."""
 VAGUE = {"utils", "util", "common", "helpers", "helper", "core", "manager", "managers", "misc"}
 
 
@@ -92,6 +94,12 @@ def test_every_folder_has_a_rule() -> None:
 def test_a_folder_imports_what_it_may(folder: str) -> None:
     allowed = STANDARD | ALLOWED[folder] | {folder}
     none([found for found in imports_of(folder) if found.top not in allowed])
+
+
+def test_only_the_program_for_it_imports_what_another_environment_has() -> None:
+    everywhere = [found for folder in OURS for found in imports_of(folder)]
+    none([found for found in everywhere if found.top in {"llama_cpp", "gguf"} and found.file != ELSEWHERE])
+    none([found for found in imports(ELSEWHERE) if found.top not in STANDARD | {"llama_cpp", "gguf", "numpy"}])
 
 
 @pytest.mark.parametrize("folder", ["cache", "engine", "training", "bench", "clients"])
