@@ -143,13 +143,16 @@ def backpressure(options: argparse.Namespace) -> Result:
 async def _backpressure(
     server: ServerProcess, options: argparse.Namespace, room: int
 ) -> tuple[list[Stream], list[Stream], list[Stream]]:
-    bodies = [completion(text(200, seed), options.tokens) for seed in range(room)]
-    held = [Connection(server.port) for _ in bodies]
-    filling = [
-        asyncio.ensure_future(each.stream("/v1/completions", body)) for each, body in zip(held, bodies, strict=True)
-    ]
+    held = [Connection(server.port) for _ in range(room)]
+    filling = []
+    for number, each in enumerate(held):  # one by one: the queue must not be full before those that run have left it
+        body = completion(text(200, number), options.tokens)
+        filling.append(asyncio.ensure_future(each.stream("/v1/completions", body)))
+        running = min(number + 1, options.running)
+        while (await asyncio.to_thread(server.metrics))["cairn_num_requests_running"] < running:
+            await asyncio.sleep(0.01)
     while (await asyncio.to_thread(server.held)).requests < room:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
     body, single = completion(text(200, -1), options.tokens), []
     connection = Connection(server.port)
     for _ in range(options.requests):

@@ -147,7 +147,9 @@ def exported(package: str) -> set[str]:
 # -- plain parts ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["scheduler", "sequence", "step", "requests", "tally", "admission", "errors", "stats"])
+@pytest.mark.parametrize(
+    "name", ["scheduler", "pacing", "sequence", "step", "requests", "tally", "admission", "errors", "stats"]
+)
 def test_bookkeeping_is_plain_python(name: str) -> None:
     none(
         [found for found in imports(ROOT / "engine" / f"{name}.py") if found.top in {"torch", "numpy", "transformers"}]
