@@ -72,11 +72,12 @@ class FusedAttention(ReferenceAttention):
             output[start : start + piece] = attended.transpose(0, 1).flatten(1, 2)
 
     def _serves(self, layer: int, span: Span, scoring: Scoring) -> bool:
-        """Whether a span asks for nothing that kernels do not know, and reads little."""
+        """Whether a span asks for nothing that kernels do not know, and reads what a tier can locate at once."""
         if span.tally is not None or span.top_p is not None or scoring.softcap is not None:
             return False
-        recent, shared, _ = self._reach(layer, span, span.session.layout.blocks(span.end) - 1)
-        return recent + shared <= MOST_READ
+        recent, shared, fetch = self._reach(layer, span, span.session.layout.blocks(span.end) - 1)
+        located = self.layout.kv_heads * (recent + 1 + shared + (fetch or 0))
+        return recent + shared <= MOST_READ and located <= span.session.store.tier.window
 
     def _reach(self, layer: int, span: Span, last: int) -> tuple[int, int, int | None]:
         """Recent blocks, first blocks, and how many others a query in block `last` reads; None if it has no choice."""

@@ -103,6 +103,19 @@ def test_more_blocks_than_the_kernels_like_go_the_reference_way(
     assert len(counted) < 3 * LENGTH
 
 
+def test_what_a_tier_cannot_locate_at_once_goes_the_reference_way(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
+) -> None:
+    """A window of memory onto a disk may be smaller than what one query reads."""
+    monkeypatch.setattr(DeviceTier, "window", 8)
+    same(tiny_folder, **BLOCKS)
+    assert len(counted) < 3 * LENGTH
+    counted.clear()
+    monkeypatch.setattr(DeviceTier, "window", 20)
+    same(tiny_folder, **BLOCKS)
+    assert len(counted) == 3 * (LENGTH + DRAWN)
+
+
 def test_bf16_caches_are_read_as_they_are(tiny_folder: Path) -> None:
     """Against the reference on the same bf16 keys and values."""
     bench = Bench(tiny_folder, **BLOCKS)
