@@ -29,15 +29,15 @@ def fairness(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"threads": options.threads, "prefix_cache": "no", "decode_share": options.decode_share}
     with ServerProcess(options.model, kv_bytes="4GiB", **settings) as server:  # for all that is promised
         session = server.client.post("/v1/sessions").json()["id"]
-        return asyncio.run(_fairness(server.port, session, options))
+        return asyncio.run(_fairness(server, session, options))
 
 
-async def _fairness(port: int, session: str, options: argparse.Namespace) -> dict[str, Any]:
-    prompt = Prompt(port, session, text(options.tokens, -1))
+async def _fairness(server: ServerProcess, session: str, options: argparse.Namespace) -> dict[str, Any]:
+    prompt = Prompt(server, session, text(options.tokens, -1))
     idle, beside = list[float](), list[float]()
     while not prompt.done and sum(prompt.seconds.values()) < options.seconds:
         streams = [Stream() for _ in range(options.streams)]
-        async with _decoding(port, streams, options.context):
+        async with _decoding(server.port, streams, options.context):
             start = time.perf_counter()
             await asyncio.sleep(options.turn_seconds)
             middle = time.perf_counter()
@@ -85,8 +85,8 @@ class Prompt:
     The first request gives it whole; one that leaves keeps what it read, and the next one goes on.
     """
 
-    def __init__(self, port: int, session: str, tokens: list[int]) -> None:
-        self._port, self._session, self._rest, self._all = port, session, tokens, len(tokens)
+    def __init__(self, server: ServerProcess, session: str, tokens: list[int]) -> None:
+        self._server, self._session, self._rest, self._all = server, session, tokens, len(tokens)
         self.tokens: Counter[str] = Counter()
         self.seconds = {"beside": 0.0, "alone": 0.0}
 
@@ -100,7 +100,7 @@ class Prompt:
 
     async def read(self, way: str, seconds: float) -> tuple[float, float]:
         """Go on for so long; when the reading itself began and ended, as time.perf_counter()."""
-        told, connection = Stream(), Connection(self._port)
+        told, connection = Stream(), Connection(self._server.port)
         body = completion(self._rest or [16], 1, session_id=self._session, return_progress=True)
         self._rest = []
         reading = asyncio.ensure_future(connection.stream("/v1/completions", body, told))
@@ -111,7 +111,8 @@ class Prompt:
         self.tokens[way] += told.read[-1][1] - told.read[0][1]
         begun, ended = told.read[0][0], told.read[-1][0]
         self.seconds[way] += ended - begun
-        await asyncio.sleep(1)  # until the server has seen it
+        while (await asyncio.to_thread(self._server.client.get, f"/v1/sessions/{self._session}")).json()["busy"]:
+            await asyncio.sleep(0.05)
         return begun, ended
 
 

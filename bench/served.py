@@ -85,11 +85,12 @@ class ServerProcess:
 
     def thread_seconds(self) -> dict[int, float]:
         """CPU seconds of each thread; the event loop's is the process's first."""
-        found = {}
-        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-            fields = (task / "stat").read_text().rpartition(")")[2].split()
-            found[int(task.name)] = (int(fields[11]) + int(fields[12])) / TICK
-        return found
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        return {int(task.name): _cpu_seconds(task / "stat") for task in tasks}
+
+    def process_seconds(self) -> float:
+        """CPU seconds of all threads, of those that have ended, too."""
+        return _cpu_seconds(Path(f"/proc/{self._process.pid}/stat"))
 
     @property
     def loop_thread(self) -> int:
@@ -115,6 +116,11 @@ class ServerProcess:
                 raise RuntimeError(f"{held.requests} requests still run")
             time.sleep(0.1)
         return held
+
+
+def _cpu_seconds(stat: Path) -> float:
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 @dataclass

@@ -50,7 +50,7 @@ def startup(options: argparse.Namespace) -> Result:
         told = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
         importing.append([float(number) for number in told.stdout.split()])
         with ServerProcess(options.model, threads=options.threads) as server:
-            ready.append([server.ready_seconds, sum(server.thread_seconds().values())])
+            ready.append([server.ready_seconds, server.process_seconds()])
     medians = [statistics.median(each) for run in (importing, ready) for each in zip(*run[1:], strict=True)]
     names = ("import_seconds", "import_cpu_seconds", "ready_seconds", "ready_cpu_seconds")
     return dict(zip(names, medians, strict=True))
@@ -88,16 +88,16 @@ def http(options: argparse.Namespace) -> Result:
     settings = {"threads": 1, "max_running": options.streams, "prefix_cache": "no"}
     with ServerProcess(options.model, **settings) as server:
         asyncio.run(_streams(server.port, options.streams, 8))  # warm
-        before, cpu = server.metrics(), server.thread_seconds()
+        before, cpu, begun = server.metrics(), server.thread_seconds(), server.process_seconds()
         told = asyncio.run(_streams(server.port, options.streams, options.tokens))
-        after, then = server.metrics(), server.thread_seconds()
+        after, then, ended = server.metrics(), server.thread_seconds(), server.process_seconds()
     tokens = after["cairn_generation_tokens_total"] - before["cairn_generation_tokens_total"]
     spent = {thread: then[thread] - cpu.get(thread, 0.0) for thread in then}
     loop = spent.pop(server.loop_thread)
     engine = max(spent.values())
     assert all(stream.ended and stream.error is None for stream in told)
     return {
-        "ms_per_token": 1000 * (loop + sum(spent.values()) - engine) / tokens,
+        "ms_per_token": 1000 * (ended - begun - engine) / tokens,
         "loop_ms_per_token": 1000 * loop / tokens,
         "engine_ms_per_token": 1000 * engine / tokens,
         "streams": options.streams,

@@ -7,6 +7,7 @@ it found what it did not mend.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import re
 import sys
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cairn: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    gc.disable()  # until the model is loaded: nearly all of what is made now is kept, and looking at it takes a second
     from server.serving import serve  # torch and transformers: seconds
 
     return serve(settings)

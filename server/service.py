@@ -5,6 +5,7 @@ Owns the loaded parts and the count of running requests. Knows no HTTP.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -80,6 +81,9 @@ class Service:
             self.state, self.failure = State.FAILED, str(error) or type(error).__name__
             log.debug("cannot serve %s", self.settings.model, exc_info=error)
             return
+        finally:
+            gc.freeze()  # code and model stay: no later collection needs to look at them
+            gc.enable()
         if self.state is State.LOADING:
             self.state = State.READY
             log.info("serving %s, loaded in %.1f s", self.settings.model_name, time.monotonic() - begin)

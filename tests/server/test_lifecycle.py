@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from server.app import create_app
+from server.service import Service, State
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +71,23 @@ def test_a_model_without_rotary_positions_is_refused(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith(f"cairn: cannot serve {tmp_path}")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("model", ["tiny", "missing"])
+def test_garbage_is_collected_once_the_model_is_loaded(model: str, tiny_folder: Path) -> None:
+    """The command line turns it off for the start."""
+    service = Service(
+        Settings(model=str(tiny_folder if model == "tiny" else tiny_folder / "missing"), kv_bytes=1 << 20)
+    )
+    gc.disable()
+    try:
+        service.start()
+        service._thread.join(60)
+        assert service.state is (State.READY if model == "tiny" else State.FAILED)
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+        service.stop()
 
 
 def test_sigterm_lets_running_requests_end(start: Start, tiny_folder: Path) -> None:
