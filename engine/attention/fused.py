@@ -29,8 +29,6 @@ RULES = ("trained", "moments")
 LANES = 16
 MOST_READ = 128
 """Blocks that a query reads beside the fetched ones; for more of them matrix products are faster."""
-CACHED = 1 << 20
-"""Bytes of a head's scores up to which all heads are scored before the first one chooses."""
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
 FAR = 1 << 40
@@ -141,18 +139,16 @@ class FusedAttention(ReferenceAttention):
         scores = products.numpy().reshape(len(products), heads, queries, groups, count)
         chosen = np.empty((heads, queries, fetch), np.int64)
         reach, log_size = expected_largest(self.layout.block_size), float(np.log(self.layout.block_size))
-        apart = 1 if products[:, 0].nbytes > CACHED else heads
 
         def work(some: slice) -> None:
-            for first in range(some.start, some.stop, apart):
-                last = min(first + apart, some.stop)
-                index.fill(looking, products, slice(first, last))
-                if settings.landmarks == "moments":
-                    self._kernels.judge_moments(scores, reach, log_size, first, last)
-                self._kernels.choose(scores[-1], sinks, ends, chosen, first, last)
-                if settings.estimate_rest:
-                    self._kernels.weigh_rest(scores[0], sinks, ends, chosen, weight, first, last)
-                    index.add_values(products[0], far, turned, rest.flatten(1, 2), slice(first, last))
+            first, last = some.start, some.stop
+            index.fill(looking, products, some)
+            if settings.landmarks == "moments":
+                self._kernels.judge_moments(scores, reach, log_size, first, last)
+            self._kernels.choose(scores[-1], sinks, ends, chosen, first, last)
+            if settings.estimate_rest:
+                self._kernels.weigh_rest(scores[0], sinks, ends, chosen, weight, first, last)
+                index.add_values(products[0], far, turned, rest.flatten(1, 2), some)
 
         over_heads(work, heads, products[:, 0].numel())
         return chosen
