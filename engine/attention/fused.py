@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import CacheLayout, expected_largest, over_heads
+from cache import BlockIndex, CacheLayout, expected_largest, kernels, over_heads
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.exact import Read
@@ -24,8 +24,6 @@ from engine.attention.rows import Rows
 from engine.rotation import Rotation
 from engine.step import Span, Step
 
-RULES = ("trained", "moments")
-"""Rules whose scores kernels make of their products."""
 LANES = 16
 MOST_READ = 128
 """Blocks that a query reads beside the fetched ones; for more of them matrix products are faster."""
@@ -43,9 +41,9 @@ class FusedAttention(ReferenceAttention):
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         assert self.serves(layout, settings), "it would read something else"
         super().__init__(layers, layout, settings)
-        from engine.attention import kernels  # loads Numba, which a server with another cache does not need
+        from engine.attention import attend_kernels  # loads Numba, which a server with another cache does not need
 
-        self._kernels = kernels
+        self._kernels, self._recall = attend_kernels, kernels("recall")
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = torch.empty(0)
         self._warm_up()
@@ -53,7 +51,9 @@ class FusedAttention(ReferenceAttention):
     @staticmethod
     def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:
         """Whether the kernels know such a cache and such settings."""
-        known = settings.landmarks in RULES and settings.landmarks_per_block == 1 and not settings.outlier_blocks
+        known = settings.landmarks == "moments" and settings.landmark_dtype == "int4"
+        known = known or (settings.gated and not settings.estimate_rest)
+        known = known and settings.landmarks_per_block == 1 and not settings.outlier_blocks
         return known and layout.dtype in (torch.float32, torch.bfloat16) and layout.head_dim % LANES == 0
 
     def _attend(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> None:
@@ -132,35 +132,52 @@ class FusedAttention(ReferenceAttention):
             return np.tile(np.where(latest >= sinks, latest, -1), (heads, 1, 1))
         index = rows.session.indexes[layer]
         assert index is not None
-        queries, groups, count = len(ends), rows.queries.shape[2], max(0, int(ends[-1]))
-        far = rows.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
-        looking = settings.rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, W)
-        products, turned = self._working_memory(len(index.shape.widths), queries * groups, count)
-        scores = products.numpy().reshape(len(products), heads, queries, groups, count)
-        chosen = np.empty((heads, queries, fetch), np.int64)
-        reach, log_size = expected_largest(self.layout.block_size), float(np.log(self.layout.block_size))
-
-        def work(some: slice) -> None:
-            first, last = some.start, some.stop
-            index.fill(looking, products, some)
-            if settings.landmarks == "moments":
-                self._kernels.judge_moments(scores, reach, log_size, first, last)
-            self._kernels.choose(scores[-1], sinks, ends, chosen, first, last)
-            if settings.estimate_rest:
-                self._kernels.weigh_rest(scores[0], sinks, ends, chosen, weight, first, last)
-                index.add_values(products[0], far, turned, rest.flatten(1, 2), some)
-
-        over_heads(work, heads, products[:, 0].numel())
+        chosen = np.empty((heads, len(ends), fetch), np.int64)
+        count = max(0, int(ends[-1]))
+        padded = -(-count // LANES) * LANES + 4 * LANES
+        if settings.gated:
+            self._choose_trained(index, rows, sinks, ends, chosen, count, padded)
+        else:
+            self._recall_moments(index, rows, sinks, ends, chosen, padded, weight, rest)
         return chosen
 
-    def _working_memory(self, parts: int, queries: int, count: int) -> tuple[Tensor, Tensor]:
-        """Room for products (parts, H, queries, count) and once more (H, queries, count), used again and again."""
-        shape = (parts + 1, self.layout.kv_heads, queries, count)
+    def _choose_trained(
+        self, index: BlockIndex, rows: Rows, sinks: int, ends: Numbers, chosen: Numbers, count: int, padded: int
+    ) -> None:
+        """The `count` first blocks are scored by products with their landmark; see `choose` in the kernels."""
+        looking = self.settings.rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, W)
+        scores = self._working_memory(len(looking), looking.shape[1], padded)
+        room = np.empty((len(looking), 2, padded), np.float32)
+
+        def work(some: slice) -> None:
+            index.fill(looking, scores[None, ..., :count], some)
+            self._recall.choose(scores.numpy(), sinks, ends, chosen, room, some.start, some.stop)
+
+        over_heads(work, len(looking), scores[0].numel())
+
+    def _recall_moments(
+        self, index: BlockIndex, rows: Rows, sinks: int, ends: Numbers, chosen: Numbers, padded: int, weight: Floats,
+        rest: Tensor,
+    ) -> None:  # fmt: skip
+        """Choose by mean and variance of a block's keys, and estimate the rest; see `recall_moments`."""
+        settings, size = self.settings, self.layout.block_size
+        far = rows.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
+        room = self._working_memory(len(far), 4, far.shape[1], padded)
+        how = (expected_largest(size), float(np.log(size)), settings.estimate_rest, settings.rest_slopes)
+        arrays = (room.numpy(), chosen, weight, rest.flatten(1, 2).numpy())
+        queries, table = far.numpy(), index.table
+
+        def work(some: slice) -> None:
+            self._recall.recall_moments(queries, table, sinks, ends, *how, *arrays, some.start, some.stop)
+
+        over_heads(work, len(far), room[0].numel())
+
+    def _working_memory(self, *shape: int) -> Tensor:
+        """Room that is used again and again."""
         needed = int(np.prod(shape))
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(2 * needed)
-        room = self._scratch[:needed].view(shape)
-        return room[:-1], room[-1]
+        return self._scratch[:needed].view(shape)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -201,11 +218,13 @@ class FusedAttention(ReferenceAttention):
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
         size, dim = self.layout.block_size, self.layout.head_dim
         query, weight = np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, 1, 1), np.float32)
-        products, blocks = np.zeros((2, 1, 1, 1, 1), np.float32), np.zeros((1, 1, 1), np.int64)
+        room, blocks = np.zeros((1, 4, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
         ends, turns = np.zeros(1, np.int64), np.zeros((1, 2, 1), np.float32)
-        self._kernels.judge_moments(products, 1.0, 1.0, 0, 1)
-        self._kernels.choose(products[0], 0, ends, blocks, 0, 1)
-        self._kernels.weigh_rest(products[0], 0, ends, blocks, weight, 0, 1)
+        if self.settings.gated:
+            self._recall.choose(room[:, 0], 0, ends, blocks, room[:, :2, 0], 0, 1)
+        else:
+            table, how = np.zeros((0, 12), np.int64), (1.0, 1.0, True, True)
+            self._recall.recall_moments(query[0], table, 0, ends, *how, room, blocks, weight, query[0].copy(), 0, 1)
         pool = bits(torch.zeros(1, size, dim, dtype=self.layout.dtype))
         arrays = (query, query, pool, pool, size, blocks, blocks, turns, turns.swapaxes(0, 1).copy())
         self._kernels.attend(*arrays, 1, 1, False, False, ends, 0, 1, weight, query, 0, 1)

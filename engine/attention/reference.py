@@ -46,7 +46,7 @@ class ReferenceAttention:
         self.settings = settings
         self._audit = ExactAudit(layers, layout, settings)
         if settings.landmark_dtype == "int4":
-            kernels().warm_up()
+            kernels("four_bit").warm_up()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None

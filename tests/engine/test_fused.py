@@ -17,13 +17,14 @@ from engine.rotation import Rotation
 from tests.models import FULL, SLIDING, Bench, random_tokens, save_model
 
 LENGTH, DRAWN = 150, 24
-BLOCKS: dict[str, Any] = {"block_size": 8, "recent_blocks": 2, "sink_blocks": 1, "landmarks": "moments"}
+BLOCKS: dict[str, Any] = {
+    "block_size": 8, "recent_blocks": 2, "sink_blocks": 1, "landmarks": "moments", "landmark_dtype": "int4",
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "absolute": {"positions": "absolute"},
     "bounded": {"positions": "bounded"},
     "the rest": {"positions": "absolute", "estimate_rest": True},
     "the rest without slopes": {"positions": "bounded", "estimate_rest": True, "rest_slopes": False},
-    "four bits": {"positions": "bounded", "estimate_rest": True, "landmark_dtype": "int4"},
     "no sinks": {"positions": "bounded", "sink_blocks": 0},
     "a dense layer": {"positions": "absolute", "dense_layers": 1},
 }  # fmt: skip
