@@ -175,48 +175,65 @@ def add_up_part(table: Integers, part: int, head: int, weights: Floats, sums: Fl
 
 
 @compiled
+def recall_head(
+    queries: Floats, table: Integers, head: int, sinks: int, ends: Integers, reach: float, log_size: float,
+    estimates: bool, slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats,
+) -> None:  # fmt: skip
+    """What one head of a session fetches and estimates; see `recall_moments`. Arrays are without heads in front."""
+    count, rows = max(0, ends[-1]), len(queries)
+    numbers, steps = np.empty(queries.shape, np.int16), np.empty(rows, np.float32)
+    means, variances, turned, spare = room[0, :rows], room[1, :rows], room[2, :rows], room[3, :rows]
+    round_queries(queries * queries, numbers, steps)
+    multiply_part(table, VARIANCE, head, numbers, steps, variances, count)
+    round_queries(queries, numbers, steps)
+    multiply_part(table, MEAN, head, numbers, steps, means, count)
+    judge_moments(means, variances, count, reach, log_size)
+    choose_head(variances, sinks, ends, blocks, spare[0], turned[0])
+    if estimates:
+        weigh_head(means, sinks, ends, blocks, weight)
+        add_up_part(table, VALUES, head, means, rest, count)
+        if slopes:
+            multiply_part(table, SLOPE_KEYS, head, numbers, steps, turned, count)
+            for query in range(rows):
+                for n in range(count):
+                    turned[query, n] *= means[query, n]
+                turned[query, count:] = 0.0
+            add_up_part(table, SLOPE_VALUES, head, turned, rest, count)
+
+
+@compiled
 def recall_moments(
-    queries: Floats, table: Integers, sinks: int, ends: Integers, reach: float, log_size: float, estimates: bool,
-    slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats, first: int, last: int,
+    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, sinks: int, ends: Integers,
+    reach: float, log_size: float, estimates: bool, slopes: bool, room: Floats, blocks: Integers, weight: Floats,
+    rest: Floats, first: int, last: int,
 ) -> None:  # fmt: skip
     """What heads first, …, last - 1 fetch, and what they estimate of the rest; see `cache.landmarks.moments`.
 
     Args:
-        queries: as far blocks see them (H, T * G, D); D is a multiple of 16
-        table: of an index in 4 bits, as `BlockIndex.table`
+        queries: as far blocks see them (H, T * G, D), one session's after the other's; D is a multiple of 16
+        borders: queries borders[i], …, borders[i + 1] - 1 are those of session i (sessions + 1,)
+        tables: of the sessions' indexes in 4 bits, one after the other, as `BlockIndex.table`
+        table_borders: which rows of them are whose (sessions + 1,)
         sinks, ends: as in `choose_head`
         reach, log_size: the largest of a block's keys is expected so many deviations above their mean; log of a block's
             positions
         estimates: whether to estimate what is not read
         slopes: whether mean values turn with the query
-        room: (H, 4, T * G, R), of which only that of head `first` is used
+        room: (H, 4, most queries of a session * G, R), of which only that of head `first` is used
         blocks: (H, T, K), filled
         weight: the logarithm of the mass of what is estimated (H, T, G), filled
         rest: (H, T * G, D): estimated values are added
     """
-    count, dim = max(0, ends[-1]), queries.shape[2]
-    numbers, squares = np.empty((queries.shape[1], dim), np.int16), np.empty((queries.shape[1], dim), np.int16)
-    steps, square_steps = np.empty(queries.shape[1], np.float32), np.empty(queries.shape[1], np.float32)
-    means, variances, turned, spare = room[first, 0], room[first, 1], room[first, 2], room[first, 3]
-    whole, weights = spare[0], turned[0]
-    for head in range(first, last):
-        mine = queries[head]
-        round_queries(mine, numbers, steps)
-        round_queries(mine * mine, squares, square_steps)
-        multiply_part(table, MEAN, head, numbers, steps, means, count)
-        multiply_part(table, VARIANCE, head, squares, square_steps, variances, count)
-        judge_moments(means, variances, count, reach, log_size)
-        choose_head(variances, sinks, ends, blocks[head], whole, weights)
-        if estimates:
-            weigh_head(means, sinks, ends, blocks[head], weight[head])
-            add_up_part(table, VALUES, head, means, rest[head], count)
-            if slopes:
-                multiply_part(table, SLOPE_KEYS, head, numbers, steps, turned, count)
-                for query in range(len(mine)):
-                    for n in range(count):
-                        turned[query, n] *= means[query, n]
-                    turned[query, count:] = 0.0
-                add_up_part(table, SLOPE_VALUES, head, turned, rest[head], count)
+    groups = weight.shape[2]
+    for i in range(len(borders) - 1):
+        begin, end = borders[i], borders[i + 1]
+        table = tables[table_borders[i] : table_borders[i + 1]]
+        for head in range(first, last):
+            recall_head(
+                queries[head, begin * groups : end * groups], table, head, sinks, ends[begin:end], reach, log_size,
+                estimates, slopes, room[first], blocks[head, begin:end], weight[head, begin:end],
+                rest[head, begin * groups : end * groups],
+            )  # fmt: skip
 
 
 @compiled
