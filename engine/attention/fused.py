@@ -125,7 +125,7 @@ class FusedAttention(ReferenceAttention):
             queries, k, v = rows[0][:, places], rows[1][places], rows[2][places]
             self._store_together(layer, spans, k, v, positions)
             attended = self._read(layer, self._batch(layer, spans, queries, positions), reach, scoring, step)
-            output[places] = attended.transpose(0, 1).flatten(1, 2)
+            output[places] = attended.transpose(0, 1).flatten(1, 2).to(output.dtype)
 
     def _store_together(self, layer: int, spans: tuple[Span, ...], k: Tensor, v: Tensor, positions: Tensor) -> None:
         """Write a key and a value of each span (spans, kv_heads, head_dim), and index the blocks that they fill."""
