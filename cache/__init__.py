@@ -2,9 +2,9 @@
 
 from cache.archive import Archive
 from cache.check import Checked, check
-from cache.compiling import compiled
+from cache.compiling import compiled, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
-from cache.four_bits import ByChannel, ByRow, kernels
+from cache.four_bits import ByChannel, ByRow
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
