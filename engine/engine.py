@@ -6,12 +6,13 @@ for a session never waits for a step.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -131,6 +132,12 @@ class Engine:
         """Raises SessionNotFound."""
         with self._changed:
             return self._info(self._session(session_id, tenant))
+
+    @contextlib.contextmanager
+    def holding(self, session_id: str, tenant: str) -> Iterator[SessionInfo]:
+        """A session that nobody changes inside but who holds it; for short work. Raises SessionNotFound."""
+        with self._changed:
+            yield self._info(self._session(session_id, tenant))
 
     def list_sessions(self, tenant: str) -> list[SessionInfo]:
         """The tenant's sessions, oldest first."""

@@ -11,10 +11,12 @@ import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from engine import EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
+from server.idempotency import Idempotency
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
@@ -37,6 +39,7 @@ class Model:
     tokenizer: TextTokenizer
     conversations: Conversations
     description: ModelDescription
+    idempotency: Idempotency
 
 
 class Service:
@@ -72,6 +75,7 @@ class Service:
         self.drain()
         if self._loaded is not None:
             self._loaded.engine.stop()
+            self._loaded.idempotency.close()
 
     def _load(self) -> None:
         begin = time.monotonic()
@@ -100,4 +104,10 @@ class Service:
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        return Model(wrapped, tokenizer, conversations, description)
+        return Model(wrapped, tokenizer, conversations, description, Idempotency(self._folder))
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where the server keeps what is to outlive it; the engine has made it, and has it for itself."""
+        path = self.settings.disk_kv_path
+        return None if path is None else Path(path)
