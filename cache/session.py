@@ -17,6 +17,7 @@ from torch import Tensor
 from cache.index import BlockIndex, IndexShape
 from cache.layout import Bytes, CacheLayout
 from cache.store import BlockStore
+from cache.turns import Turns
 
 
 class Session:
@@ -45,7 +46,7 @@ class Session:
         self.tenant = ""
         self.pinned = False  # never dropped to make room
         self.ttl: float | None = None  # seconds without use after which it is deleted
-        self.stored: int | None = None  # tokens that the catalogue has; None if it does not know the session
+        self.turns = Turns()
         self.parked = False  # its indexes are not in memory
         # As long as the tier could ever need; the operating system backs only the part that is written.
         self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
@@ -67,6 +68,23 @@ class Session:
     def append(self, tokens: Sequence[int]) -> None:
         """Add text tokens; their keys and values are computed later."""
         self.tokens.extend(tokens)
+        self.used = time.time()
+
+    def begin_turn(self, tokens: Sequence[int]) -> None:
+        """Add what a request gives; what is added until the next one begins is its answer."""
+        start = len(self.tokens)
+        self.turns.begin(start, start + len(tokens), self.blocks_per_head)
+        self.append(tokens)
+
+    def cut(self, text: int) -> None:
+        """Forget all but the first `text` tokens, as if there had never been more; the open block is computed again."""
+        if text < len(self.tokens):
+            self.rewind(text // self.layout.text_per_block)
+            if (turn := self.turns.at(text)) is not None:
+                self.blocks_per_head = turn.blocks_per_head
+            self.audited = []
+            self.turns.cut(text)
+            del self.tokens[text:]
         self.used = time.time()
 
     def reserve(self, text: int) -> None:
@@ -180,6 +198,7 @@ class Session:
         fork.parent, fork.tenant, fork.ttl = self.id, self.tenant, self.ttl
         if sealed is None:  # who shares no more than a prefix reads as if it had computed it
             fork.blocks_per_head, fork.audited = self.blocks_per_head, self.audited[:]
+            fork.turns = self.turns.copy()
         self.store.share(fork.blocks)
         return fork
 

@@ -11,7 +11,7 @@ from engine.attention import (
     RetrievalSettings,
 )
 from engine.config import EngineConfig
-from engine.description import ModelDescription, SessionInfo
+from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
     EmptyPrompt,
@@ -90,6 +90,7 @@ __all__ = [
     "TierStats",
     "Timing",
     "Token",
+    "TurnInfo",
     "Usage",
     "check",
     "choose_attention",

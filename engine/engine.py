@@ -1,18 +1,17 @@
 """`Engine`: takes generations, runs steps on a thread of its own, delivers events.
 
-Owns who runs, who waits, and the sessions. One lock guards them; a forward pass runs outside it, so asking
-for a session never waits for a step.
+Owns who runs and who waits. Sessions are its `Memory`'s, under whose lock everything changes; a forward pass runs
+outside it, so asking for a session never waits for a step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,9 +20,9 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
-from engine.description import SessionInfo
-from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
+from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
+from engine.memory import Memory
 from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
@@ -37,7 +36,7 @@ IDLE_SECONDS = 1.0
 """How often an idle engine looks whether a session's time is over."""
 
 
-class Engine:
+class Engine(Memory):
     """See the module.
 
     Args:
@@ -50,8 +49,8 @@ class Engine:
         self, model: LoadedModel, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None
     ) -> None:
         settings, layout = config.retrieval(model), config.layout(model)
+        super().__init__(open_registry(model, settings, config), config.session_ttl)
         self._config, self._observe = config, observe
-        self._registry = open_registry(model, settings, config)
         self._store = self._registry.store
         self.description = describe(model, settings, config, self._store)
         self._admission = Admission(self.description, self._registry, config.max_running, config.tenant_tokens)
@@ -63,8 +62,7 @@ class Engine:
         self._waiting: deque[Waiting] = deque()
         self._running: dict[Sequence, Sampler] = {}
         self._cancelled: set[Sequence] = set()
-        self._changed = threading.Condition()  # its lock guards everything that changes
-        self._accepting, self._stopping = True, False
+        self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------
@@ -112,78 +110,11 @@ class Engine:
             self._cancelled.update(s for s in mine if index in (None, s.index))
             self._changed.notify_all()
 
-    def create_session(self, tenant: str, *, pinned: bool = False, ttl: float | None = None) -> SessionInfo:
-        """A new, empty session; `pinned` and `ttl` as SessionRegistry.create takes them."""
-        with self._changed:
-            self._check_accepting()
-            ttl = self._config.session_ttl if ttl is None else ttl
-            return self._info(self._registry.create(tenant, pinned=pinned, ttl=ttl))
-
-    def change_session(
-        self, session_id: str, tenant: str, *, pinned: bool | None = None, ttl: float | None = None
-    ) -> SessionInfo:
-        """Set what is not None; a ttl of 0 means none. Raises SessionNotFound."""
-        with self._changed:
-            session = self._session(session_id, tenant)
-            self._registry.change(session, pinned=pinned, ttl=ttl)
-            return self._info(session)
-
-    def get_session(self, session_id: str, tenant: str) -> SessionInfo:
-        """Raises SessionNotFound."""
-        with self._changed:
-            return self._info(self._session(session_id, tenant))
-
-    @contextlib.contextmanager
-    def holding(self, session_id: str, tenant: str) -> Iterator[SessionInfo]:
-        """A session that nobody changes inside but who holds it; for short work. Raises SessionNotFound."""
-        with self._changed:
-            yield self._info(self._session(session_id, tenant))
-
-    def list_sessions(self, tenant: str) -> list[SessionInfo]:
-        """The tenant's sessions, oldest first."""
-        with self._changed:
-            return [self._info(session) for session in self._registry.named(tenant)]
-
-    def session_tokens(self, session_id: str, tenant: str) -> list[int]:
-        """All text tokens; raises SessionNotFound."""
-        with self._changed:
-            return self._session(session_id, tenant).tokens.tolist()
-
-    def fork_session(self, session_id: str, tenant: str) -> SessionInfo:
-        """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
-        with self._changed:
-            self._check_accepting()
-            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
-
-    def delete_session(self, session_id: str, tenant: str) -> None:
-        """Raises SessionNotFound, SessionBusy."""
-        with self._changed:
-            self._registry.delete(self._idle_session(session_id, tenant))
-
     def stats(self) -> EngineStats:
         """The engine now."""
         with self._changed:
             running = {sequence.generation.id for sequence in self._running}
             return snapshot(self._registry, len(running), len(self._waiting))
-
-    def _check_accepting(self) -> None:
-        if not self._accepting:
-            raise EngineStopped("the engine is shutting down and takes no requests")
-
-    def _session(self, session_id: str, tenant: str) -> Session:
-        session = self._registry.get(session_id, tenant)
-        if session is None:
-            raise SessionNotFound(f"there is no session {session_id!r}")
-        return session
-
-    def _idle_session(self, session_id: str, tenant: str) -> Session:
-        session = self._session(session_id, tenant)
-        if session_id in self._registry.busy:
-            raise SessionBusy(f"another request is running in session {session_id!r}; wait for its end")
-        return session
-
-    def _info(self, session: Session) -> SessionInfo:
-        return SessionInfo.of(session, busy=session.id in self._registry.busy)
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
