@@ -16,6 +16,8 @@ from pathlib import Path
 from engine import EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
+from server.documents.base import Limits
+from server.documents.extraction import Extractor
 from server.idempotency import Idempotency
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
@@ -48,6 +50,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.documents = Extractor(_limits(settings))
         self.state = State.LOADING
         self.failure: str | None = None
         self.created = int(time.time())
@@ -111,3 +114,14 @@ class Service:
         """Where the server keeps what is to outlive it; the engine has made it, and has it for itself."""
         path = self.settings.disk_kv_path
         return None if path is None else Path(path)
+
+
+def _limits(settings: Settings) -> Limits:
+    """What a file may cost; its text may be as long as one that is appended."""
+    return Limits(
+        file_bytes=settings.max_document_bytes,
+        text_bytes=settings.max_body_bytes,
+        pages=settings.max_document_pages,
+        seconds=settings.document_seconds,
+        memory_bytes=settings.document_memory_bytes,
+    )
