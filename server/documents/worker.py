@@ -29,7 +29,7 @@ def main() -> None:
     logging.disable()
     reader: Reader = importlib.import_module(f"server.documents.{READERS[options['kind']]}").read
     sys.addaudithook(forbid)
-    told, text = read(reader, options["charset"], limits)
+    told, text = read(reader, sys.stdin.buffer.read(), options["charset"], limits)
     sys.stdout.buffer.write(json.dumps(told).encode() + b"\n" + text)
 
 
@@ -54,11 +54,10 @@ def forbid(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(f"{event} is not for readers")
 
 
-def read(reader: Reader, charset: str | None, limits: Limits) -> tuple[dict[str, Any], bytes]:
-    """What to tell, and the text."""
+def read(reader: Reader, data: bytes, charset: str | None, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    """What to tell, and the text; whatever the reader does, there is an answer."""
     try:
-        extracted = reader(sys.stdin.buffer.read(), charset, limits)
-        return checked(extracted, limits)
+        return checked(reader(data, charset, limits), limits)
     except Unreadable as error:
         return {"code": error.code, "message": str(error)}, b""
     except MemoryError:
