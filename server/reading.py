@@ -6,7 +6,7 @@ Owns what clients see of a session. Knows no route, and not where the text comes
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -43,7 +43,7 @@ class Reading:
         service: Service,
         generation: Generation,
         if_match: Precondition,
-        more: Callable[[int, int], Json] | None = None,
+        more: Callable[[int, int], Awaitable[Json]] | None = None,
     ) -> None:
         self._service, self._generation, self._if_match, self._more = service, generation, if_match, more
         self._session, self._tenant = str(generation.session_id), generation.tenant
@@ -89,7 +89,7 @@ class Reading:
         info = await self._service.model.engine.call(Engine.get_session, self._session, self._tenant)
         appended, end = len(self._generation.tokens), ended.finished.usage.prompt_tokens
         told = {"appended_tokens": appended, "usage": usage_body([ended]), "timings": timings_body([ended])}
-        more = self._more(end - appended, end) if self._more else {}
+        more = await self._more(end - appended, end) if self._more else {}
         return info, session_body(info) | told | more
 
 

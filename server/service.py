@@ -19,6 +19,7 @@ from server.chat import Conversations
 from server.documents.base import Limits
 from server.documents.extraction import Extractor
 from server.idempotency import Idempotency
+from server.library import Library
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
@@ -42,6 +43,7 @@ class Model:
     conversations: Conversations
     description: ModelDescription
     idempotency: Idempotency
+    library: Library
 
 
 class Service:
@@ -79,6 +81,7 @@ class Service:
         if self._loaded is not None:
             self._loaded.engine.stop()
             self._loaded.idempotency.close()
+            self._loaded.library.close()
 
     def _load(self) -> None:
         begin = time.monotonic()
@@ -107,7 +110,8 @@ class Service:
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        return Model(wrapped, tokenizer, conversations, description, Idempotency(self._folder))
+        kept = Idempotency(self._folder), Library(self._folder)
+        return Model(wrapped, tokenizer, conversations, description, *kept)
 
     @property
     def _folder(self) -> Path | None:

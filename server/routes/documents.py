@@ -17,8 +17,10 @@ from server.documents.base import Extracted, Unreadable
 from server.documents.extraction import Extractor
 from server.documents.kinds import charset_of, kind_of
 from server.errors import ApiError
+from server.library import Shelved, digest_of
 from server.reading import Reading, reading_of
 from server.responding import while_connected
+from server.service import Service
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 STATUS = {"document_too_large": 413, "unsupported_media_type": 415}
@@ -63,7 +65,8 @@ async def add_document(
     info = await engine.call(Engine.get_session, session_id, tenant)
     tokens = await asyncio.to_thread(tokenizer.encode, extracted.text, begin=info.tokens == 0)
 
-    def told(start: int, end: int) -> dict[str, Any]:
+    async def told(start: int, end: int) -> dict[str, Any]:
+        await _remember(service, tenant, session_id, Shelved(start, end, sent.name, extracted.pages, digest_of(tokens)))
         return {"document": _document_body(sent.name, kind, extracted, start, end)}
 
     reading = Reading(service, reading_of(tokens, session_id, tenant), if_match, told)
@@ -100,6 +103,11 @@ async def _extracted(extractor: Extractor, sent: Sent) -> tuple[str, Extracted]:
         return kind, await extractor.extract(sent.data, kind, charset_of(sent.content_type))
     except Unreadable as error:
         raise ApiError(STATUS.get(error.code, 422), f"file: {error}", "file", error.code) from error
+
+
+async def _remember(service: Service, tenant: str, session_id: str, document: Shelved) -> None:
+    living = [info.id for info in await service.model.engine.call(Engine.list_sessions, tenant)]
+    await asyncio.to_thread(service.model.library.add, tenant, session_id, document, living)
 
 
 def _document_body(name: str, kind: str, extracted: Extracted, start: int, end: int) -> dict[str, Any]:

@@ -97,7 +97,9 @@ async def fork_session(
     """A new session with the same past, which is shared and not copied."""
 
     async def forked() -> JSONResponse:
-        return answer(await service.model.engine.call(Engine.fork_session, session_id, tenant), 201)
+        info = await service.model.engine.call(Engine.fork_session, session_id, tenant)
+        await asyncio.to_thread(service.model.library.fork, tenant, session_id, info.id)
+        return answer(info, 201)
 
     return await service.model.idempotency.once(tenant, key, fingerprint("fork", session_id), forked)
 
