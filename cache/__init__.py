@@ -14,9 +14,11 @@ from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
+from cache.turns import MOST_TURNS, Turn, Turns
 from cache.vectors import Vectors
 
 __all__ = [
+    "MOST_TURNS",
     "RULES",
     "Archive",
     "BlockIndex",
@@ -39,6 +41,8 @@ __all__ = [
     "StoreError",
     "Summary",
     "Tier",
+    "Turn",
+    "Turns",
     "Vectors",
     "check",
     "compiled",

@@ -180,8 +180,10 @@ class Catalogue:
             self.create(record)
             self._execute(f"INSERT INTO chunks (session, start, tokens) {copied}", record.id, tokens, parent, tokens)
             self._execute("UPDATE sessions SET length = ? WHERE id = ?", tokens, record.id)
-            columns = "number, start, answer, blocks_per_head FROM turns WHERE session = ? AND start < ?"
-            self._execute(f"INSERT INTO turns SELECT ?, {columns}", record.id, parent, tokens)
+            turns = (
+                "SELECT ?, number, start, min(answer, ?), blocks_per_head FROM turns WHERE session = ? AND start < ?"
+            )
+            self._execute(f"INSERT INTO turns {turns}", record.id, tokens, parent, tokens)
 
     def append(self, session: str, start: int, tokens: Sequence[int]) -> None:
         """Add tokens [start, start + len(tokens)); ValueError unless `start` is the length of a session."""

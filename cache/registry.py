@@ -47,7 +47,7 @@ class SessionRegistry:
         self.restores: list[float] = []
         """Seconds that it took to bring sessions back, since somebody last looked."""
         self._shapes = shapes
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self._ledger = Ledger(store.archive, model)
         self._named: dict[tuple[str, str], Session] = {}
         self._kept: OrderedDict[str, Session] = OrderedDict()  # anonymous, least recently used first
@@ -70,9 +70,19 @@ class SessionRegistry:
 
     def anonymous(self, tenant: str) -> Session:
         """A new session that nobody can ask for by name."""
-        session = Session(secrets.token_hex(12), self.store, self._shapes, self._fingerprint + tenant.encode())
+        session = Session(secrets.token_hex(12), self.store, self._shapes, self.fingerprint + tenant.encode())
         session.tenant = tenant
         return session
+
+    def aside(self, session: Session) -> Session:
+        """A session with the same past that nobody can ask for by name; who asked for it closes it."""
+        self.wake(session)
+        return session.fork(secrets.token_hex(12))
+
+    def add(self, session: Session) -> None:
+        """Give an anonymous session that was put together elsewhere a name."""
+        self._name(session)
+        self.rest(session)
 
     def get(self, session_id: str, tenant: str) -> Session | None:
         """The tenant's session of this id."""
@@ -294,6 +304,10 @@ class SessionRegistry:
         self._rewind(idle, 0)
         self.evictions["room"] += 1
         return True
+
+    def make_room(self) -> bool:
+        """Make room for a block; with a block free, it is memory that is short. False if nothing can be given up."""
+        return self.spare() if self.store.free else self.evict()
 
     def spare(self) -> bool:
         """Free memory without giving up what a named session has on the disk; False if there is nothing to spare."""

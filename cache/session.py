@@ -129,11 +129,43 @@ class Session:
         return [None if shape is None else BlockIndex(heads, shape, meter) for shape in self._shapes]
 
     def _entries(self, first: int, last: int) -> Bytes:
-        """What the indexes keep of blocks first, …, last - 1: (blocks, bytes); nothing if nobody stores it."""
-        if self.store.archive is None:
-            return np.empty((last - first, 0), np.uint8)
+        """As `entries`, for who stores them; nothing if nobody does."""
+        return np.empty((last - first, 0), np.uint8) if self.store.archive is None else self.entries(first, last)
+
+    def entries(self, first: int, last: int) -> Bytes:
+        """What the indexes keep of blocks first, …, last - 1: (blocks, entry_bytes)."""
         parts = [np.empty((last - first, 0), np.uint8)]
         return np.concatenate(parts + [index.pack(first, last) for index in self.indexes if index], axis=1)
+
+    @property
+    def entry_bytes(self) -> int:
+        """What the indexes keep of a block."""
+        return sum(index.block_bytes for index in self.indexes if index)
+
+    def take_in(self, units: Bytes, entries: Bytes) -> None:
+        """Have the next blocks as another session of the same text computed them.
+
+        Args:
+            units: keys and values (blocks, layers, kv_heads, bytes), each block as Tier.units gave it
+            entries: what its indexes kept of them (blocks, entry_bytes)
+
+        Raises:
+            OutOfBlocks: it holds those that there was room for
+        """
+        for block, entry in zip(units, entries, strict=True):
+            number = len(self.blocks)
+            digest = self._hash(number)
+            slot = self.store.known(digest)
+            if slot is None:
+                slot = self.store.allocate()
+                self.store.fill(slot, block)
+                slot = self.store.seal(slot, digest, entry if self.store.archive else entry[:0])
+            self.blocks.append(slot)
+            self._table[number] = slot
+            self.hashes.append(digest)
+            self.computed = len(self.blocks) * self.layout.text_per_block
+            self._unpack(entry[None])
+        self.store.balance()
 
     def park(self) -> None:
         """Leave the indexes to the disk."""
@@ -144,13 +176,16 @@ class Session:
     def wake(self, entries: Bytes) -> None:
         """Have indexes again, from what `advance` gave of its blocks: (blocks, bytes)."""
         assert len(entries) == self.sealed, "what has no entry must be forgotten first"
+        self._unpack(entries)
+        self.parked = False
+
+    def _unpack(self, entries: Bytes) -> None:
         start = 0
         for index in self.indexes:
             if index is not None:
                 end = start + index.block_bytes
                 index.unpack(entries[:, start:end])
                 start = end
-        self.parked = False
 
     def rewind(self, sealed: int) -> None:
         """Forget what is computed beyond the first sealed blocks; the tokens stay, to be computed again."""

@@ -18,6 +18,7 @@ from engine.errors import (
     EngineError,
     EngineStopped,
     InvalidParameter,
+    InvalidSessionFile,
     ModelError,
     OutOfRoom,
     QueueFull,
@@ -28,6 +29,7 @@ from engine.errors import (
     SessionTooLong,
 )
 from engine.huggingface import LoadedModel, load_model
+from engine.memory import Export, Told
 from engine.requests import (
     AuditReport,
     Event,
@@ -57,11 +59,13 @@ __all__ = [
     "EngineStats",
     "EngineStopped",
     "Event",
+    "Export",
     "Failed",
     "Finished",
     "FusedAttention",
     "Generation",
     "InvalidParameter",
+    "InvalidSessionFile",
     "LayerGeometry",
     "LoadedModel",
     "ModelDescription",
@@ -90,6 +94,7 @@ __all__ = [
     "TierStats",
     "Timing",
     "Token",
+    "Told",
     "TurnInfo",
     "Usage",
     "check",

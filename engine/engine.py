@@ -49,18 +49,18 @@ class Engine(Memory):
         self, model: LoadedModel, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None
     ) -> None:
         settings, layout = config.retrieval(model), config.layout(model)
-        super().__init__(open_registry(model, settings, config), config.session_ttl)
+        registry = open_registry(model, settings, config)
+        self.description = describe(model, settings, config, registry.store)
+        admission = Admission(self.description, registry, config.max_running, config.tenant_tokens)
+        super().__init__(registry, admission, config.session_ttl)
         self._config, self._observe = config, observe
-        self._store = self._registry.store
-        self.description = describe(model, settings, config, self._store)
-        self._admission = Admission(self.description, self._registry, config.max_running, config.tenant_tokens)
+        self._store = registry.store
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
         self._scheduler = Scheduler(config.step_tokens, config.decode_share, defaults, landmark, layout)
         self._waiting: deque[Waiting] = deque()
-        self._running: dict[Sequence, Sampler] = {}
         self._cancelled: set[Sequence] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -153,6 +153,8 @@ class Engine(Memory):
         """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
         self._registry.expire(time.time())
         self._registry.catch_up()
+        while self._damaged:
+            self._registry.mend(self._damaged.pop(), [sequence.session for sequence in self._running])
         while self._store.landmarks.bytes > self._store.most_landmarks and self._registry.spare():
             pass
         self._store.balance()
@@ -214,9 +216,8 @@ class Engine(Memory):
         while True:
             try:
                 return span.session.reserve(span.end)
-            except OutOfBlocks:  # with a block free, it is memory that is short
-                make_room = self._registry.spare if self._store.free else self._registry.evict
-                if not make_room():
+            except OutOfBlocks:
+                if not self._registry.make_room():
                     raise
 
     def _step(self, planned: list[tuple[Sequence, Span]]) -> None:

@@ -228,6 +228,19 @@ class SessionRequest(Wire):
     ttl_seconds: Annotated[float, Field(ge=0, le=10**9)] | None = None
 
 
+class RewindRequest(Wire):
+    """Body of /v1/sessions/{id}/rewind: the turn that is forgotten first, or how many tokens stay."""
+
+    turn: Count | None = None
+    tokens: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RewindRequest:
+        if (self.turn is None) == (self.tokens is None):
+            raise ValueError("turn: give either turn or tokens")
+        return self
+
+
 class TokenizeRequest(Wire):
     """Body of /tokenize: a text or a conversation."""
 
