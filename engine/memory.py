@@ -6,6 +6,7 @@ session whose past has changed is computed when it is next asked.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class Memory:
         """Raises SessionNotFound."""
         with self._changed:
             return self._info(self._session(session_id, tenant))
+
+    @contextlib.contextmanager
+    def holding(self, session_id: str, tenant: str) -> Iterator[SessionInfo]:
+        """A session that nobody changes inside but who holds it; for short work. Raises SessionNotFound."""
+        with self._changed:
+            yield self._info(self._session(session_id, tenant))
 
     def list_sessions(self, tenant: str) -> list[SessionInfo]:
         """The tenant's sessions, oldest first."""

@@ -39,6 +39,10 @@ class Settings:
     access_log: bool = _setting(False, "log each HTTP request")
 
     max_body_bytes: int = _setting(64 << 20, "largest request body", 1024)
+    max_document_bytes: int = _setting(32 << 20, "largest file that is read into a session", 1)
+    max_document_pages: int = _setting(2000, "most pages of a PDF", 1)
+    document_seconds: float = _setting(120.0, "time in which a file has become text", 0.01)
+    document_memory_bytes: int = _setting(1 << 30, "memory of the process that reads a file", 64 << 20)
     max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
     default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
     event_capacity: int = _setting(8192, "events kept for a client that reads slowly, before it is cut off", 16)

@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from engine import Engine
+from server.conditions import IfMatch
 from server.context import Serving, Tenant
-from server.responding import session_headers
-from server.routes.sessions import session_body
+from server.reading import answer
 from server.schemas import RewindRequest
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["sessions"])
@@ -29,8 +29,9 @@ async def list_turns(session_id: str, service: Serving, tenant: Tenant) -> dict[
 
 
 @router.post("/rewind")
-async def rewind(session_id: str, body: RewindRequest, service: Serving, tenant: Tenant) -> JSONResponse:
+async def rewind(
+    session_id: str, body: RewindRequest, service: Serving, tenant: Tenant, if_match: IfMatch
+) -> JSONResponse:
     """Forget a turn and all that follows it, or all but the first tokens; forks keep what they have."""
     change = functools.partial(Engine.rewind_session, turn=body.turn, tokens=body.tokens)
-    info = await service.model.engine.call(change, session_id, tenant)
-    return JSONResponse(session_body(info), headers=session_headers(session_id))
+    return answer(await service.model.engine.call(if_match.before(change), session_id, tenant))

@@ -25,6 +25,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.engine.running import Running, running
+from tests.server.test_session_lists import walked
 
 Start = Callable[..., AbstractContextManager[tuple[httpx.Client, subprocess.Popen[bytes]]]]
 Answer = Callable[[list[str], int], list[str]]
@@ -329,7 +330,7 @@ class Trial:
         """Sessions that no client knows are those whose creation was not acknowledged; they are deleted."""
         due = [text for client in self._clients for text in client.due]
         known = {book for client in self._clients for book in client.books}
-        for session in [each["id"] for each in server.get("/v1/sessions").json()["data"]]:
+        for session in walked(server):
             if session not in known:
                 text = stored(server, session)
                 assert text in due, f"{session} was deleted, or nobody has made it"
