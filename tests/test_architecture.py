@@ -148,7 +148,8 @@ def exported(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["scheduler", "pacing", "sequence", "step", "requests", "tally", "admission", "errors", "stats"]
+    "name",
+    ["scheduler", "pacing", "sequence", "step", "requests", "tally", "admission", "errors", "stats", "constraint"],
 )
 def test_bookkeeping_is_plain_python(name: str) -> None:
     none(
