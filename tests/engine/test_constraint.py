@@ -1,4 +1,4 @@
-"""An answer that must keep to a form: every draw obeys it, whatever shifts the draw, and it ends when it is complete."""
+"""An answer that must keep to a form: every draw does, whatever shifts it, and it ends when it is complete."""
 
 from __future__ import annotations
 
@@ -121,10 +121,11 @@ def test_log_probabilities_are_told_over_all_tokens(run: Running) -> None:
     """As the model has them: what may not come keeps its share."""
     free = run.ask(random_tokens(9), max_tokens=1, logprobs=5)
     bound = ask(run, [{20}], logprobs=5)
-    assert bound.drawn()[0].top_logprobs == free.drawn()[0].top_logprobs
-    assert bound.drawn()[0].token == 20
-    assert bound.drawn()[0].logprob is not None
-    assert bound.drawn()[0].logprob < 0
+    token = bound.drawn()[0]
+    assert token.top_logprobs == free.drawn()[0].top_logprobs
+    assert token.token == 20
+    assert token.logprob is not None
+    assert token.logprob < 0
 
 
 def test_where_nothing_may_come_the_answer_fails_and_the_engine_goes_on(run: Running) -> None:
