@@ -6,10 +6,10 @@ Owns the defaults of what a request leaves out. Knows no text and no HTTP.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine import Generation, RetrievalParams, SamplingParams
+from engine import Constraint, Generation, RetrievalParams, SamplingParams
 from server.errors import ApiError
 from server.schemas import ChatRequest, CompletionRequest, GenerationFields, RetrievalOptions
 
@@ -47,8 +47,12 @@ def ask(
     room: int,
     max_choices: int,
     stops: Sequence[str] = (),
+    constraint: Callable[[], Constraint] | None = None,
 ) -> Asked:
-    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit."""
+    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit.
+
+    `stops` are the template's own, for answers that are free; a constraint tells itself where they end.
+    """
     refuse_combinations(body, len(prompts), place, max_choices)
     retrieval = retrieval_params(body.retrieval)
     generations = [
@@ -60,11 +64,12 @@ def ask(
             session_id=place.session_id,
             tenant=place.tenant,
             n=body.choices,
+            constraint=constraint,
         )
         for tokens in prompts
     ]
     usage = bool(body.stream_options and body.stream_options.include_usage)
-    stop = (*(body.stop or ()), *stops)
+    stop = (*(body.stop or ()), *(() if constraint else stops))
     return Asked(
         tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress
     )

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from server.structured_schemas import ResponseFormat, StructuredOutputs
+from server.wire import Wire as Wire
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1000
 MAX_MESSAGES = 4096
@@ -44,31 +47,9 @@ def _prompt_list(value: Any) -> Any:
     raise ValueError("must be a string, a list of strings, a list of tokens or a list of such lists, and not empty")
 
 
-def _check_encodable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"holds half a surrogate pair at character {error.start}") from None
-
-
 Text = Annotated[str, BeforeValidator(_joined_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt_list)]
-
-
-class Wire(BaseModel):
-    """Base of all bodies: unknown fields, NaN, and values of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    @field_validator("*")
-    @classmethod
-    def _encodable(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair, which is no text: no tokenizer takes it."""
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                _check_encodable(text)
-        return value
 
 
 class Message(Wire):
@@ -131,6 +112,8 @@ class GenerationFields(Wire):
     session_id: str | None = Field(default=None, min_length=1, max_length=128)
     retrieval: RetrievalOptions | None = None
     return_progress: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # Harmless: nothing depends on them.
     user: str | None = Field(default=None, max_length=1024)
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
@@ -163,7 +146,6 @@ class ChatRequest(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     # Accepted only where they ask for nothing.
-    response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1)
     tools: list[None] | None = Field(default=None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None

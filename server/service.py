@@ -15,6 +15,7 @@ from enum import Enum
 from engine import EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
+from server.grammar import Grammars
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
@@ -37,6 +38,7 @@ class Model:
     tokenizer: TextTokenizer
     conversations: Conversations
     description: ModelDescription
+    grammars: Grammars
 
 
 class Service:
@@ -100,4 +102,6 @@ class Service:
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        return Model(wrapped, tokenizer, conversations, description)
+        ends, landmark = description.eos_token_ids, description.landmark_token_id
+        grammars = Grammars(tokenizer, description.vocab_size, ends, landmark)
+        return Model(wrapped, tokenizer, conversations, description, grammars)

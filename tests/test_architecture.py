@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
     "engine": {"torch", "numpy", "cache", "transformers", "safetensors", "llvmlite", "numba", "triton"},
     "server": {
         "engine", "torch", "transformers", "tokenizers", "jinja2", "fastapi", "starlette", "pydantic", "uvicorn",
-        "prometheus_client",
+        "prometheus_client", "llguidance",
     },
     "clients": {"httpx", "rich"},
     "training": {"torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "tqdm", "engine"},

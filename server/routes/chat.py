@@ -15,6 +15,7 @@ from server.responding import respond
 from server.schemas import ChatRequest
 from server.service import Service
 from server.shapes import ChatShape
+from server.structured import constraint_of
 
 router = APIRouter(tags=["completions"])
 
@@ -27,6 +28,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     model, settings = service.model, service.settings
     messages = [message.rendered() for message in body.messages]
     tokens = await asyncio.to_thread(model.conversations.tokens, messages, await _continuation(service, place))
+    constraint = await asyncio.to_thread(constraint_of, model.grammars, body.response_format, body.structured_outputs)
     asked = ask(
         body,
         [tokens],
@@ -34,6 +36,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
         default_tokens=settings.default_max_tokens,
         room=model.description.max_session_tokens,
         max_choices=settings.max_choices,
+        constraint=constraint,
         stops=model.conversations.stops,
     )
     return await respond(request, service, asked, ChatShape(settings.model_name))
