@@ -6,14 +6,16 @@ Owns the defaults of what a request leaves out. Knows no text and no HTTP.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine import Constraint, Generation, RetrievalParams, SamplingParams
+from engine import Generation, RetrievalParams, SamplingParams
 from server.errors import ApiError
 from server.schemas import ChatRequest, CompletionRequest, GenerationFields, RetrievalOptions
+from server.tools import Form
 
 SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
+FREE = Form()
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Asked:
     stream: bool
     include_usage: bool
     return_progress: bool
+    form: Form = FREE
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ def ask(
     room: int,
     max_choices: int,
     stops: Sequence[str] = (),
-    constraint: Callable[[], Constraint] | None = None,
+    form: Form = FREE,
 ) -> Asked:
     """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit.
 
-    `stops` are the template's own, for answers that are free; a constraint tells itself where they end.
+    `stops` are the template's own, for answers that are free; where they have a form, that tells where they end.
     """
     refuse_combinations(body, len(prompts), place, max_choices)
     retrieval = retrieval_params(body.retrieval)
@@ -64,14 +67,14 @@ def ask(
             session_id=place.session_id,
             tenant=place.tenant,
             n=body.choices,
-            constraint=constraint,
+            constraint=form.constraint,
         )
         for tokens in prompts
     ]
     usage = bool(body.stream_options and body.stream_options.include_usage)
-    stop = (*(body.stop or ()), *(() if constraint else stops))
+    stop = (*(body.stop or ()), *(() if form.constraint else stops))
     return Asked(
-        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress
+        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress, form
     )
 
 

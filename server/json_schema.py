@@ -6,6 +6,7 @@ What a schema means is `server.grammar`'s; here stands what must not even be tri
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 MAX_SCHEMA_CHARACTERS = 1 << 17
@@ -16,21 +17,32 @@ class SchemaError(ValueError):
     """The schema is refused; the message says why."""
 
 
-def check_schema(schema: dict[str, Any]) -> None:
-    """SchemaError for what no grammar is made of."""
-    nodes: list[tuple[Any, int]] = [(schema, 0)]
-    if "x-guidance" in schema:
-        raise SchemaError("the keyword 'x-guidance' is not supported")
-    while nodes:
-        node, depth = nodes.pop()
+def check_bounds(value: Any) -> None:
+    """SchemaError for what is too large or too deep, or no text; it may be any JSON."""
+    for _, depth in _nodes(value):
         if depth > MAX_DEPTH:
             raise SchemaError(f"is nested deeper than {MAX_DEPTH} levels")
+    _check_text(json.dumps(value, ensure_ascii=False))
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """SchemaError for what no grammar is made of."""
+    check_bounds(schema)
+    if "x-guidance" in schema:
+        raise SchemaError("the keyword 'x-guidance' is not supported")
+    for node, _ in _nodes(schema):
         if isinstance(node, dict):
             _check_keywords(node)
-            nodes += [(value, depth + 1) for value in node.values()]
-        elif isinstance(node, list):
-            nodes += [(value, depth + 1) for value in node]
-    _check_text(json.dumps(schema, ensure_ascii=False))
+
+
+def _nodes(value: Any) -> Iterator[tuple[Any, int]]:
+    """All values within a value, with their depths."""
+    waiting = [(value, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        yield node, depth
+        within = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        waiting += [(each, depth + 1) for each in within]
 
 
 def _check_text(text: str) -> None:

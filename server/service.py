@@ -19,6 +19,7 @@ from server.grammar import Grammars
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
+from server.tools import Forms
 
 log = logging.getLogger("cairn")
 
@@ -38,7 +39,7 @@ class Model:
     tokenizer: TextTokenizer
     conversations: Conversations
     description: ModelDescription
-    grammars: Grammars
+    forms: Forms
 
 
 class Service:
@@ -98,10 +99,10 @@ class Service:
         tokenizer, renderer = load_tokenizer(
             self.settings.model, description.landmark_token_id, description.eos_token_ids
         )
-        conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
+        ends, landmark = description.eos_token_ids, description.landmark_token_id
+        conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
+        forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        ends, landmark = description.eos_token_ids, description.landmark_token_id
-        grammars = Grammars(tokenizer, description.vocab_size, ends, landmark)
-        return Model(wrapped, tokenizer, conversations, description, grammars)
+        return Model(wrapped, tokenizer, conversations, description, forms)

@@ -14,7 +14,7 @@ from server.responding import respond
 from server.schemas import CompletionRequest
 from server.service import Model
 from server.shapes import CompletionShape
-from server.structured import constraint_of
+from server.tools import Wanted
 
 router = APIRouter(tags=["completions"])
 
@@ -28,7 +28,8 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     place = await place_of(request, service, body.session_id)
     model, settings = service.model, service.settings
     prompts = await asyncio.to_thread(_tokens, model, body.prompt, place.held == 0)
-    constraint = await asyncio.to_thread(constraint_of, model.grammars, body.response_format, body.structured_outputs)
+    wanted = Wanted(response_format=body.response_format, structured=body.structured_outputs)
+    form = await asyncio.to_thread(model.forms.of, wanted)
     asked = ask(
         body,
         prompts,
@@ -36,7 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
         default_tokens=DEFAULT_TOKENS,
         room=model.description.max_session_tokens,
         max_choices=settings.max_choices,
-        constraint=constraint,
+        form=form,
     )
     echoes = await asyncio.to_thread(_echoes, model, body) if body.echo else []
     return await respond(request, service, asked, CompletionShape(settings.model_name, echoes=echoes))
