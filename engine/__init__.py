@@ -11,6 +11,7 @@ from engine.attention import (
     RetrievalSettings,
 )
 from engine.config import EngineConfig
+from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
@@ -52,6 +53,7 @@ from engine.step import Span, Step
 __all__ = [
     "Attention",
     "AuditReport",
+    "Constraint",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",

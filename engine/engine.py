@@ -281,7 +281,7 @@ class Engine(Memory):
 
     def _draw(self, sequence: Sequence, logits: Tensor) -> None:
         prompt = sequence.session.tokens[: sequence.prompt].tolist() if sequence.penalises_prompt else []
-        token = self._running[sequence].sample(logits, prompt, sequence.generated)
+        token = self._running[sequence].sample(logits, prompt, sequence.generated, sequence.allowed())
         reason = sequence.take(token, self.description.eos_token_ids)
         self._registry.save(sequence.session)  # before anybody is told
         sequence.deliver(token)

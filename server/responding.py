@@ -90,7 +90,9 @@ class Answer:
             yield self._chunk([], usage=usage_body(self.ends))
 
     def _choices(self) -> Choices:
-        return choices_of(self.asked.generations, self.service.model.tokenizer.pieces, self.asked.stops)
+        return choices_of(
+            self.asked.generations, self.service.model.tokenizer.pieces, self.asked.stops, self.asked.form
+        )
 
     def _chunk(self, choices: list[Json], **more: Any) -> bytes:
         usage = {"usage": None} if self.asked.include_usage else {}

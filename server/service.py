@@ -18,11 +18,13 @@ from server.async_engine import AsyncEngine
 from server.chat import Conversations
 from server.documents.base import Limits
 from server.documents.extraction import Extractor
+from server.grammar import Grammars
 from server.idempotency import Idempotency
 from server.library import Library
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
+from server.tools import Forms
 
 log = logging.getLogger("cairn")
 
@@ -42,6 +44,7 @@ class Model:
     tokenizer: TextTokenizer
     conversations: Conversations
     description: ModelDescription
+    forms: Forms
     idempotency: Idempotency
     library: Library
 
@@ -106,12 +109,14 @@ class Service:
         tokenizer, renderer = load_tokenizer(
             self.settings.model, description.landmark_token_id, description.eos_token_ids
         )
-        conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
+        ends, landmark = description.eos_token_ids, description.landmark_token_id
+        conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
+        forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
         kept = Idempotency(self._folder), Library(self._folder)
-        return Model(wrapped, tokenizer, conversations, description, *kept)
+        return Model(wrapped, tokenizer, conversations, description, forms, *kept)
 
     @property
     def _folder(self) -> Path | None:
