@@ -85,7 +85,9 @@ def test_equal_requests_at_the_same_moment_make_one_session(tiny: httpx.Client) 
 def test_keys_of_two_tenants_have_nothing_to_do_with_each_other(guarded: httpx.Client) -> None:
     def made(tenant: str) -> str:
         headers = {"Authorization": f"Bearer {tenant}-key", "Idempotency-Key": "shared"}
-        return of(guarded.post("/v1/sessions", headers=headers))
+        session = of(guarded.post("/v1/sessions", headers=headers))
+        guarded.delete(f"/v1/sessions/{session}", headers=headers)
+        return session
 
     assert made("first") == made("first") != made("second")
 
