@@ -18,6 +18,7 @@ from server.routes import (
     metrics,
     models,
     probes,
+    search,
     sessions,
     tokenize,
     transfer,
@@ -41,7 +42,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 
     app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
-    for route in (chat, completions, models, tokenize, sessions, documents, history, transfer, probes, metrics):
+    sessional = (sessions, documents, history, search, transfer)
+    for route in (chat, completions, models, tokenize, *sessional, probes, metrics):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.

@@ -352,11 +352,12 @@ class ReferenceAttention:
         span.tally.local += float(masses[0].sum())
         between = list(zip(parts, masses, strict=True))[1:]
         if fetched is not None:
-            span.tally.add(fetched.flatten().tolist(), between.pop()[1].flatten().tolist())
+            masses_fetched = between.pop()[1]
+            span.tally.add(fetched.flatten().tolist(), masses_fetched.flatten().tolist(), fetched.shape[-1])
         for part, mass in between:
             if isinstance(part, EstimatedPart):
                 span.tally.estimated += float(mass.sum())
             else:
                 shared, sinks = mass.sum((0, 1)).tolist(), self.settings.sink_blocks
                 span.tally.sinks += sum(shared[:sinks])
-                span.tally.add(list(range(sinks, len(shared))), shared[sinks:])
+                span.tally.add(list(range(sinks, len(shared))), shared[sinks:], len(shared) - sinks)
