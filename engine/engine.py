@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
 from engine.memory import Memory
-from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
+from engine.requests import Event, Failed, Finished, Generation, Search, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler, step_of
@@ -106,14 +107,15 @@ class Engine(Memory):
             self._changed.notify_all()
 
     def _apart(self, generation: Generation, session: Session | None) -> Generation:
-        """A search whose prompt begins with so much padding that what it looks for is among what heads choose."""
+        """A search with so much of the session's end once more before its prompt that no block of it is recent."""
         assert session is not None, "what is looked up is looked up in a session"
         assert generation.search is not None
-        search, layout, held = generation.search, self._store.layout, len(session.tokens)
+        layout, held = self._store.layout, len(session.tokens)
         blocks = -(-held // layout.text_per_block) + self.description.retrieval.recent_blocks
-        count = blocks * layout.text_per_block - held
-        moved = dataclasses.replace(search, first=search.first + count, last=search.last + count, held=held)
-        return dataclasses.replace(generation, tokens=(search.padding,) * count + generation.tokens, search=moved)
+        count = blocks * layout.text_per_block - held if held else 0
+        again = tuple(islice(cycle(session.tokens[-count:]), count))
+        first, last = generation.search.first + count, generation.search.last + count
+        return dataclasses.replace(generation, tokens=again + generation.tokens, search=Search(first, last, held))
 
     def cancel(self, generation_id: str, index: int | None = None) -> None:
         """End a generation, or one choice of it; one that has ended already is left alone."""

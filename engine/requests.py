@@ -56,13 +56,11 @@ class Search:
 
     Attributes:
         first, last: tokens [first, last) of the prompt are those that look
-        padding: token that is put before the prompt until everything in the session is far from it
         held: tokens of the session, once it is known
     """
 
     first: int
     last: int
-    padding: int
     held: int = 0
 
 

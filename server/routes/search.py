@@ -35,7 +35,9 @@ async def search(
     )
     ended = await while_connected(request, found(service, generation))
     assert ended.finished.retrieval is not None
-    told = await asyncio.to_thread(retrieval_body, ended.finished.retrieval, held, service.model.tokenizer.pieces)
+    documents = await asyncio.to_thread(service.model.library.of, tenant, session_id)
+    pieces = service.model.tokenizer.pieces
+    told = await asyncio.to_thread(retrieval_body, ended.finished.retrieval, held, pieces, documents)
     answer: dict[str, Any] = {"object": "session.search", "session_id": session_id, "passages": told["passages"]}
     answer |= {"usage": usage_body([ended]), "timings": timings_body([ended])}
     return JSONResponse(answer, headers=session_headers(session_id))
@@ -52,6 +54,6 @@ async def found(service: Service, generation: Generation) -> Ended:
 
 
 def query_of(model: Model, query: str) -> tuple[list[int], Search]:
-    """A query's tokens, and which of them look: a text that goes on, since queries are often parts of one."""
-    tokens, line = model.tokenizer.encode(" " + query.strip()), model.tokenizer.encode("\n")
-    return tokens, Search(0, len(tokens), line[-1])
+    """A query's tokens, and which of them look: plain text that goes on, which measured better than a message."""
+    tokens = model.tokenizer.encode(" " + query)
+    return tokens, Search(0, len(tokens))
