@@ -121,3 +121,16 @@ def test_what_is_too_large_or_too_much_is_refused(other: tuple[httpx.Client, Pat
     while client.get(f"/v1/sessions/{session}/export").status_code == 429:
         pass
     assert client.get("/v1/sessions/unknown/export").status_code == 404
+
+
+def test_the_same_file_with_the_same_key_makes_one_session(cairn: httpx.Client, told: bytes) -> None:
+    def sent(content: bytes, **params: Any) -> httpx.Response:
+        key = {"Idempotency-Key": "one-import"}
+        return cairn.post("/v1/sessions/import", content=content, params=params, headers=key)
+
+    first, again = sent(told), sent(told)
+    assert first.status_code == again.status_code == 201
+    assert first.json() == again.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    assert sent(told, kv=False).status_code == 422
+    assert sent(told[:-1]).json()["error"]["code"] == "idempotency_key_reused"
