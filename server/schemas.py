@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from server.structured_schemas import ResponseFormat, StructuredOutputs
 from server.tool_schemas import MAX_CALLS, Choice, Legacy, ToolCall, Tools, check_choice
@@ -257,6 +265,14 @@ class RewindRequest(Wire):
         if (self.turn is None) == (self.tokens is None):
             raise ValueError("turn: give either turn or tokens")
         return self
+
+
+class SearchRequest(Wire):
+    """Body of /v1/sessions/{id}/search."""
+
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8192)]
+    passages: int = Field(default=5, ge=1, le=100)
+    blocks_per_head: int | None = Field(default=None, ge=1, le=4096)
 
 
 class TokenizeRequest(Wire):

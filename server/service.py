@@ -61,6 +61,9 @@ class Service:
         self.failure: str | None = None
         self.created = int(time.time())
         self.running = 0  # requests in flight, probes left out
+        self.transfers = 0  # session files on their way
+        self.incoming: Path | None = None
+        """Where files are put that are received; None where the system puts them."""
         self._loaded: Model | None = None
         self._thread = threading.Thread(target=self._load, name="cairn-load", daemon=True)
 
@@ -122,6 +125,7 @@ class Service:
         conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
         forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
         kept = Idempotency(self._folder), Library(self._folder)
+        self.incoming = None if self._folder is None else emptied(self._folder)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
@@ -143,3 +147,12 @@ def _limits(settings: Settings) -> Limits:
         seconds=settings.document_seconds,
         memory_bytes=settings.document_memory_bytes,
     )
+
+
+def emptied(store: Path) -> Path:
+    """A place for received files in a store that this process alone has, without what a crash left there."""
+    place = store / "incoming"
+    place.mkdir(mode=0o700, exist_ok=True)
+    for left in place.glob("*.cairn"):
+        left.unlink()
+    return place
