@@ -191,8 +191,7 @@ def _probe(matcher: LLMatcher) -> None:
 
 def _problem(matcher: LLMatcher) -> str | None:
     """What went wrong; a grammar that can neither go on nor end is wrong, too."""
-    if matcher.is_error():
-        return matcher.get_error().strip()[:300]
-    if matcher.is_stopped() and not matcher.is_accepting():
+    error = matcher.get_error().partition("\n<non-verbose")[0].strip()[:300]
+    if error.startswith("NoExtension") or (matcher.is_stopped() and not error and not matcher.is_accepting()):
         return "nothing matches it"
-    return None
+    return error or None

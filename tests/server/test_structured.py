@@ -62,10 +62,10 @@ def ended(client: httpx.Client, **fields: Any) -> list[str]:
 
 def test_json_of_a_schema_is_valid_through_the_official_client(client: openai.OpenAI) -> None:
     told = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, response_format=STRICT, n=4, seed=1, max_tokens=500
+        model="tiny", messages=MESSAGES, response_format=STRICT, n=3, seed=1, max_tokens=400
     )
     texts = [choice.message.content or "" for choice in told.choices if choice.finish_reason == "stop"]
-    assert len(texts) >= 3
+    assert len(texts) >= 2
     things = [Thing.model_validate_json(text) for text in texts]
     assert len({thing.code for thing in things}) > 1
 
@@ -89,7 +89,7 @@ def test_a_class_is_parsed_as_clients_do_it(client: openai.OpenAI) -> None:
     ],
 )
 def test_whatever_shifts_the_draw(tiny: httpx.Client, shift: dict[str, Any]) -> None:
-    texts = ended(tiny, response_format=FORMAT, n=2, seed=3, **shift)
+    texts = ended(tiny, response_format=FORMAT, n=1, seed=3, **shift)
     assert texts or shift == {"temperature": 0}
     for text in texts:
         Thing.model_validate_json(text)
@@ -101,7 +101,7 @@ def test_a_cut_answer_says_so(tiny: httpx.Client) -> None:
 
 
 def test_any_object(tiny: httpx.Client) -> None:
-    texts = ended(tiny, response_format={"type": "json_object"}, n=16, seed=5, max_tokens=60, logit_bias={"97": 3})
+    texts = ended(tiny, response_format={"type": "json_object"}, n=8, seed=5, max_tokens=40, logit_bias={"97": 3})
     for text in texts:
         assert isinstance(json.loads(text), dict)
 
@@ -162,7 +162,7 @@ def test_completions_take_the_same(tiny: httpx.Client) -> None:
 
 def test_streams_seeds_and_cached_prompts_agree(tiny: httpx.Client, events: Events) -> None:
     messages = [{"role": "user", "content": "The same thing again and again. " * 12}]
-    asked = {"messages": messages, "response_format": FORMAT, "seed": 9, "n": 2, "max_tokens": 120}
+    asked = {"messages": messages, "response_format": FORMAT, "seed": 9, "n": 2, "max_tokens": 60}
     first, second = answer(tiny, **asked), answer(tiny, **asked)
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
     streamed = ["", ""]

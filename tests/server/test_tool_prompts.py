@@ -32,7 +32,7 @@ def called(arguments: str = '{"city": "Lisbon"}') -> dict[str, Any]:
 
 
 def returned(content: str = "sunny") -> dict[str, Any]:
-    return {"role": "tool", "content": content, "tool_call_id": "call_1", "name": ""}
+    return {"role": "tool", "content": content, "tool_call_id": "call_1"}
 
 
 USER = {"role": "user", "content": "How is it in Lisbon?"}

@@ -46,7 +46,7 @@ def client(tiny: httpx.Client) -> Iterator[openai.OpenAI]:
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:
-    asked = {"model": "tiny", "messages": [USER], "tools": TOOLS, "max_tokens": 500, "seed": 1, **more}
+    asked = {"model": "tiny", "messages": [USER], "tools": TOOLS, "max_tokens": 250, "seed": 1, **more}
     return client.chat.completions.create(**asked)
 
 
@@ -58,7 +58,7 @@ def checked(calls: Any) -> list[BaseModel]:
 
 def test_a_required_call_is_valid(client: openai.OpenAI) -> None:
     names = set[str]()
-    for choice in ask(client, tool_choice="required", n=6).choices:
+    for choice in ask(client, tool_choice="required", n=4).choices:
         if choice.finish_reason == "length":
             continue
         assert choice.finish_reason == "tool_calls"
@@ -69,7 +69,7 @@ def test_a_required_call_is_valid(client: openai.OpenAI) -> None:
 
 
 def test_a_named_function_is_called_once(client: openai.OpenAI) -> None:
-    for seed in range(4):
+    for seed in range(2):
         [choice] = ask(client, tool_choice=ONLY_SUM, seed=seed).choices
         [call] = choice.message.tool_calls
         assert choice.finish_reason == "tool_calls"
@@ -84,16 +84,17 @@ def test_only_allowed_tools_are_called(client: openai.OpenAI) -> None:
 
 
 def test_without_parallel_calls_there_is_one(client: openai.OpenAI) -> None:
-    several = ask(client, tool_choice="required", n=4, tools=[tool(Sum)])
+    asked: Any = {"tool_choice": "required", "n": 3, "tools": [tool(Sum)]}
+    several = ask(client, **asked)
     assert max(len(choice.message.tool_calls) for choice in several.choices) > 1
-    single = ask(client, tool_choice="required", n=4, tools=[tool(Sum)], parallel_tool_calls=False)
-    assert [len(choice.message.tool_calls) for choice in single.choices] == [1] * 4
+    single = ask(client, **asked, parallel_tool_calls=False)
+    assert [len(choice.message.tool_calls) for choice in single.choices] == [1] * 3
 
 
 def test_a_stream_tells_the_same_calls_piece_by_piece(client: openai.OpenAI) -> None:
     whole = ask(client, tool_choice="required").choices[0].message.tool_calls
     with client.chat.completions.stream(
-        model="tiny", messages=[USER], tools=TOOLS, tool_choice="required", seed=1, max_tokens=500
+        model="tiny", messages=[USER], tools=TOOLS, tool_choice="required", seed=1, max_tokens=250
     ) as stream:
         pieces = [
             call for event in stream if event.type == "chunk" for choice in event.chunk.choices
@@ -165,7 +166,7 @@ def test_tools_and_a_format_for_the_rest(client: openai.OpenAI) -> None:
     """Either calls, or an answer in the form."""
     form: Any = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
     kinds = set()
-    for choice in ask(client, response_format=form, n=4, max_tokens=200).choices:
+    for choice in ask(client, response_format=form, n=3, max_tokens=100).choices:
         if choice.finish_reason == "stop":
             Sum.model_validate_json(choice.message.content)
         kinds.add(choice.finish_reason)
@@ -197,10 +198,19 @@ def test_a_session_goes_on_from_a_call(tiny: httpx.Client) -> None:
     tiny.delete(f"/v1/sessions/{session}")
 
 
+def test_tokenize_counts_the_tools(tiny: httpx.Client) -> None:
+    asked = {"messages": [USER], "tools": TOOLS}
+    counted = tiny.post("/tokenize", json=asked).json()["count"]
+    answered = tiny.post(CHAT, json={**asked, "max_tokens": 1}).json()
+    assert counted == answered["usage"]["prompt_tokens"]
+    assert counted > tiny.post("/tokenize", json={"messages": [USER]}).json()["count"]
+
+
 def named(name: str, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **more}}
 
 
+BAD_FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}
 CALL = {"type": "function", "function": {"name": "f", "arguments": ""}}
 
 
@@ -228,11 +238,13 @@ def open_object(**more: Any) -> dict[str, Any]:
         ({"tools": [named("f")], "tool_choice": ONLY_SUM}, "tool_choice"),
         ({"tools": [named("f")], "tool_choice": "always"}, "tool_choice"),
         ({"tools": [named("f")], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [named("f")], **BAD_FORMAT}, "response_format.json_schema.schema"),
         ({"tools": [named("f")], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
         ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{**USER, "name": "me"}]}, "messages.0.name"),
         ({"messages": [USER, {"role": "assistant"}]}, "messages.1.content"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.1.tool_calls.0.type"),
         ({"messages": [{**USER, "tool_calls": [{"id": "x", **CALL}]}]}, "messages.0.tool_calls"),
