@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine import Finished, Timing, Token, Usage
 from server.choices import Choice
@@ -151,3 +151,20 @@ def test_without_end_tokens_a_grammar_ends_the_answer(tokenizer: TextTokenizer) 
         assert not constraint.ended
         constraint.accept(token)
     assert constraint.ended
+
+
+def test_a_tokenizer_that_adds_a_space_spells_what_a_grammar_forces() -> None:
+    """SentencePiece's way: a text gets a space before it, and what has no token of its own is bytes."""
+    words = ["<end>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "y", "e", "s", "ye", "\u2581ye"]
+    merges = [("y", "e"), ("\u2581", "ye")]
+    made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges, byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = TextTokenizer(made, None, [0])
+    assert tokenizer.pieces.text(tokenizer.encode("yes")) == " yes"
+    text = "yes \u00e9s"
+    constraint, said = Grammars(tokenizer, len(words), [0], None).compile(f'start: "{text}"')(), list[int]()
+    while not constraint.ended:
+        said.append(next(token for token, may in enumerate(constraint.allowed()) if may))
+        constraint.accept(said[-1])
+    assert tokenizer.pieces.text(said) == text
