@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -75,6 +76,7 @@ class Problem:
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (ConstraintFailed, 400, "constraint_failed"),
     (EmptyPrompt, 400, "empty_prompt"),
     (InvalidParameter, 400, "invalid_parameter"),
     (ConversationError, 400, "invalid_messages"),

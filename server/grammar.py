@@ -15,7 +15,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, regex_to_lark
 
-from engine import Constraint, EngineError
+from engine import Constraint, ConstraintFailed
 from server.json_schema import SchemaError, check_schema
 from server.tokenizer import TextTokenizer
 
@@ -130,7 +130,7 @@ class GrammarConstraint:
 
     def _check(self) -> None:
         if problem := _problem(self._matcher):
-            raise EngineError(f"the grammar cannot be followed any further: {problem}")
+            raise ConstraintFailed(f"the grammar cannot be followed any further: {problem}")
 
 
 class _Vocabulary:

@@ -259,6 +259,15 @@ def test_a_form_that_cannot_be_held_is_refused_by_name(tiny: httpx.Client, field
     assert response.elapsed.total_seconds() < 2
 
 
+def test_a_form_that_turns_out_too_complex_is_the_clients_error(tiny: httpx.Client, events: Events) -> None:
+    """Its first token shows nothing of it; also in a stream, which ends in the error."""
+    asked = {"messages": MESSAGES, "structured_outputs": {"regex": "(.{0,1000}){0,1000}"}, "seed": 1, "max_tokens": 200}
+    response = tiny.post(CHAT, json=asked)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "constraint_failed"
+    assert events(tiny.post(CHAT, json={**asked, "stream": True}))[-1]["error"] == response.json()["error"]
+
+
 def test_free_text_is_still_free(tiny: httpx.Client) -> None:
     free = answer(tiny, temperature=0, max_tokens=8)["choices"][0]["message"]["content"]
     same = answer(tiny, temperature=0, max_tokens=8, response_format={"type": "text"})
