@@ -15,6 +15,7 @@ from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -55,6 +56,7 @@ __all__ = [
     "Attention",
     "AuditReport",
     "Constraint",
+    "ConstraintFailed",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",

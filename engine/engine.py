@@ -21,7 +21,7 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
-from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
+from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
 from engine.memory import Memory
 from engine.requests import Event, Failed, Finished, Generation, Search, Timing, Usage
@@ -269,6 +269,8 @@ class Engine(Memory):
         """`_after`; what goes wrong for one sequence is its own."""
         try:
             self._after(sequence, logits)
+        except ConstraintFailed as error:
+            self._end(sequence, Failed(error))
         except Exception as error:
             logger.exception("a sequence failed")
             if sequence in self._running:
