@@ -83,13 +83,13 @@ class SessionRegistry:
         """The tenant's named sessions, oldest first; without a tenant, everybody's."""
         return [session for (owner, _), session in self._named.items() if tenant in (None, owner)]
 
-    def fork(self, session: Session) -> Session:
-        """A named session with the same past."""
+    def fork(self, session: Session, tokens: int | None = None) -> Session:
+        """A named session with the same past, or with its first `tokens` text tokens."""
         self.wake(session)
-        fork = session.fork(secrets.token_hex(12))
-        parent, tokens = session.id, len(session.tokens)
-        if self.save(session) and self._tell(lambda: self._catalogue.fork(record(fork, self._model), parent, tokens)):
-            fork.stored = tokens
+        fork = session.fork_at(secrets.token_hex(12), tokens)
+        parent, length = session.id, len(fork.tokens)
+        if self.save(session) and self._tell(lambda: self._catalogue.fork(record(fork, self._model), parent, length)):
+            fork.stored = length
         return self._name(fork)
 
     def delete(self, session: Session) -> None:

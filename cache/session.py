@@ -183,6 +183,14 @@ class Session:
         self.store.share(fork.blocks)
         return fork
 
+    def fork_at(self, id: str, tokens: int | None) -> Session:
+        """A session with the same past, or with its first `tokens` text tokens, and what an audit found."""
+        end = len(self.tokens) if tokens is None else min(tokens, len(self.tokens))
+        fork = self.fork(id, min(self.sealed, end // self.layout.text_per_block))
+        fork.append(self.tokens[len(fork.tokens) : end])
+        fork.blocks_per_head, fork.audited = self.blocks_per_head, self.audited[:]
+        return fork
+
     def trim(self) -> None:
         """Give back blocks that were reserved and not written."""
         spare = self.blocks[self.layout.blocks(self.computed) :]

@@ -142,11 +142,11 @@ class Engine:
         with self._changed:
             return self._session(session_id, tenant).tokens.tolist()
 
-    def fork_session(self, session_id: str, tenant: str) -> SessionInfo:
-        """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
+    def fork_session(self, session_id: str, tenant: str, *, tokens: int | None = None) -> SessionInfo:
+        """A session with the same past, or its first `tokens`, sharing blocks; raises SessionNotFound, SessionBusy."""
         with self._changed:
             self._check_accepting()
-            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
+            return self._info(self._registry.fork(self._idle_session(session_id, tenant), tokens))
 
     def delete_session(self, session_id: str, tenant: str) -> None:
         """Raises SessionNotFound, SessionBusy."""
