@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from engine import Generation, RetrievalParams, SamplingParams
 from server.errors import ApiError
-from server.schemas import ChatRequest, CompletionRequest, GenerationFields, RetrievalOptions
+from server.responses.schemas import ResponseRequest
+from server.schemas import ChatRequest, CompletionRequest, RetrievalOptions
+
+Body = ChatRequest | CompletionRequest | ResponseRequest
 
 SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
 
@@ -39,7 +42,7 @@ class Place:
 
 
 def ask(
-    body: ChatRequest | CompletionRequest,
+    body: Body,
     prompts: Sequence[Sequence[int]],
     place: Place,
     *,
@@ -63,14 +66,19 @@ def ask(
         )
         for tokens in prompts
     ]
-    usage = bool(body.stream_options and body.stream_options.include_usage)
     stop = (*(body.stop or ()), *stops)
     return Asked(
-        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress
+        tuple(generations),
+        stop,
+        place.tenant,
+        place.session_id,
+        bool(body.stream),
+        body.include_usage,
+        body.return_progress,
     )
 
 
-def sampling_params(body: ChatRequest | CompletionRequest, default_tokens: int) -> SamplingParams:
+def sampling_params(body: Body, default_tokens: int) -> SamplingParams:
     """The engine's sampling parameters; what the request leaves out takes the engine's defaults."""
     given = {name: getattr(body, name) for name in SAMPLING if getattr(body, name) is not None}
     return SamplingParams(
@@ -91,7 +99,7 @@ def retrieval_params(options: RetrievalOptions | None) -> RetrievalParams:
     return RetrievalParams(**options.model_dump())
 
 
-def refuse_combinations(body: GenerationFields, prompts: int, place: Place, max_choices: int) -> None:
+def refuse_combinations(body: Body, prompts: int, place: Place, max_choices: int) -> None:
     """ApiError for what makes no sense together."""
     if prompts * body.choices > max_choices:
         param = "n" if prompts == 1 else "prompt"

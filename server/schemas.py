@@ -108,13 +108,11 @@ class RetrievalOptions(Wire):
     min_mass: float | None = Field(default=None, gt=0, le=1)
 
 
-class GenerationFields(Wire):
-    """What both kinds of completion have in common."""
+class SamplingFields(Wire):
+    """What every request for an answer has in common: the draw, the stream, the memory."""
 
     model: str | None = None
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=1, ge=1, le=1024)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
@@ -124,7 +122,6 @@ class GenerationFields(Wire):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     seed: int | None = Field(default=None, ge=-(1 << 63), le=(1 << 63) - 1)
     stop: Annotated[list[Stop] | None, BeforeValidator(_stop_list)] = Field(default=None, max_length=MAX_STOPS)
-    max_tokens: Count | None = None
     logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
     ignore_eos: bool = False
     stop_token_ids: list[Count] | None = Field(default=None, max_length=MAX_STOPS)
@@ -134,15 +131,16 @@ class GenerationFields(Wire):
     # Harmless: nothing depends on them.
     user: str | None = Field(default=None, max_length=1024)
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
-    store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = Field(default=None, max_length=1024)
     prompt_cache_key: str | None = Field(default=None, max_length=1024)
+    # OpenAI's, which ask for what this server has not: null alone.
+    moderation: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> GenerationFields:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only allowed when stream is true")
+    def _drawn(self) -> SamplingFields:
         if self.return_progress and not self.stream:
             raise ValueError("return_progress: only allowed when stream is true")
         for token in self.logit_bias or {}:
@@ -150,9 +148,28 @@ class GenerationFields(Wire):
                 raise ValueError(f"logit_bias: {token[:40]!r} is not a token id")
         return self
 
+
+class GenerationFields(SamplingFields):
+    """What both kinds of completion have in common."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=1, ge=1, le=1024)
+    max_tokens: Count | None = None
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerationFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only allowed when stream is true")
+        return self
+
     @property
     def choices(self) -> int:
         return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class ChatRequest(GenerationFields):
@@ -168,6 +185,13 @@ class ChatRequest(GenerationFields):
     tools: list[None] | None = Field(default=None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[None] | None = Field(default=None, max_length=0)
+    function_call: Literal["none", "auto"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> ChatRequest:

@@ -11,11 +11,13 @@ import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from engine import EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
 from server.metrics import Metrics
+from server.responses.store import ResponseStore
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
 
@@ -37,6 +39,7 @@ class Model:
     tokenizer: TextTokenizer
     conversations: Conversations
     description: ModelDescription
+    responses: ResponseStore
 
 
 class Service:
@@ -72,6 +75,7 @@ class Service:
         self.drain()
         if self._loaded is not None:
             self._loaded.engine.stop()
+            self._loaded.responses.close()
 
     def _load(self) -> None:
         begin = time.monotonic()
@@ -97,7 +101,14 @@ class Service:
             self.settings.model, description.landmark_token_id, description.eos_token_ids
         )
         conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
+        responses = self._open_responses()
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        return Model(wrapped, tokenizer, conversations, description)
+        return Model(wrapped, tokenizer, conversations, description, responses)
+
+    def _open_responses(self) -> ResponseStore:
+        """Where the sessions are kept, too."""
+        path = self.settings.disk_kv_path
+        folder = None if path is None else Path(path)
+        return ResponseStore(folder, self.settings.max_responses, self.settings.max_response_bytes)

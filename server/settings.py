@@ -41,6 +41,8 @@ class Settings:
     max_body_bytes: int = _setting(64 << 20, "largest request body", 1024)
     max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
     default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
+    max_responses: int = _setting(1000, "responses kept for each key; the oldest go first", 1)
+    max_response_bytes: int = _setting(256 << 20, "bytes of their texts", 1)
     event_capacity: int = _setting(8192, "events kept for a client that reads slowly, before it is cut off", 16)
     keepalive_seconds: float = _setting(10.0, "silence in a stream after which a comment is sent", 0.01)
     drain_seconds: float = _setting(30.0, "time for running requests to end after SIGTERM", 0.0)

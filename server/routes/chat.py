@@ -7,13 +7,10 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from engine import Engine
-from server.asking import Place, ask
-from server.chat import Continuation
-from server.context import Serving, check_model, place_of
+from server.asking import ask
+from server.context import Serving, check_model, continuation_of, place_of
 from server.responding import respond
 from server.schemas import ChatRequest
-from server.service import Service
 from server.shapes import ChatShape
 
 router = APIRouter(tags=["completions"])
@@ -26,7 +23,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     place = await place_of(request, service, body.session_id)
     model, settings = service.model, service.settings
     messages = [message.rendered() for message in body.messages]
-    tokens = await asyncio.to_thread(model.conversations.tokens, messages, await _continuation(service, place))
+    tokens = await asyncio.to_thread(model.conversations.tokens, messages, await continuation_of(service, place))
     asked = ask(
         body,
         [tokens],
@@ -37,12 +34,3 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
         stops=model.conversations.stops,
     )
     return await respond(request, service, asked, ChatShape(settings.model_name))
-
-
-async def _continuation(service: Service, place: Place) -> Continuation | None:
-    if place.session_id is None:
-        return None
-    if place.held == 0:
-        return Continuation(empty=True)
-    tokens = await service.model.engine.call(Engine.session_tokens, place.session_id, place.tenant)
-    return Continuation(empty=not tokens, last_token=tokens[-1] if tokens else None)
