@@ -25,7 +25,7 @@ from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, Sess
 from engine.huggingface import LoadedModel, load_model
 from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
 from engine.runner import ModelRunner
-from engine.sampler import Sampler
+from engine.sampler import Sampler, score
 from engine.scheduler import Scheduler, step_of
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
@@ -248,7 +248,7 @@ class Engine:
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
         generation = waiting.generation
         if session is None:
-            use_prefix = self._config.prefix_cache
+            use_prefix = self._config.prefix_cache and generation.sampling.prompt_logprobs is None
             start = self._registry.match if use_prefix else self._registry.unmatched
             session = start(generation.tokens, generation.tenant)
             session.append(generation.tokens[len(session.tokens) :])
@@ -284,7 +284,7 @@ class Engine:
     def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
         """One forward pass and what follows from it."""
         begun = time.perf_counter()
-        step, rows = step_of(planned)
+        step, rows, counts = step_of(planned)
         try:
             logits = self._runner.run(step, rows)
         except DamagedBlock as damage:  # nothing has advanced: what is lost is computed again, then this
@@ -302,8 +302,8 @@ class Engine:
         if self._observe:
             self._observe(step.report)
         with self._changed:
-            for (sequence, _), row in zip(planned, logits, strict=True):
-                self._after_or_fail(sequence, row)
+            for (sequence, _), own in zip(planned, logits.split(counts), strict=True):
+                self._after_or_fail(sequence, own)
 
     def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
         """`_after`; what goes wrong for one sequence is its own."""
@@ -315,7 +315,9 @@ class Engine:
                 self._end(sequence, Failed(EngineError(f"the answer failed: {error}")))
 
     def _after(self, sequence: Sequence, logits: Tensor) -> None:
-        """Report progress, or draw a token once everything so far is computed; logits (vocabulary,)."""
+        """Report progress, or draw a token once everything so far is computed; logits (rows, vocabulary)."""
+        if sequence.scores:
+            sequence.deliver(score(sequence, logits, self._hidden))
         if sequence.reading:
             sequence.deliver(sequence.progress())
         if sequence.remaining or sequence in self._cancelled:
@@ -323,16 +325,14 @@ class Engine:
         if not sequence.samples:
             self._end(sequence, sequence.finished("length"))
             return
-        if sequence.reading and sequence.index == 0:
-            for choice in self._branch(sequence):
-                self._draw(choice, logits)
-        self._draw(sequence, logits)
+        for choice in (*self._branch(sequence), sequence):
+            self._draw(choice, logits[-1])
 
     def _branch(self, sequence: Sequence) -> list[Sequence]:
-        """The other choices of a generation whose prompt has just been read."""
+        """The other choices that a sequence stands for: those of a generation whose prompt has just been read."""
         generation = sequence.generation
         choices = []
-        for index in range(1, generation.n):
+        for index in range(1, sequence.choices):
             session = self._registry.branch(sequence.session)
             choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted)
             choice.cached = sequence.cached

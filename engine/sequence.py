@@ -16,6 +16,9 @@ from engine.requests import AuditReport, Event, Finished, Generation, Progress, 
 from engine.step import Span, with_landmarks
 from engine.tally import Tally
 
+SCORED = 128
+"""Tokens of a step when the prompt is scored: each has a row as long as the vocabulary."""
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -59,6 +62,7 @@ class Sequence:
         self.prompt = len(session.tokens)
         self.cached = session.computed
         self.generated: list[int] = []
+        self.scored = 0  # tokens of the prompt whose log-probabilities are told
         retrieval = generation.retrieval
         self.tally = Tally() if retrieval.provenance else None
         self.audit = Audit() if retrieval.audit or retrieval.min_mass is not None else None
@@ -91,6 +95,11 @@ class Sequence:
         return self.generation.n if self.reading and self.index == 0 else 1
 
     @property
+    def scores(self) -> bool:
+        """Wants the log-probabilities of its prompt, and is reading it."""
+        return self.reading and self.generation.sampling.prompt_logprobs is not None
+
+    @property
     def samples(self) -> bool:
         """Wants a token after its prompt is read."""
         return self.generation.sampling.max_tokens > 0
@@ -103,6 +112,8 @@ class Sequence:
         """The next at most `budget` text tokens."""
         start = self.session.computed
         end = min(len(self.session.tokens), start + budget)
+        if self.scores:
+            end = min(end, start + SCORED)
         if (self.tally or self.audit) and start < self.prompt - 1:
             end = min(end, self.prompt - 1)  # from the prompt's last token on it reads for the answer, which is told
         answers = start >= self.prompt - 1

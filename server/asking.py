@@ -86,6 +86,7 @@ def sampling_params(body: Body, default_tokens: int) -> SamplingParams:
         max_tokens=default_tokens if body.limit is None else body.limit,
         top_k=max(0, body.top_k or 0),  # vLLM's clients say -1 for all
         logprobs=body.alternatives,
+        prompt_logprobs=body.prompt_alternatives,
         ignore_eos=body.ignore_eos,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
@@ -107,6 +108,8 @@ def refuse_combinations(body: Body, prompts: int, place: Place, max_choices: int
     single = prompts == 1 and body.choices == 1
     if place.session_id is not None and not single:
         raise ApiError(400, "n: a session is continued by one answer to one prompt", "n", "invalid_value")
+    if place.session_id is not None and body.prompt_alternatives is not None:
+        raise ApiError(400, "echo: with logprobs, not in a session, whose past is not computed again", "echo")
     for name in ("provenance", "audit", "min_mass"):
         if body.retrieval and getattr(body.retrieval, name) and not single:
             field = f"retrieval.{name}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine import Finished, Token
+from engine import Finished, Scored, Token
 from server.pieces import Pieces, TextStream
 from server.stops import StopScanner
 
@@ -17,16 +17,16 @@ LEAST = -9999.0  # JSON has no minus infinity; OpenAI and vLLM use this too
 
 @dataclass(frozen=True)
 class Piece:
-    """A token in words: its text, its exact bytes and its log-probability."""
+    """A token in words: its text, its exact bytes and its log-probability; the first one of a prompt has none."""
 
     text: str
     data: bytes
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A generated token and the most likely ones at its place."""
+    """A token of an answer, or of a prompt that is repeated, and the most likely ones at its place."""
 
     chosen: Piece
     top: tuple[Piece, ...]
@@ -76,9 +76,13 @@ class Choice:
             return None
         self.tokens.append(token.token)
         if token.logprob is not None:
-            self._scored.append(self._score(token, token.logprob))
+            self._scored.append(self._score(token))
         text = self._scanner.push(self._text.push(self.pieces.shown(token.token)))
         return self._delta(text) if text or self.stopped else None
+
+    def prompted(self, event: Scored) -> Delta:
+        """Tokens of the prompt, whose text is the caller's to repeat."""
+        return Delta(self.index, "", tuple(self._score(token) for token in event.tokens))
 
     def finish(self, event: Finished) -> tuple[Delta | None, Ended]:
         """The text that waited, and the end."""
@@ -92,10 +96,10 @@ class Choice:
         scored, self._scored = tuple(self._scored), []
         return Delta(self.index, text, scored)
 
-    def _score(self, token: Token, logprob: float) -> ScoredToken:
+    def _score(self, token: Token) -> ScoredToken:
         top = tuple(self._piece(other, value) for other, value in token.top_logprobs)
-        return ScoredToken(self._piece(token.token, logprob), top)
+        return ScoredToken(self._piece(token.token, token.logprob), top)
 
-    def _piece(self, token: int, logprob: float) -> Piece:
+    def _piece(self, token: int, logprob: float | None) -> Piece:
         data = self.pieces.spelled(token)
-        return Piece(data.decode("utf-8", "replace"), data, max(logprob, LEAST))
+        return Piece(data.decode("utf-8", "replace"), data, None if logprob is None else max(logprob, LEAST))

@@ -148,6 +148,11 @@ class SamplingFields(Wire):
                 raise ValueError(f"logit_bias: {token[:40]!r} is not a token id")
         return self
 
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """As `alternatives`, for the tokens of the prompt."""
+        return None
+
 
 class GenerationFields(SamplingFields):
     """What both kinds of completion have in common."""
@@ -220,11 +225,10 @@ class CompletionRequest(GenerationFields):
     best_of: Literal[1] | None = None
     suffix: None = None
 
-    @model_validator(mode="after")
-    def _echo_alone(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo: not supported together with logprobs")
-        return self
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """What is repeated is scored, too."""
+        return self.logprobs if self.echo else None
 
     @property
     def limit(self) -> int | None:
