@@ -13,10 +13,12 @@ from engine import Generation, RetrievalParams, SamplingParams
 from server.errors import ApiError
 from server.responses.schemas import ResponseRequest
 from server.schemas import ChatRequest, CompletionRequest, RetrievalOptions
+from server.tools import Form
 
 Body = ChatRequest | CompletionRequest | ResponseRequest
 
 SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
+FREE = Form()
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Asked:
     stream: bool
     include_usage: bool
     return_progress: bool
+    form: Form = FREE
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,12 @@ def ask(
     room: int,
     max_choices: int,
     stops: Sequence[str] = (),
+    form: Form = FREE,
 ) -> Asked:
-    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit."""
+    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit.
+
+    `stops` are the template's own, for answers that are free; where they have a form, that tells where they end.
+    """
     refuse_combinations(body, len(prompts), place, max_choices)
     retrieval = retrieval_params(body.retrieval)
     generations = [
@@ -63,19 +70,13 @@ def ask(
             session_id=place.session_id,
             tenant=place.tenant,
             n=body.choices,
+            constraint=form.constraint,
         )
         for tokens in prompts
     ]
-    stop = (*(body.stop or ()), *stops)
-    return Asked(
-        tuple(generations),
-        stop,
-        place.tenant,
-        place.session_id,
-        bool(body.stream),
-        body.include_usage,
-        body.return_progress,
-    )
+    stop = (*(body.stop or ()), *(() if form.constraint else stops))
+    stream, usage, progress = bool(body.stream), body.include_usage, body.return_progress
+    return Asked(tuple(generations), stop, place.tenant, place.session_id, stream, usage, progress, form)
 
 
 def sampling_params(body: Body, default_tokens: int) -> SamplingParams:

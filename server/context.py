@@ -61,4 +61,4 @@ async def continuation_of(service: Service, place: Place) -> Continuation | None
     if place.held == 0:
         return Continuation(empty=True)
     tokens = await service.model.engine.call(Engine.session_tokens, place.session_id, place.tenant)
-    return Continuation(empty=not tokens, last_token=tokens[-1] if tokens else None)
+    return Continuation(empty=not tokens, last_token=tokens[-1] if tokens else None, tokens=tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine import Progress
 from server.answers import Silence, outputs
@@ -16,7 +16,8 @@ from server.choices import Delta, Ended
 from server.errors import problem_of
 from server.responding import Answer
 from server.responses.ground import Ground, keep
-from server.responses.shapes import Json, ResponseShape
+from server.responses.output import Output
+from server.responses.shapes import Json, ResponseShape, status_of
 from server.streaming import KEEPALIVE, EventSource
 
 
@@ -27,7 +28,9 @@ class ResponseAnswer:
     answer: Answer
     ground: Ground
     shape: ResponseShape
-    deltas: list[Delta] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._output = Output(self.shape.event)
 
     def open(self) -> EventStream:
         """Submits the request when entered."""
@@ -38,8 +41,9 @@ class ResponseAnswer:
         async with self.open() as stream:
             async for output in outputs(stream, self.answer.choices()):
                 if isinstance(output, Delta):
-                    self.deltas.append(output)
+                    list(self._output.add(output))
                 elif isinstance(output, Ended):
+                    list(self._output.finish(status_of(output)))
                     return await self._finished(output)
         raise AssertionError("a generation ends in Finished or in an error")
 
@@ -62,18 +66,16 @@ class ResponseAnswer:
             elif isinstance(output, Progress):
                 yield self.shape.progress(output)
             elif isinstance(output, Delta):
-                self.deltas.append(output)
-                for event in self.shape.delta(output.text, output.scored):
+                for event in self._output.add(output):
                     yield event
             else:
-                for event in self.shape.ended(await self._finished(output)):
+                for event in self._output.finish(status_of(output)):
                     yield event
+                yield self.shape.ended(await self._finished(output))
 
     async def _finished(self, ended: Ended) -> Json:
         """The body, stored if it is to be."""
-        text = "".join(delta.text for delta in self.deltas)
-        scored = [token for delta in self.deltas for token in delta.scored]
-        body = self.shape.finished(text, scored, ended, **await self.answer.extras([ended]))
+        body = self.shape.finished(self._output.items, ended, **await self.answer.extras([ended]))
         service = self.answer.service
         if not self.shape.request.keeps:
             return body | {"session_id": None} if self.ground.owned else body

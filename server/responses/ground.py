@@ -1,7 +1,7 @@
 """Where a response is computed: the session that it goes on from, and what is new in it.
 
 Owns the rule. A response with a past goes on in a fork of the session that holds it, so that two may go on from the
-same one. If nothing holds it any more (deleted, expired, or the `instructions` are others, which stand at the
+same one. If nothing holds it any more (deleted, expired, or `instructions` or `tools` are others, which stand at the
 beginning), the conversation is read again from its items. Knows no HTTP and no shape of an answer.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import sqlite3
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -18,14 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from engine import Engine, SessionBusy, SessionInfo, SessionNotFound
+from engine import Engine, SessionBusy, SessionInfo, SessionNotFound, StoreError
 from server.asking import Place
-from server.chat import Message
 from server.errors import ApiError
 from server.responses.items import Item, input_items, messages
 from server.responses.schemas import ResponseRequest
 from server.responses.store import Stored
 from server.service import Model
+from server.tool_prompt import Message
 
 log = logging.getLogger("cairn")
 PROVISIONAL_SECONDS = 600.0
@@ -80,7 +79,7 @@ async def _ground(model: Model, body: ResponseRequest, place: Place) -> Ground:
 
 
 async def _after(model: Model, body: ResponseRequest, place: Place, items: list[Item], previous: Stored) -> Ground:
-    same = previous.body["instructions"] == body.instructions
+    same = _told(previous) == (body.instructions, body.told)
     if (same or not previous.whole) and (fork := await _fork(model, previous)) is not None:
         said = messages(items, None if same else body.instructions)
         return Ground(fork, said, items, whole=previous.whole, previous=previous, forked=True)
@@ -90,6 +89,12 @@ async def _after(model: Model, body: ResponseRequest, place: Place, items: list[
     past = await asyncio.to_thread(history, model, previous)
     said = messages([*past, *items], body.instructions)
     return Ground(await _fresh(model, body, place), said, items, previous=previous)
+
+
+def _told(previous: Stored) -> tuple[str | None, list[Item]]:
+    """What stands at the beginning of that response's conversation: its instructions, and its tools."""
+    body = previous.body
+    return body["instructions"], [] if body["tool_choice"] == "none" else body["tools"]
 
 
 async def _previous(model: Model, id: str, tenant: str) -> Stored:
@@ -117,13 +122,12 @@ async def _fresh(model: Model, body: ResponseRequest, place: Place) -> Place:
 async def _fork(model: Model, previous: Stored) -> Place | None:
     """A session that begins as `previous` ended; None if none does any more."""
     while previous.session is not None:
-        fork = partial(Engine.fork_session, tokens=previous.tokens)
         with suppress(SessionNotFound):
-            info: SessionInfo = await model.engine.call(fork, previous.session, previous.tenant)
+            info: SessionInfo = await model.engine.call(Engine.fork_session, previous.session, previous.tenant)
             provisional = partial(Engine.change_session, pinned=False, ttl=PROVISIONAL_SECONDS)
             await model.engine.call(provisional, info.id, previous.tenant)
-            if await _digest(model, info.id, previous.tenant) == (previous.tokens, previous.digest):
-                return Place(previous.tenant, info.id, info.tokens)
+            if info.tokens >= previous.tokens and await _begins(model, info.id, previous):
+                return Place(previous.tenant, info.id, previous.tokens)
             await forget(model, info.id, previous.tenant)  # who owns it has changed it
             return None
         now = await asyncio.to_thread(model.responses.get, previous.id, previous.tenant)
@@ -131,6 +135,13 @@ async def _fork(model: Model, previous: Stored) -> Place | None:
             return None
         previous = now  # another response went on from it meanwhile, and took the session along
     return None
+
+
+async def _begins(model: Model, fork: str, previous: Stored) -> bool:
+    """Whether a fork begins with that response's conversation; it then holds no more."""
+    rewind = partial(Engine.rewind_session, tokens=previous.tokens)
+    await model.engine.call(rewind, fork, previous.tenant)
+    return await _digest(model, fork, previous.tenant) == (previous.tokens, previous.digest)
 
 
 async def _digest(model: Model, session: str, tenant: str) -> tuple[int, bytes]:
@@ -163,7 +174,7 @@ async def keep(model: Model, ground: Ground, body: dict[str, Any], ttl: float | 
     replaces = previous.session if previous and previous.owned and ground.forked else None
     try:
         gone = await asyncio.to_thread(model.responses.put, new, replaces)
-    except sqlite3.Error as error:
+    except StoreError as error:
         log.error("a response could not be stored: %s", error)
         return False
     ground.kept = True

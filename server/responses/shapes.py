@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine import Progress
-from server.choices import Ended, Piece, ScoredToken
+from server.choices import Ended
 from server.errors import Problem
-from server.responses.items import message_item, new_id, text_part
+from server.responses.items import Item, new_id
 from server.responses.schemas import ResponseRequest
 from server.shapes import progress_body, usage_body
+from server.tool_schemas import ToolChoice
 
 Json = dict[str, Any]
-AT = {"output_index": 0, "content_index": 0}
 
 
 @dataclass
@@ -30,10 +30,8 @@ class ResponseShape:
     request: ResponseRequest
     session_id: str | None
     id: str = field(default_factory=lambda: new_id("resp"))
-    item_id: str = field(default_factory=lambda: new_id("msg"))
     created: int = field(default_factory=lambda: int(time.time()))
     _number: int = 0
-    _opened: bool = False
 
     def body(self, status: str = "in_progress", **more: Any) -> Json:
         """The response; `more` is what is known by now."""
@@ -48,13 +46,12 @@ class ResponseShape:
             **more,
         }
 
-    def finished(self, text: str, scored: Sequence[ScoredToken], ended: Ended, **more: Any) -> Json:
+    def finished(self, output: list[Item], ended: Ended, **more: Any) -> Json:
         """The response with its answer."""
-        status = "incomplete" if ended.reason == "length" else "completed"
-        item = message_item(self.item_id, text, logprobs_body(scored), status)
+        status = status_of(ended)
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
         told = {"completed_at": int(time.time()) if status == "completed" else None, "incomplete_details": reason}
-        return self.body(status, **told, output=[item], usage=response_usage(ended), **more)
+        return self.body(status, **told, output=output, usage=response_usage(ended), **more)
 
     def failed(self, problem: Problem) -> Json:
         """The response that came to nothing."""
@@ -78,31 +75,9 @@ class ResponseShape:
         """Ours: how much has been read."""
         return self.event("response.prompt_progress", prompt_progress=progress_body(progress))
 
-    def opened(self) -> Iterator[bytes]:
-        """The message begins, once."""
-        if self._opened:
-            return
-        self._opened = True
-        item = {**message_item(self.item_id, "", status="in_progress"), "content": []}
-        yield self.event("response.output_item.added", output_index=0, item=item)
-        yield self.event("response.content_part.added", item_id=self.item_id, **AT, part=text_part(""))
-
-    def delta(self, text: str, scored: Sequence[ScoredToken]) -> Iterator[bytes]:
-        """The message grows."""
-        yield from self.opened()
-        logprobs = logprobs_body(scored)
-        yield self.event("response.output_text.delta", item_id=self.item_id, **AT, delta=text, logprobs=logprobs)
-
-    def ended(self, body: Json) -> Iterator[bytes]:
-        """The message and the response are complete."""
-        yield from self.opened()
-        [item] = body["output"]
-        [part] = item["content"]
-        told = {"text": part["text"], "logprobs": part["logprobs"]}
-        yield self.event("response.output_text.done", item_id=self.item_id, **AT, **told)
-        yield self.event("response.content_part.done", item_id=self.item_id, **AT, part=part)
-        yield self.event("response.output_item.done", output_index=0, item=item)
-        yield self.event(f"response.{body['status']}", response=body)
+    def ended(self, body: Json) -> bytes:
+        """The response is complete."""
+        return self.event(f"response.{body['status']}", response=body)
 
     # -- parts of the body -----------------------------------------------------------------------------------
 
@@ -133,14 +108,18 @@ class ResponseShape:
             "service_tier": "default",
             "store": asked.keeps,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": [],
+            "text": {"format": self._format(), "verbosity": "medium"},
+            "tool_choice": _choice_body(asked.tool_choice),
+            "tools": [tool.model_dump() for tool in asked.tools or ()],
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
             "user": asked.user,
         }
+
+    def _format(self) -> Json:
+        given = self.request.text.format if self.request.text else None
+        return given.model_dump(by_alias=True, exclude_none=True) if given else {"type": "text"}
 
 
 def response_usage(ended: Ended) -> Json:
@@ -155,10 +134,13 @@ def response_usage(ended: Ended) -> Json:
     }
 
 
-def logprobs_body(scored: Sequence[ScoredToken]) -> list[Json]:
-    """The answer's tokens, each with the most likely ones at its place."""
-    return [{**_piece(token.chosen), "top_logprobs": [_piece(piece) for piece in token.top]} for token in scored]
+def status_of(ended: Ended) -> str:
+    return "incomplete" if ended.reason == "length" else "completed"
 
 
-def _piece(piece: Piece) -> Json:
-    return {"token": piece.text, "logprob": piece.logprob, "bytes": list(piece.data)}
+def _choice_body(choice: ToolChoice | None) -> Any:
+    """A choice among tools as it was given."""
+    if choice is None or choice.names is None:
+        return choice.mode if choice else "auto"
+    functions = [{"type": "function", "name": name} for name in choice.names]
+    return functions[0] if choice.one else {"type": "allowed_tools", "mode": choice.mode, "tools": functions}

@@ -7,14 +7,12 @@ its items are the beginning of that one's.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from server.store import Store
 
 FILE = "responses.sqlite"
 MIGRATIONS = (
@@ -65,12 +63,8 @@ class Stored:
     items: list[dict[str, Any]]
 
 
-class ResponseStoreError(Exception):
-    """The file cannot be used; the message says what to do."""
-
-
 class ResponseStore:
-    """One file, or memory, for any number of threads.
+    """One file, or memory, for any number of threads; errors are StoreErrors.
 
     Args:
         folder: where the file lies; None keeps everything in memory
@@ -79,45 +73,21 @@ class ResponseStore:
 
     def __init__(self, folder: Path | None, most: int, most_bytes: int) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self._lock = threading.Lock()
-        self._path = None if folder is None else folder / FILE
-        if self._path is not None:
-            self._path.touch(0o600)
-        self._db = sqlite3.connect(
-            self._path or ":memory:", timeout=10.0, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._open()
-        except sqlite3.Error as error:
-            raise ResponseStoreError(f"{self._path}: {error}; repair this file or move it away") from error
-
-    def _open(self) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-            self._db.execute(f"PRAGMA {pragma}")
-        [(found,)] = self._db.execute("PRAGMA user_version")
-        if found > len(MIGRATIONS):
-            raise ResponseStoreError(f"{self._path} has version {found}; use a newer server")
-        for version in range(found, len(MIGRATIONS)):
-            with self._transaction():
-                for statement in (*MIGRATIONS[version].split(";\n"), f"PRAGMA user_version = {version + 1}"):
-                    self._db.execute(statement)
+        self._store = Store(folder and folder / FILE, MIGRATIONS)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._store.close()
 
     def get(self, id: str, tenant: str) -> Stored | None:
         """The tenant's response of this id."""
-        with self._lock:
-            row = self._row(id)
-            return _stored(row) if row and row[1] == tenant and not self._hidden(id) else None
+        row = self._row(id, "AND tenant = ? AND NOT hidden", tenant)
+        return _stored(row) if row else None
 
     def chain(self, last: Stored) -> list[Stored]:
         """The responses that `last` goes on from, oldest first, and itself."""
         found = [last]
-        with self._lock:
-            while (previous := found[-1].previous) is not None and (row := self._row(previous)):
-                found.append(_stored(row))
+        while (previous := found[-1].previous) is not None and (row := self._row(previous)):
+            found.append(_stored(row))
         return found[::-1]
 
     def put(self, new: Stored, replaces: str | None = None) -> list[str]:
@@ -126,61 +96,45 @@ class ResponseStore:
         Args:
             replaces: a session whose tokens `new.session` begins with: responses in it are found there from now on
         """
-        with self._transaction():
+        with self._store.transaction():
             body, items = json.dumps(new.body), json.dumps(new.items)
             facts = (new.id, new.tenant, new.previous, new.session, new.tokens, new.digest, new.owned, new.whole)
             told = (*facts, body, items, len(body) + len(items))
-            self._db.execute(f"INSERT INTO responses ({COLUMNS}, size) VALUES ({', '.join('?' * len(told))})", told)
+            self._store.execute(f"INSERT INTO responses ({COLUMNS}, size) VALUES ({', '.join('?' * len(told))})", *told)
             gone = self._move(replaces, new) if replaces else []
-            beyond = self._db.execute(BEYOND, (new.tenant, self._most, self._most_bytes)).fetchall()
+            beyond = self._store.execute(BEYOND, new.tenant, self._most, self._most_bytes)
             return gone + self._hide([id for (id,) in beyond])
 
     def delete(self, id: str, tenant: str) -> list[str] | None:
         """Forget a response; the sessions that nobody needs any more, None if the tenant has no such response."""
         if self.get(id, tenant) is None:
             return None
-        with self._transaction():
+        with self._store.transaction():
             return self._hide([id])
 
     def _move(self, session: str, new: Stored) -> list[str]:
         """Unless a later response stands in it: then it is needed for what `new` does not go on from."""
-        [(latest,)] = self._db.execute("SELECT max(tokens) FROM responses WHERE session = ?", (session,))
-        [(mark,)] = self._db.execute("SELECT tokens FROM responses WHERE id = ?", (new.previous,))
+        [(latest,)] = self._store.execute("SELECT max(tokens) FROM responses WHERE session = ?", session)
+        [(mark,)] = self._store.execute("SELECT tokens FROM responses WHERE id = ?", new.previous)
         if latest is None or latest > mark:
             return []
-        self._db.execute("UPDATE responses SET session = ? WHERE session = ?", (new.session, session))
+        self._store.execute("UPDATE responses SET session = ? WHERE session = ?", new.session, session)
         return [session]
 
     def _hide(self, ids: list[str]) -> list[str]:
         marks = ", ".join("?" * len(ids))
-        self._db.execute(f"UPDATE responses SET hidden = 1 WHERE id IN ({marks})", ids)
+        self._store.execute(f"UPDATE responses SET hidden = 1 WHERE id IN ({marks})", *ids)
         needed = "SELECT session FROM responses WHERE NOT hidden AND session IS NOT NULL"
         unneeded = f"FROM responses WHERE hidden AND owned AND session NOT IN ({needed})"
-        gone = [session for (session,) in self._db.execute(f"SELECT DISTINCT session {unneeded}")]
-        self._db.execute("UPDATE responses SET session = NULL WHERE hidden")
-        while self._db.execute(f"DELETE FROM responses WHERE {UNREFERRED}").rowcount:
+        gone = [session for (session,) in self._store.execute(f"SELECT DISTINCT session {unneeded}")]
+        self._store.execute("UPDATE responses SET session = NULL WHERE hidden")
+        while self._store.execute(f"DELETE FROM responses WHERE {UNREFERRED} RETURNING id"):
             pass
         return gone
 
-    def _row(self, id: str) -> tuple[Any, ...] | None:
-        found: tuple[Any, ...] | None = self._db.execute(
-            f"SELECT {COLUMNS} FROM responses WHERE id = ?", (id,)
-        ).fetchone()
-        return found
-
-    def _hidden(self, id: str) -> bool:
-        return bool(self._db.execute("SELECT 1 FROM responses WHERE id = ? AND hidden", (id,)).fetchone())
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+    def _row(self, id: str, condition: str = "", *parameters: str) -> tuple[Any, ...] | None:
+        sql = f"SELECT {COLUMNS} FROM responses WHERE id = ? {condition}"
+        return next(iter(self._store.execute(sql, id, *parameters)), None)
 
 
 def _stored(row: tuple[Any, ...]) -> Stored:

@@ -12,6 +12,7 @@ from server.context import Serving, check_model, continuation_of, place_of
 from server.responding import respond
 from server.schemas import ChatRequest
 from server.shapes import ChatShape
+from server.tools import Wanted
 
 router = APIRouter(tags=["completions"])
 
@@ -22,8 +23,10 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     check_model(service, body.model)
     place = await place_of(request, service, body.session_id)
     model, settings = service.model, service.settings
+    form = await asyncio.to_thread(model.forms.of, _wanted(body))
     messages = [message.rendered() for message in body.messages]
-    tokens = await asyncio.to_thread(model.conversations.tokens, messages, await continuation_of(service, place))
+    after = await continuation_of(service, place)
+    tokens = await asyncio.to_thread(model.conversations.tokens, messages, after, form.told)
     asked = ask(
         body,
         [tokens],
@@ -32,5 +35,16 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
         room=model.description.max_session_tokens,
         max_choices=settings.max_choices,
         stops=model.conversations.stops,
+        form=form,
     )
     return await respond(request, service, asked, ChatShape(settings.model_name))
+
+
+def _wanted(body: ChatRequest) -> Wanted:
+    return Wanted(
+        tuple(body.tools or ()),
+        body.tool_choice,
+        body.parallel_tool_calls is not False,
+        body.response_format,
+        body.structured_outputs,
+    )

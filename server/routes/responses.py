@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.asking import Asked, ask
 from server.context import Serving, Tenant, check_model, continuation_of, place_of
 from server.errors import ApiError
+from server.pages import Limit, page
 from server.responding import Answer, session_headers, while_connected
 from server.responses.answer import ResponseAnswer, ResponseEvents
 from server.responses.ground import Ground, forget, grounded, history
@@ -20,9 +21,15 @@ from server.responses.shapes import ResponseShape
 from server.responses.store import Stored
 from server.service import Service
 from server.shapes import ChatShape
+from server.tools import Form
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
+NAMES = (
+    ("response_format.json_schema.schema", "text.format.schema"),
+    ("response_format", "text.format"),
+    (".function.parameters", ".parameters"),
+)
 PLAIN = {("stream", "false"), ("include_obfuscation", "false")}
 """What may be asked of a stored response: it is told as it is, not in a stream."""
 
@@ -32,9 +39,10 @@ async def create_response(body: ResponseRequest, request: Request, service: Serv
     """Answer the input, after what `previous_response_id` or `session_id` holds."""
     check_model(service, body.model)
     place = await place_of(request, service, body.session_id)
+    form = await asyncio.to_thread(_form, service, body)
     async with AsyncExitStack() as held:
         ground = await held.enter_async_context(grounded(service.model, body, place))
-        asked = await _asked(service, body, ground)
+        asked = await _asked(service, body, ground, form)
         shape = ResponseShape(service.settings.model_name, body, asked.session_id)
         answer = ResponseAnswer(Answer(service, asked, ChatShape(service.settings.model_name)), ground, shape)
         headers = session_headers(asked.session_id)
@@ -44,10 +52,25 @@ async def create_response(body: ResponseRequest, request: Request, service: Serv
         return ResponseEvents(answer.events(stream), held.pop_all(), headers)
 
 
-async def _asked(service: Service, body: ResponseRequest, ground: Ground) -> Asked:
+def _form(service: Service, body: ResponseRequest) -> Form:
+    """What the answer is held to; what cannot be held is named as it is called here."""
+    try:
+        return service.model.forms.of(body.wanted)
+    except ApiError as error:
+        message, param = (_named_here(text) for text in (str(error), error.param or ""))
+        raise ApiError(error.status, message, param or None, error.code) from error
+
+
+def _named_here(text: str) -> str:
+    for chat_s, ours in NAMES:
+        text = text.replace(chat_s, ours)
+    return text
+
+
+async def _asked(service: Service, body: ResponseRequest, ground: Ground, form: Form) -> Asked:
     model, settings = service.model, service.settings
     after = await continuation_of(service, ground.place)
-    tokens = await asyncio.to_thread(model.conversations.tokens, ground.messages, after)
+    tokens = await asyncio.to_thread(model.conversations.tokens, ground.messages, after, form.told)
     return ask(
         body,
         [tokens],
@@ -56,6 +79,7 @@ async def _asked(service: Service, body: ResponseRequest, ground: Ground) -> Ask
         room=model.description.max_session_tokens,
         max_choices=settings.max_choices,
         stops=model.conversations.stops,
+        form=form,
     )
 
 
@@ -91,26 +115,14 @@ async def list_input_items(
     response_id: str,
     service: Serving,
     tenant: Tenant,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
 ) -> dict[str, Any]:
     """What the response was made from: the conversation before it, and its own input."""
     last = await _stored(service, response_id, tenant)
     past = await asyncio.to_thread(history, service.model, last)
-    items = past[: -len(last.body["output"])]
-    return page(items if order == "asc" else items[::-1], after, limit)
-
-
-def page(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """A part of a list as OpenAI's, which begins behind the item `after`."""
-    ids = [item["id"] for item in items]
-    if after is not None and after not in ids:
-        raise ApiError(400, f"after: there is no item {after[:100]!r}", "after", "invalid_value")
-    begin = 0 if after is None else ids.index(after) + 1
-    part, more = items[begin : begin + limit], len(items) > begin + limit
-    edges = {"first_id": part[0]["id"], "last_id": part[-1]["id"]} if part else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": part, **edges, "has_more": more}
+    return page(past[: -len(last.body["output"])], limit, after, order)
 
 
 async def _stored(service: Service, response_id: str, tenant: str) -> Stored:

@@ -226,18 +226,6 @@ def test_a_fork_belongs_to_the_tenant_and_tells_its_parent(registry: SessionRegi
     registry.check()
 
 
-@pytest.mark.parametrize("length", [0, 1, TEXT - 1, TEXT, 2 * TEXT + 1, 5 * TEXT, 5 * TEXT + 1, 99 * TEXT])
-def test_a_fork_may_begin_like_the_session_alone(registry: SessionRegistry, length: int) -> None:
-    session = registry.create("a")
-    session.append(LONG)
-    compute(session, len(LONG))
-    fork = registry.fork(session, length)
-    assert fork.tokens.tolist() == LONG[:length]
-    assert fork.computed == min(length, len(LONG)) // TEXT * TEXT
-    verify(fork)
-    registry.check()
-
-
 @pytest.mark.parametrize("length", range(1, 3 * TEXT + 2))
 def test_a_branch_has_all_tokens_and_leaves_the_last_to_compute(registry: SessionRegistry, length: int) -> None:
     session = registry.anonymous("a")

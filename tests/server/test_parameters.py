@@ -78,11 +78,12 @@ NEWER = [  # chat's and responses'
     refused("prompt_cache_options", {"mode": "explicit"}),
     refused("prompt_cache_retention", "24h"),
 ]
+CHAT_TOOLS = [{"type": "function", "function": FUNCTION}]
 TOOLS = [  # in chat
-    refused("tools", [{"type": "function", "function": FUNCTION}]),
+    honoured("tools", CHAT_TOOLS),
+    honoured("tool_choice", "required", tools=CHAT_TOOLS, max_tokens=40),
     refused("tool_choice", "required"),
-    refused("response_format", {"type": "json_object"}),
-    harmless("response_format", {"type": "text"}),
+    honoured("response_format", {"type": "json_object"}),
 ]
 CHAT = [
     *COMMON,
@@ -115,6 +116,7 @@ COMPLETIONS = [
     refused("best_of", 2),
     refused("suffix", "the end"),
 ]
+OUR_TOOLS = [{"type": "function", **FUNCTION}]
 LOGPROBS = ["message.output_text.logprobs"]
 RESPONSES = [
     *EVERYWHERE,
@@ -134,10 +136,12 @@ RESPONSES = [
     refused("truncation", "auto"),
     harmless("background", False),
     refused("background", True),
-    harmless("text", {"format": {"type": "text"}}),
-    refused("text", {"format": {"type": "json_object"}}),
-    refused("tools", [{"type": "function", **FUNCTION}]),
+    honoured("text", {"format": {"type": "json_object"}}),
+    refused("text", {"format": {"type": "json_schema", "name": "x"}}),
+    refused("text", {"verbosity": "high"}),
+    honoured("tools", OUR_TOOLS),
     refused("tools", [{"type": "web_search"}]),
+    honoured("tool_choice", "required", tools=OUR_TOOLS, max_output_tokens=40),
     refused("tool_choice", "required"),
     harmless("max_tool_calls", 3),
     harmless("reasoning", {"effort": "none"}),
@@ -225,10 +229,6 @@ def told(response: httpx.Response) -> Any:
     if "json" not in response.headers["content-type"]:
         return response.text.count("data:")
     body = response.json()
-    output = [item["content"] for item in body.get("output", ())]
-    return (
-        body.get("choices"),
-        output,
-        body.get("store"),
-        body["usage"]["completion_tokens" if "choices" in body else "output_tokens"],
-    )
+    output = [item.get("content") or item["arguments"] for item in body.get("output", ())]
+    counts = [value for value in body["usage"].values() if isinstance(value, int)]
+    return body.get("choices"), output, body.get("store"), counts

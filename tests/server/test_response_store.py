@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.responses.store import FILE, MIGRATIONS, ResponseStore, ResponseStoreError, Stored
+from engine import StoreError
+from server.responses.store import FILE, MIGRATIONS, ResponseStore, Stored
 
 
 def store(folder: Path | None = None, most: int = 100, most_bytes: int = 1 << 30) -> ResponseStore:
@@ -102,7 +103,7 @@ def test_a_file_is_there_again(tmp_path: Path) -> None:
 
 def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"no database at all" * 100)
-    with pytest.raises(ResponseStoreError, match=FILE):
+    with pytest.raises(StoreError, match=FILE):
         store(tmp_path)
 
 
@@ -110,5 +111,5 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     store(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as file:
         file.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(ResponseStoreError, match="newer server"):
+    with pytest.raises(StoreError, match="newer"):
         store(tmp_path)
