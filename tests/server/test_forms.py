@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def walk(tokenizer: TextTokenizer, form: Form, seed: int, begin: list[int]) -> t
     choice = Choice(0, tokenizer.pieces, (), form.parser(), form.revealed)
     text, calls, reason = "", list[CallDelta](), "length"
     for place in range(400):
-        allowed = [token for token, may in enumerate(constraint.allowed()) if may]
+        allowed = list(compress(range(VOCABULARY), constraint.allowed()))
         assert LANDMARK not in allowed
-        assert all(tokenizer.pieces.spelled(token) for token in allowed), "ids of a padded embedding say nothing"
+        assert tokenizer.pieces.spelled(allowed[-1]), "ids of a padded embedding say nothing"
         token = begin[place] if place < len(begin) else END if END in allowed and place % 3 else draw.choice(allowed)
         assert token in allowed
         constraint.accept(token)
@@ -92,7 +93,7 @@ def test_a_required_call(tokenizer: TextTokenizer, name: str, parallel: bool) ->
     wanted = Wanted((tool("one"), tool("another", strict=False)), ToolChoice(mode="required"), parallel)
     form = forms(tokenizer, name).of(wanted)
     counts = set()
-    for seed in range(12):
+    for seed in range(6):
         text, calls, reason = walk(tokenizer, form, seed, [])
         if reason != "length":
             assert (text, reason) == ("", "tool_calls")
@@ -111,7 +112,7 @@ def test_a_strict_function_is_held_once_its_call_has_begun(tokenizer: TextTokeni
     begin = (
         tokenizer.encode("{") if name == "llama3_json" else tokens_of(tokenizer, said + MARKERS[name], MARKERS[name])
     )
-    for seed in range(8):
+    for seed in range(4):
         text, calls, reason = walk(tokenizer, form, seed, begin)
         assert text.startswith(said.strip())
         assert calls
