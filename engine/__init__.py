@@ -12,7 +12,7 @@ from engine.attention import (
 )
 from engine.config import EngineConfig
 from engine.description import ModelDescription, SessionInfo
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
 from engine.errors import (
     EmptyPrompt,
     EngineError,
@@ -28,6 +28,7 @@ from engine.errors import (
     SessionTooLong,
 )
 from engine.huggingface import LoadedModel, load_model
+from engine.loading import load_engine
 from engine.requests import (
     AuditReport,
     Event,
@@ -36,6 +37,7 @@ from engine.requests import (
     Generation,
     Passage,
     Progress,
+    Quota,
     RetrievalParams,
     RetrievalReport,
     Timing,
@@ -72,6 +74,7 @@ __all__ = [
     "Passage",
     "Progress",
     "QueueFull",
+    "Quota",
     "QuotaExceeded",
     "ReferenceAttention",
     "RequestError",

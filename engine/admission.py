@@ -5,10 +5,12 @@ Owns the checks and the count of blocks that are promised to running sequences. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cache import Session, SessionRegistry
 from engine.description import ModelDescription
 from engine.errors import EmptyPrompt, InvalidParameter, OutOfRoom, QuotaExceeded, SessionTooLong
-from engine.requests import Generation
+from engine.requests import Generation, Quota
 from engine.sequence import Sequence
 
 
@@ -19,7 +21,7 @@ class Admission:
         description: the model's limits
         registry: whose blocks are counted
         max_choices: largest `n` of a generation
-        tenant_tokens: text tokens that all sessions of a tenant may hold; None sets no limit
+        quota: what a tenant may keep; asked each time, for it may change
     """
 
     def __init__(
@@ -27,9 +29,9 @@ class Admission:
         description: ModelDescription,
         registry: SessionRegistry,
         max_choices: int,
-        tenant_tokens: int | None = None,
+        quota: Callable[[str], Quota],
     ) -> None:
-        self._tenant_tokens = tenant_tokens
+        self._quota = quota
         self._description = description
         self._registry = registry
         self._store = registry.store
@@ -61,16 +63,23 @@ class Admission:
             if not all(0 <= token < vocabulary for token in getattr(generation.sampling, name)):
                 raise InvalidParameter(name, f"token ids must lie between 0 and {vocabulary - 1}")
 
+    def validate_new_session(self, tenant: str) -> None:
+        """Raise QuotaExceeded if a tenant has as many sessions as it may have."""
+        most = self._quota(tenant).sessions
+        if most is not None and len(self._registry.named(tenant)) >= most:
+            raise QuotaExceeded(f"you have {most} sessions and may not have more; delete some")
+
     def _validate_quota(self, generation: Generation, session: Session | None) -> None:
         """What a tenant keeps is what its named sessions hold; a prompt of its own is not kept."""
-        if session is None or self._tenant_tokens is None:
+        most = self._quota(generation.tenant).tokens
+        if session is None or most is None:
             return
-        held = sum(len(each.tokens) for each in self._registry.named(generation.tenant))
-        wanted = held + len(generation.tokens) + generation.sampling.max_tokens
-        if wanted > self._tenant_tokens:
-            raise QuotaExceeded(
-                f"your sessions would hold {wanted} tokens together, the limit is {self._tenant_tokens}; delete some"
-            )
+        added = len(generation.tokens) + generation.sampling.max_tokens
+        if added > most:  # whatever is deleted
+            raise SessionTooLong(added, most)
+        wanted = sum(len(each.tokens) for each in self._registry.named(generation.tenant)) + added
+        if wanted > most:
+            raise QuotaExceeded(f"your sessions would hold {wanted} tokens together, the limit is {most}; delete some")
 
     def _validate_room(self, generation: Generation, session: Session | None) -> None:
         """Refuse what could not run even if everything that may end had ended."""

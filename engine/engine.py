@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from cache import DamagedBlock, OutOfBlocks, Session
@@ -22,8 +21,8 @@ from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
 from engine.description import SessionInfo
 from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
-from engine.huggingface import LoadedModel, load_model
-from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
+from engine.huggingface import LoadedModel
+from engine.requests import Event, Failed, Finished, Generation, Quota, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler, step_of
@@ -43,17 +42,23 @@ class Engine:
         model: what runs
         config: the operator's choices
         observe: takes a report after each step, on the engine's thread
+        quota: what a tenant's sessions may hold; None takes the same for all, from `config`
     """
 
     def __init__(
-        self, model: LoadedModel, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None
+        self,
+        model: LoadedModel,
+        config: EngineConfig,
+        *,
+        observe: Callable[[StepReport], None] | None = None,
+        quota: Callable[[str], Quota] | None = None,
     ) -> None:
         settings, layout = config.retrieval(model), config.layout(model)
         self._config, self._observe = config, observe
         self._registry = open_registry(model, settings, config)
         self._store = self._registry.store
         self.description = describe(model, settings, config, self._store)
-        self._admission = Admission(self.description, self._registry, config.max_running, config.tenant_tokens)
+        self._admission = Admission(self.description, self._registry, config.max_running, quota or config.quota)
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
@@ -115,6 +120,7 @@ class Engine:
         """A new, empty session; `pinned` and `ttl` as SessionRegistry.create takes them."""
         with self._changed:
             self._check_accepting()
+            self._admission.validate_new_session(tenant)
             ttl = self._config.session_ttl if ttl is None else ttl
             return self._info(self._registry.create(tenant, pinned=pinned, ttl=ttl))
 
@@ -146,7 +152,9 @@ class Engine:
         """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
         with self._changed:
             self._check_accepting()
-            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
+            session = self._idle_session(session_id, tenant)
+            self._admission.validate_new_session(tenant)
+            return self._info(self._registry.fork(session))
 
     def delete_session(self, session_id: str, tenant: str) -> None:
         """Raises SessionNotFound, SessionBusy."""
@@ -156,8 +164,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """The engine now."""
         with self._changed:
-            running = {sequence.generation.id for sequence in self._running}
-            return snapshot(self._registry, len(running), len(self._waiting))
+            return snapshot(self._registry, len({each.generation.id for each in self._running}), len(self._waiting))
 
     def _check_accepting(self) -> None:
         if not self._accepting:
@@ -248,8 +255,7 @@ class Engine:
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
         generation = waiting.generation
         if session is None:
-            use_prefix = self._config.prefix_cache
-            start = self._registry.match if use_prefix else self._registry.unmatched
+            start = self._registry.match if self._config.prefix_cache else self._registry.unmatched
             session = start(generation.tokens, generation.tenant)
             session.append(generation.tokens[len(session.tokens) :])
         else:
@@ -391,10 +397,3 @@ class Engine:
             self._end(sequence, sequence.finished("cancelled"))
         while self._waiting:
             self._end_waiting(self._waiting.popleft(), EngineStopped("the engine was stopped"))
-
-
-def load_engine(model: str, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None) -> Engine:
-    """An engine for a model folder or hub name; raises ModelError, InvalidParameter."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return Engine(load_model(model, config.dtype), config, observe=observe)

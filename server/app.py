@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from server import errors
-from server.middleware import Authentication, BodyLimit, Gate
-from server.routes import chat, completions, metrics, models, probes, sessions, tokenize
+from server.middleware import Authentication, BodyLimit, Gate, RateLimit
+from server.routes import admin, chat, completions, metrics, models, probes, sessions, tokenize
 from server.routes.probes import server_version
 from server.service import Service
 from server.settings import Settings
@@ -30,11 +30,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 
     app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
-    for route in (chat, completions, models, tokenize, sessions, probes, metrics):
+    for route in (chat, completions, models, tokenize, sessions, probes, metrics, admin):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, service=service, limit=settings.max_body_bytes)
+    app.add_middleware(RateLimit, service=service)
     app.add_middleware(Gate, service=service)
-    app.add_middleware(Authentication, keys=settings.api_keys)
+    app.add_middleware(Authentication, service=service)
     return app

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from engine import Engine, Event, Failed, Finished, Generation, Progress
 from server.errors import ApiError
+from server.limits import Account, Accounts, Charge
 from server.metrics import Metrics, RequestClock
 
 Result = TypeVar("Result")
@@ -27,8 +28,9 @@ CALLERS = 4
 class AsyncEngine:
     """An engine for one event loop."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, capacity: int) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, capacity: int, accounts: Accounts | None = None) -> None:
         self._engine, self._metrics, self._capacity = engine, metrics, capacity
+        self._accounts = accounts or Accounts()
         self.description = engine.description
         # Its own threads: a call must not queue behind the tokenising of huge texts.
         self._threads = ThreadPoolExecutor(CALLERS, thread_name_prefix="cairn-call")
@@ -40,7 +42,8 @@ class AsyncEngine:
 
     def open(self, generations: Sequence[Generation]) -> EventStream:
         """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
-        return EventStream(self._engine, self._metrics, generations, self._capacity, self._threads)
+        account = self._accounts.of(generations[0].tenant)
+        return EventStream(self._engine, self._metrics, account, generations, self._capacity, self._threads)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
@@ -59,6 +62,7 @@ class EventStream:
         self,
         engine: Engine,
         metrics: Metrics,
+        account: Account,
         generations: Sequence[Generation],
         capacity: int,
         threads: ThreadPoolExecutor,
@@ -70,10 +74,13 @@ class EventStream:
         self._arrived = asyncio.Event()
         self._overflowed = False
         self._clocks = [RequestClock(metrics) for _ in generations]
+        self._account = account
+        self._charges: Sequence[Charge] = ()
         self._open = {(place, index) for place, each in enumerate(generations) for index in range(each.n)}
 
     async def __aenter__(self) -> EventStream:
         """Submit all; if one is refused, none runs."""
+        self._charges = self._account.reserve(self._generations)
         submitting = self._loop.run_in_executor(self._threads, self._submit)
         try:
             await asyncio.shield(submitting)
@@ -98,6 +105,7 @@ class EventStream:
             if not await self._wait(timeout):
                 return None
         place, event = self._take()
+        self._charges[place].see(event)
         if isinstance(event, Failed):
             self._open = {choice for choice in self._open if choice[0] != place}
             raise event.error
@@ -118,6 +126,7 @@ class EventStream:
     def cut(self, place: int, index: int) -> None:
         """End one choice at a stop string; its Finished still comes."""
         self._clocks[place].stopped.add(index)
+        self._charges[place].cut(index)
         self._engine.cancel(self._generations[place].id, index)
 
     def _submit(self) -> None:
@@ -125,12 +134,15 @@ class EventStream:
             try:
                 self._engine.submit(generation, partial(self._deliver, place))
             except Exception:
+                for never_begun in self._charges[place:]:
+                    never_begun.release()
                 self._cancel_all()
                 raise
 
     def _deliver(self, place: int, event: Event) -> None:
         """On the engine's thread: never wait."""
         self._clocks[place].observe(event)
+        self._charges[place].observe(event)
         with self._lock:
             first = not self._queue
             fits = self._put(place, event)

@@ -6,6 +6,7 @@ Owns the shape of error answers. Knows no route.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,6 @@ from engine import (
 from server.chat import ConversationError
 
 log = logging.getLogger("cairn")
-RETRY_SECONDS = "1"
 NAMED = re.compile(r"(\w+): ")
 REFUSED = ("extra_forbidden", "none_required")
 
@@ -40,9 +40,19 @@ REFUSED = ("extra_forbidden", "none_required")
 class ApiError(Exception):
     """An error of the server's own, ready to be sent."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        retry_after: float = 1.0,
+    ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
+        self.extra, self.retry_after = extra or {}, retry_after
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,16 @@ class Problem:
     param: str | None = None
     code: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    retry_after: float = 1.0
 
     @property
     def type(self) -> str:
         return TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    @property
+    def reason(self) -> str:
+        """What the refusal is counted as: the code, or the limit that was passed."""
+        return str(self.extra.get("limited") or self.code or self.status)
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error body."""
@@ -65,13 +81,19 @@ class Problem:
         return {"error": {**error, **self.extra}}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": RETRY_SECONDS} if self.status in (429, 503) else {}
+        headers = {"Retry-After": str(max(1, math.ceil(self.retry_after)))} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
 
 
-TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (EmptyPrompt, 400, "empty_prompt"),
@@ -91,7 +113,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 def problem_of(error: Exception) -> Problem:
     """How `error` is told to the client; what is in no table is a failure of ours and keeps its details."""
     if isinstance(error, ApiError):
-        return Problem(error.status, str(error), error.param, error.code)
+        return Problem(error.status, str(error), error.param, error.code, error.extra, error.retry_after)
     if isinstance(error, RequestValidationError):
         return _validation_problem(error)
     if isinstance(error, HTTPException):
@@ -108,7 +130,9 @@ def install(app: FastAPI) -> None:
     """Answer every error in the same shape."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return problem_of(error).response()
+        problem = problem_of(error)
+        request.app.state.service.metrics.count_refusal(problem.status, problem.reason)
+        return problem.response()
 
     for kind in (ApiError, ConversationError, EngineError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

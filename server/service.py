@@ -17,6 +17,7 @@ from server.async_engine import AsyncEngine
 from server.chat import Conversations
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
+from server.tenants import Tenants
 from server.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger("cairn")
@@ -45,6 +46,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.tenants = Tenants(settings)
         self.state = State.LOADING
         self.failure: str | None = None
         self.created = int(time.time())
@@ -91,7 +93,7 @@ class Service:
     def _load_model(self) -> Model:
         given = {name: getattr(self.settings, name) for name in ENGINE_SETTINGS}
         config = EngineConfig(**given, kv_bytes=self.settings.kv_bytes or self.settings.host_kv_bytes)
-        engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step)
+        engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step, quota=self.tenants.quota)
         description = engine.description
         tokenizer, renderer = load_tokenizer(
             self.settings.model, description.landmark_token_id, description.eos_token_ids
@@ -99,5 +101,5 @@ class Service:
         conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
         engine.start()
         self.metrics.watch(engine.stats)
-        wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
+        wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity, self.tenants.accounts)
         return Model(wrapped, tokenizer, conversations, description)

@@ -55,8 +55,10 @@ def serve(settings: Settings) -> int:
     print(
         f"Cairn on http://{settings.host}:{settings.port}, loading {settings.model_name}", file=sys.stderr, flush=True
     )
-    if settings.host not in LOOPBACK and not settings.api_keys:
+    if settings.host not in LOOPBACK and not settings.api_keys and settings.keys_file is None:
         log.warning("no API keys are set: whoever reaches %s can use this server", settings.host)
+    # By default it would end the process; other servers read their configuration again.
+    signal.signal(signal.SIGHUP, lambda *_: service.tenants.reload_or_log())
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if service.failure is not None:
