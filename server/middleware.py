@@ -100,32 +100,45 @@ class RateLimit:
         path = scope.get("path", "")
         if scope["type"] != "http" or path in (*PROBES, METRICS, *DESCRIPTIONS) or is_admin(path):
             return await self._app(scope, receive, send)
-        account = self._service.tenants.accounts.of(scope["state"]["tenant"])
-        send = _telling(account, send)
+        visit = _Visit(self._service.tenants.accounts.of(scope["state"]["tenant"]), send)
         try:
-            account.enter()
+            visit.begin()
         except ApiError as error:
-            return await refuse(self._service, problem_of(error), scope, receive, send)
+            return await refuse(self._service, problem_of(error), scope, receive, visit.send)
         try:
-            return await self._app(scope, receive, send)
+            return await self._app(scope, receive, visit.send)
         finally:
-            account.leave()
+            visit.end()
 
 
-def _telling(account: Account, send: Send) -> Send:
-    """`send` with the account's standing in the headers of the response."""
+class _Visit:
+    """One request of a tenant. It has ended before its last byte is sent, so that the next one may follow at once."""
 
-    async def told(message: Message) -> None:
+    def __init__(self, account: Account, send: Send) -> None:
+        self._account, self._send, self._inside = account, send, False
+
+    def begin(self) -> None:
+        self._account.enter()
+        self._inside = True
+
+    def end(self) -> None:
+        if self._inside:
+            self._inside = False
+            self._account.leave()
+
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for kind in ("requests", "tokens"):
-                if standing := account.standing(f"{kind}_per_minute"):
-                    headers[f"x-ratelimit-limit-{kind}"] = str(standing.limit)
-                    headers[f"x-ratelimit-remaining-{kind}"] = str(standing.remaining)
-                    headers[f"x-ratelimit-reset-{kind}"] = f"{standing.seconds_to_full:.3f}s"
-        await send(message)
+            self._tell(MutableHeaders(scope=message))
+        elif not message.get("more_body"):
+            self.end()
+        await self._send(message)
 
-    return told
+    def _tell(self, headers: MutableHeaders) -> None:
+        for kind in ("requests", "tokens"):
+            if standing := self._account.standing(f"{kind}_per_minute"):
+                headers[f"x-ratelimit-limit-{kind}"] = str(standing.limit)
+                headers[f"x-ratelimit-remaining-{kind}"] = str(standing.remaining)
+                headers[f"x-ratelimit-reset-{kind}"] = f"{standing.seconds_to_full:.3f}s"
 
 
 class BodyLimit:
