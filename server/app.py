@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from server import errors
 from server.middleware import Authentication, BodyLimit, Gate, RateLimit
+from server.openapi import Api
 from server.routes import admin, chat, completions, metrics, models, probes, sessions, tokenize
 from server.routes.probes import server_version
 from server.service import Service
@@ -28,7 +29,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
+    app = Api(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     for route in (chat, completions, models, tokenize, sessions, probes, metrics, admin):
         app.include_router(route.router)
