@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from server import errors
-from server.middleware import Authentication, BodyLimit, Gate, RateLimit
+from server.context import SESSION_HEADER
+from server.door import Door
+from server.middleware import Authentication, BodyLimit, Failures, Gate, RateLimit
 from server.openapi import Api
 from server.routes import admin, chat, completions, metrics, models, probes, sessions, tokenize
 from server.routes.probes import server_version
@@ -17,6 +20,13 @@ from server.service import Service
 from server.settings import Settings
 
 DESCRIPTION = "OpenAI's API over a KV cache that is a searchable memory, with sessions and provenance."
+
+TOLD_TO_PAGES = (
+    SESSION_HEADER,
+    "retry-after",
+    "etag",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
 
 
 def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
@@ -29,14 +39,27 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = Api(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
+    described = "/openapi.json" if settings.docs_page else None  # without it, there are no pages either
+    app = Api(
+        title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan, openapi_url=described
+    )
     app.state.service = service
     for route in (chat, completions, models, tokenize, sessions, probes, metrics, admin):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, service=service, limit=settings.max_body_bytes)
+    app.add_middleware(Failures, service=service)
+    app.add_middleware(BodyLimit, service=service)
     app.add_middleware(RateLimit, service=service)
     app.add_middleware(Gate, service=service)
     app.add_middleware(Authentication, service=service)
+    app.add_middleware(Door, service=service)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=TOLD_TO_PAGES,
+        )
     return app

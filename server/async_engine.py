@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,8 +29,16 @@ CALLERS = 4
 class AsyncEngine:
     """An engine for one event loop."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, capacity: int, accounts: Accounts | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        capacity: int,
+        accounts: Accounts | None = None,
+        request_seconds: float | None = None,
+    ) -> None:
         self._engine, self._metrics, self._capacity = engine, metrics, capacity
+        self._request_seconds = math.inf if request_seconds is None else request_seconds
         self._accounts = accounts or Accounts()
         self.description = engine.description
         # Its own threads: a call must not queue behind the tokenising of huge texts.
@@ -43,7 +52,8 @@ class AsyncEngine:
     def open(self, generations: Sequence[Generation]) -> EventStream:
         """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
         account = self._accounts.of(generations[0].tenant)
-        return EventStream(self._engine, self._metrics, account, generations, self._capacity, self._threads)
+        longest, capacity = self._request_seconds, self._capacity
+        return EventStream(self._engine, self._metrics, account, generations, capacity, longest, self._threads)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
@@ -65,10 +75,12 @@ class EventStream:
         account: Account,
         generations: Sequence[Generation],
         capacity: int,
+        longest: float,
         threads: ThreadPoolExecutor,
     ) -> None:
         self._engine, self._generations, self._capacity = engine, generations, capacity
         self._loop, self._threads = asyncio.get_running_loop(), threads
+        self._longest, self._deadline = longest, self._loop.time() + longest
         self._lock = threading.Lock()
         self._queue: deque[tuple[int, Event]] = deque()
         self._arrived = asyncio.Event()
@@ -102,7 +114,10 @@ class EventStream:
     async def next(self, timeout: float | None = None) -> tuple[int, Event] | None:
         """The next event; None after `timeout` seconds without one. Raises what made a generation fail."""
         while not self._queue and not self._overflowed:
-            if not await self._wait(timeout):
+            left = self._deadline - self._loop.time()
+            if left <= 0:
+                raise ApiError(504, f"the request took longer than {self._longest:g} s", code="request_timeout")
+            if not await self._wait(min(left, math.inf if timeout is None else timeout)) and timeout is not None:
                 return None
         place, event = self._take()
         self._charges[place].see(event)
@@ -113,12 +128,12 @@ class EventStream:
             self._open.discard((place, event.index))
         return place, event
 
-    async def _wait(self, timeout: float | None) -> bool:
+    async def _wait(self, timeout: float) -> bool:
         self._arrived.clear()
         if self._queue or self._overflowed:  # came between the look and the clearing
             return True
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout)
+            await asyncio.wait_for(self._arrived.wait(), None if math.isinf(timeout) else timeout)
         except TimeoutError:
             return False
         return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from server import keys_cli
+from server import keys_cli, logs
 from server.keys import KeysError, read_keys
 from server.settings import SettingError, Settings, parse, read_settings, variable
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingError, KeysError) as error:
         print(f"cairn: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     gc.disable()  # until the model is loaded: nearly all of what is made now is kept, and looking at it takes a second
     from server.serving import serve  # torch and transformers: seconds
 

@@ -55,6 +55,14 @@ class ApiError(Exception):
         self.extra, self.retry_after = extra or {}, retry_after
 
 
+class BodyTooLarge(HTTPException):
+    """Raised while a body is read; of all exceptions FastAPI lets only its own pass there."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is larger than {limit} bytes")
+        self.limit = limit
+
+
 @dataclass(frozen=True)
 class Problem:
     """An error as clients see it."""
@@ -82,6 +90,8 @@ class Problem:
 
     def response(self) -> JSONResponse:
         headers = {"Retry-After": str(max(1, math.ceil(self.retry_after)))} if self.status in (429, 503) else {}
+        if self.status == 504:
+            headers["x-should-retry"] = "false"  # OpenAI's clients would send it again, to take as long again
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
@@ -116,6 +126,8 @@ def problem_of(error: Exception) -> Problem:
         return Problem(error.status, str(error), error.param, error.code, error.extra, error.retry_after)
     if isinstance(error, RequestValidationError):
         return _validation_problem(error)
+    if isinstance(error, BodyTooLarge):
+        return Problem(413, str(error.detail), code="body_too_large", extra={"limit": error.limit})
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail))
     for kind, status, code in TABLE:
@@ -130,12 +142,24 @@ def install(app: FastAPI) -> None:
     """Answer every error in the same shape."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        problem = problem_of(error)
+        problem = _not_json(request, error) or problem_of(error)
         request.app.state.service.metrics.count_refusal(problem.status, problem.reason)
         return problem.response()
 
     for kind in (ApiError, ConversationError, EngineError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _not_json(request: Request, error: Exception) -> Problem | None:
+    """A body that was not taken for JSON, because its header says something else, or nothing."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if isinstance(error, RequestValidationError) and error.errors()[0]["loc"] == ("body",) and not _is_json(kind):
+        return Problem(415, "the body must be JSON: Content-Type: application/json", code="unsupported_media_type")
+    return None
+
+
+def _is_json(kind: str) -> bool:
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _limits(error: Exception) -> dict[str, Any]:

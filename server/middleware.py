@@ -5,14 +5,18 @@ Owns who may pass. Plain ASGI: a stream passes through untouched, and so does it
 
 from __future__ import annotations
 
+import logging
+
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, Problem, problem_of
+from server.errors import ApiError, BodyTooLarge, Problem, problem_of
 from server.limits import Account
 from server.service import Service, State
 from server.tenants import Caller
 
+log = logging.getLogger("cairn")
+LOGGED_BYTES = 10_000
 PROBES = ("/health", "/ready", "/version")
 METRICS = "/metrics"
 DESCRIPTIONS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
@@ -144,16 +148,17 @@ class _Visit:
 class BodyLimit:
     """Refuses a body over the limit: by its announced length at once, else while it is read."""
 
-    def __init__(self, app: ASGIApp, service: Service, limit: int) -> None:
-        self._app, self._service, self._limit = app, service, limit
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service, self._limit = app, service, service.settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._limit:
-            problem = Problem(413, self._message(), code="body_too_large", extra={"limit": self._limit})
-            return await refuse(self._service, problem, scope, receive, send)
+            return await refuse(self._service, problem_of(BodyTooLarge(self._limit)), scope, receive, send)
+        if self._service.settings.log_prompts:
+            receive = _logged(scope, receive)
         return await self._app(scope, self._counting(receive), send)
 
     def _counting(self, receive: Receive) -> Receive:
@@ -164,10 +169,44 @@ class BodyLimit:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._limit:
-                raise ApiError(413, self._message(), code="body_too_large", extra={"limit": self._limit})
+                raise BodyTooLarge(self._limit)
             return message
 
         return counted
 
-    def _message(self) -> str:
-        return f"the body is larger than {self._limit} bytes"
+
+class Failures:
+    """Answers what nobody expected. Starlette would answer it too, and then break the connection without a word."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await refuse(self._service, problem_of(error), scope, receive, send)
+
+
+def _logged(scope: Scope, receive: Receive) -> Receive:
+    """`receive` that logs the beginning of the body when it is complete."""
+    beginning = bytearray()
+
+    async def logged() -> Message:
+        message = await receive()
+        if message["type"] == "http.request" and len(beginning) < LOGGED_BYTES:
+            beginning.extend(message.get("body", b"")[: LOGGED_BYTES - len(beginning)])
+            if beginning and not message.get("more_body"):
+                log.info("%s %s: %s", scope["method"], scope["path"], beginning.decode("utf-8", "replace"))
+        return message
+
+    return logged

@@ -59,8 +59,10 @@ MEANINGS = {
     404: "There is no such model, session or route.",
     409: "Another request is running in the session.",
     413: "The body, or the text, is larger than what can ever be taken.",
+    415: "The body is not said to be JSON.",
     429: "A limit is passed, or the server is full; `Retry-After` tells when to come back.",
     500: "The server has failed.",
+    504: "The request took longer than the server allows.",
     503: "The model loads, or the server shuts down; `Retry-After` tells when to come back.",
 }
 
@@ -127,9 +129,9 @@ def _statuses(name: str, operation: Json) -> Iterator[int]:
     if body or parameters or is_admin(path):
         yield from (400, 404)
     if body:
-        yield 413
+        yield from (413, 415)
     if (path.startswith("/v1/sessions/") and method != "get") or path.endswith("completions"):
-        yield 409
+        yield from (409, 504)
 
 
 def _error(status: int) -> Json:

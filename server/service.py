@@ -101,5 +101,6 @@ class Service:
         conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
         engine.start()
         self.metrics.watch(engine.stats)
-        wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity, self.tenants.accounts)
+        capacity, longest = self.settings.event_capacity, self.settings.request_seconds
+        wrapped = AsyncEngine(engine, self.metrics, capacity, self.tenants.accounts, longest)
         return Model(wrapped, tokenizer, conversations, description)

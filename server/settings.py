@@ -40,6 +40,15 @@ class Settings:
     log_level: str = _setting("info", "critical, error, warning, info or debug")
     access_log: bool = _setting(False, "log each HTTP request")
 
+    allowed_hosts: tuple[str, ...] = _setting((), "names by which the server may be called; * for any")
+    allowed_origins: tuple[str, ...] = _setting((), "web pages that may use the server, as https://host; * for any")
+    docs_page: bool = _setting(True, "serve /docs, /redoc and /openapi.json")
+    log_prompts: bool = _setting(False, "log what clients send, and the words of unexpected errors")
+
+    max_connections: int = _setting(1024, "most connections at once", 1)
+    max_header_bytes: int = _setting(16384, "largest request line and headers together", 1024)
+    receive_seconds: float = _setting(30.0, "time for a request to arrive; a second more for each KiB of it", 0.1)
+    request_seconds: float | None = _setting(None, "longest time that a request may take", 0.001)
     max_body_bytes: int = _setting(64 << 20, "largest request body", 1024)
     max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
     default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
@@ -92,6 +101,11 @@ class Settings:
             raise SettingError("host_kv_bytes: is the same as kv_bytes on a CPU; give one of them")
         if self.disk_kv_bytes is not None and self.disk_kv_path is None:
             raise SettingError("disk_kv_bytes: says how much disk_kv_path may hold; give a folder there")
+
+    @property
+    def without_keys(self) -> bool:
+        """Whether everybody may use the server who reaches it."""
+        return not self.api_keys and self.keys_file is None
 
     @property
     def model_name(self) -> str:

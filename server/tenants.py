@@ -48,7 +48,7 @@ class Tenants:
 
     def __init__(self, settings: Settings) -> None:
         self._path = None if settings.keys_file is None else Path(settings.keys_file)
-        self._open = not settings.api_keys and self._path is None
+        self._open = settings.without_keys
         self._defaults = Limits(
             requests_per_minute=settings.tenant_requests_per_minute,
             tokens_per_minute=settings.tenant_tokens_per_minute,
