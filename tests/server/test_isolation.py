@@ -54,7 +54,7 @@ def ask(client: httpx.Client, method: str, path: str, session: str) -> httpx.Res
     """As the second tenant."""
     given = BODIES.get(path.rpartition("/")[2])
     body = {"json": given} if given else {"json": {}} if method == "patch" else {}
-    return client.request(method, path.format(session_id=session), headers=SECOND, **body)  # type: ignore[arg-type]
+    return client.request(method, path.format(session_id=session), headers=SECOND, **body)
 
 
 @pytest.mark.parametrize(("method", "path"), session_routes())
