@@ -11,13 +11,15 @@ from engine.attention import (
     RetrievalSettings,
 )
 from engine.config import EngineConfig
-from engine.description import ModelDescription, SessionInfo
+from engine.constraint import Constraint
+from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine
 from engine.errors import (
     EmptyPrompt,
     EngineError,
     EngineStopped,
     InvalidParameter,
+    InvalidSessionFile,
     ModelError,
     OutOfRoom,
     QueueFull,
@@ -29,6 +31,7 @@ from engine.errors import (
 )
 from engine.huggingface import LoadedModel, load_model
 from engine.loading import load_engine
+from engine.memory import Export, Told
 from engine.requests import (
     AuditReport,
     Event,
@@ -52,6 +55,7 @@ from engine.step import Span, Step
 __all__ = [
     "Attention",
     "AuditReport",
+    "Constraint",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -59,11 +63,13 @@ __all__ = [
     "EngineStats",
     "EngineStopped",
     "Event",
+    "Export",
     "Failed",
     "Finished",
     "FusedAttention",
     "Generation",
     "InvalidParameter",
+    "InvalidSessionFile",
     "LayerGeometry",
     "LoadedModel",
     "ModelDescription",
@@ -93,6 +99,8 @@ __all__ = [
     "TierStats",
     "Timing",
     "Token",
+    "Told",
+    "TurnInfo",
     "Usage",
     "check",
     "choose_attention",

@@ -14,7 +14,7 @@ from server.context import SESSION_HEADER
 from server.door import Door
 from server.middleware import Authentication, BodyLimit, Failures, Gate, RateLimit
 from server.openapi import Api
-from server.routes import admin, chat, completions, metrics, models, probes, sessions, tokenize
+from server.routes import admin, chat, completions, documents, history, metrics, models, probes, sessions, tokenize
 from server.routes.probes import server_version
 from server.service import Service
 from server.settings import Settings
@@ -44,7 +44,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan, openapi_url=described
     )
     app.state.service = service
-    for route in (chat, completions, models, tokenize, sessions, probes, metrics, admin):
+    for route in (chat, completions, models, tokenize, sessions, documents, history, probes, metrics, admin):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -23,6 +24,7 @@ from server.limits import Account, Accounts, Charge
 from server.metrics import Metrics, RequestClock
 
 Result = TypeVar("Result")
+Guard = Callable[[Engine], AbstractContextManager[object]]
 CALLERS = 4
 
 
@@ -49,11 +51,15 @@ class AsyncEngine:
         """Whether the engine still runs; it ends when it is stopped, or by a fault of its own."""
         return self._engine.alive
 
-    def open(self, generations: Sequence[Generation]) -> EventStream:
-        """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
+    def open(self, generations: Sequence[Generation], guard: Guard = nullcontext) -> EventStream:
+        """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs.
+
+        Args:
+            guard: takes the engine and is entered while they are submitted; what it raises refuses them
+        """
         account = self._accounts.of(generations[0].tenant)
         longest, capacity = self._request_seconds, self._capacity
-        return EventStream(self._engine, self._metrics, account, generations, capacity, longest, self._threads)
+        return EventStream(self._engine, self._metrics, account, generations, capacity, longest, self._threads, guard)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
@@ -77,8 +83,9 @@ class EventStream:
         capacity: int,
         longest: float,
         threads: ThreadPoolExecutor,
+        guard: Guard,
     ) -> None:
-        self._engine, self._generations, self._capacity = engine, generations, capacity
+        self._engine, self._generations, self._capacity, self._guard = engine, generations, capacity, guard
         self._loop, self._threads = asyncio.get_running_loop(), threads
         self._longest, self._deadline = longest, self._loop.time() + longest
         self._lock = threading.Lock()
@@ -145,14 +152,17 @@ class EventStream:
         self._engine.cancel(self._generations[place].id, index)
 
     def _submit(self) -> None:
-        for place, generation in enumerate(self._generations):
-            try:
-                self._engine.submit(generation, partial(self._deliver, place))
-            except Exception:
-                for never_begun in self._charges[place:]:
-                    never_begun.release()
-                self._cancel_all()
-                raise
+        begun = 0
+        try:
+            with self._guard(self._engine):
+                for place, generation in enumerate(self._generations):
+                    self._engine.submit(generation, partial(self._deliver, place))
+                    begun += 1
+        except Exception:
+            for never_begun in self._charges[begun:]:
+                never_begun.release()
+            self._cancel_all()
+            raise
 
     def _deliver(self, place: int, event: Event) -> None:
         """On the engine's thread: never wait."""

@@ -54,6 +54,8 @@ class Passage(BaseModel):
     end_char: int
     text: str
     share: float
+    document: str = ""
+    page: int | None = None
 
 
 class Audit(BaseModel):
@@ -89,17 +91,29 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    tool_calls: list[ToolCall] = []
 
 
 class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class _Answer(BaseModel):
@@ -183,6 +197,21 @@ class Session(BaseModel):
 class SessionList(BaseModel):
     object: Literal["list"]
     data: list[Session]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Turn(BaseModel):
+    index: int
+    start_token: int
+    answer_token: int
+    end_token: int
+
+
+class TurnList(BaseModel):
+    object: Literal["list"]
+    data: list[Turn]
 
 
 class SessionText(BaseModel):
@@ -199,6 +228,20 @@ class AppendedSession(Session):
     appended_tokens: int
     usage: Usage
     timings: Timings
+
+
+class Document(BaseModel):
+    name: str
+    media_type: str
+    encoding: str | None
+    characters: int
+    pages: int | None
+    start_token: int
+    end_token: int
+
+
+class SessionWithDocument(AppendedSession):
+    document: Document
 
 
 class DeletedSession(BaseModel):

@@ -29,6 +29,7 @@ from engine import (
     SessionBusy,
     SessionNotFound,
     SessionTooLong,
+    StoreError,
 )
 from server.chat import ConversationError
 
@@ -117,6 +118,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (OutOfRoom, 429, "out_of_room"),
     (EngineStopped, 503, "unavailable"),
     (ModelError, 503, "model_error"),
+    (StoreError, 503, "store_failed"),
 )
 
 
@@ -146,7 +148,15 @@ def install(app: FastAPI) -> None:
         request.app.state.service.metrics.count_refusal(problem.status, problem.reason)
         return problem.response()
 
-    for kind in (ApiError, ConversationError, EngineError, RequestValidationError, HTTPException, Exception):
+    for kind in (
+        ApiError,
+        ConversationError,
+        EngineError,
+        StoreError,
+        RequestValidationError,
+        HTTPException,
+        Exception,
+    ):
         app.add_exception_handler(kind, answer)
 
 

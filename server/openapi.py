@@ -35,6 +35,9 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "get /v1/sessions/{session_id}/text": bodies.SessionText,
     "post /v1/sessions/{session_id}/append": bodies.AppendedSession,
     "post /v1/sessions/{session_id}/fork": bodies.Session,
+    "post /v1/sessions/{session_id}/documents": bodies.SessionWithDocument,
+    "get /v1/sessions/{session_id}/turns": bodies.TurnList,
+    "post /v1/sessions/{session_id}/rewind": bodies.Session,
     "get /health": bodies.Health,
     "get /ready": bodies.Health,
     "get /version": bodies.Version,
@@ -49,17 +52,34 @@ OTHER: dict[str, str] = {
     "post /v1/chat/completions": "text/event-stream",
     "post /v1/completions": "text/event-stream",
     "post /v1/sessions/{session_id}/append": "text/event-stream",
+    "post /v1/sessions/{session_id}/documents": "text/event-stream",
 }
 """What a success may be beside JSON, or instead of it."""
 
+SPECIAL: dict[str, tuple[int, ...]] = {
+    "post /v1/sessions": (422,),
+    "post /v1/sessions/{session_id}/fork": (422,),
+    "get /v1/sessions/{session_id}": (304,),
+    "get /v1/sessions/{session_id}/text": (304,),
+    "patch /v1/sessions/{session_id}": (412,),
+    "delete /v1/sessions/{session_id}": (412,),
+    "post /v1/sessions/{session_id}/append": (412,),
+    "post /v1/sessions/{session_id}/rewind": (412,),
+    "post /v1/sessions/{session_id}/documents": (412, 422),
+}
+"""What only some may answer."""
+
 MEANINGS = {
+    304: "The session is still what `If-None-Match` names.",
     400: "The request is wrong; `param` names the field.",
     401: "No valid API key.",
     403: "The key may not do this.",
     404: "There is no such model, session or route.",
     409: "Another request is running in the session.",
+    412: "The session is no longer what `If-Match` names.",
     413: "The body, or the text, is larger than what can ever be taken.",
-    415: "The body is not said to be JSON.",
+    415: "The body is not said to be JSON, or the file is of another kind.",
+    422: "The idempotency key stands for another request, or the file's text cannot be had.",
     429: "A limit is passed, or the server is full; `Retry-After` tells when to come back.",
     500: "The server has failed.",
     504: "The request took longer than the server allows.",
@@ -122,6 +142,7 @@ def _content(name: str) -> Json:
 def _statuses(name: str, operation: Json) -> Iterator[int]:
     """The errors of an operation, by what kind of operation it is."""
     method, path = name.split()
+    yield from SPECIAL.get(name, ())
     if path in PROBES:
         return
     yield from (401, 403, 429, 500, 503)
@@ -135,6 +156,8 @@ def _statuses(name: str, operation: Json) -> Iterator[int]:
 
 
 def _error(status: int) -> Json:
+    if status == 304:
+        return {"description": MEANINGS[status]}
     content = {"application/json": {"schema": _schema(bodies.ErrorBody)}}
     headers = {"Retry-After": {"schema": {"type": "integer"}, "required": True}} if status in (429, 503) else {}
     told = {"description": MEANINGS.get(status, "The request cannot be done."), "content": content}

@@ -22,6 +22,7 @@ CANARY = "the canary sings at noon"
 TEXT = f"It is a secret that {CANARY}. " * 20
 BODIES: dict[str, Any] = {
     "append": {"text": "x"},
+    "rewind": {"tokens": 0},
     "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "completions": {"prompt": "x"},
 }
@@ -54,6 +55,8 @@ def ask(client: httpx.Client, method: str, path: str, session: str) -> httpx.Res
     """As the second tenant."""
     given = BODIES.get(path.rpartition("/")[2])
     body = {"json": given} if given else {"json": {}} if method == "patch" else {}
+    if path.endswith("/documents"):
+        body = {"files": {"file": ("x.txt", b"x")}}
     return client.request(method, path.format(session_id=session), headers=SECOND, **body)
 
 

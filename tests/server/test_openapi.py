@@ -45,7 +45,7 @@ def test_every_operation_tells_what_it_answers() -> None:
         assert all("$ref" in str(each) for kind, each in success["content"].items() if kind == "application/json"), name
         if name.split()[1].startswith("/v1"):
             assert operation["responses"].keys() >= {"401", "403", "429", "500", "503"}, name
-        assert "422" not in operation["responses"], name
+        assert "HTTPValidationError" not in str(operation), name
 
 
 def strict(node: Any) -> None:
