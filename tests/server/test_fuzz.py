@@ -120,6 +120,20 @@ def test_random_bytes(small: httpx.Client, path: str, content: bytes, kind: str)
     check(small.post(path, content=content, headers={"Content-Type": kind}))
 
 
+@FEW
+@given(
+    parts=st.lists(
+        st.binary(max_size=60)
+        | st.sampled_from([b"--x", b"--x--", b"\r\n", b'Content-Disposition: form-data; name="file"'])
+    )
+)
+def test_random_forms(small: httpx.Client, parts: list[bytes]) -> None:
+    session = small.post("/v1/sessions").json()["id"]
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    check(small.post(f"/v1/sessions/{session}/documents", content=b"\r\n".join(parts), headers=kind))
+    small.delete(f"/v1/sessions/{session}")
+
+
 NAMES = ["x-session-id", "authorization", "content-type", "accept", "idempotency-key", "if-match"]
 
 
