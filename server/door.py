@@ -22,6 +22,7 @@ from server.settings import Settings
 MAX_URL_BYTES = 8192
 MAX_HEADERS = 100
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OWN_NAMES = (*LOOPBACK, "host.docker.internal")  # the last is what containers call this machine; no page can have it
 SAFE = ("GET", "HEAD", "OPTIONS")
 ANY = "*"
 
@@ -62,7 +63,9 @@ class Door:
         host = headers.get("host")
         if host is None or ANY in self._hosts or _host_name(host) in self._hosts or _is_address(host):
             return None
-        return Problem(403, f"this server is not called {host[:200]!r} (setting allowed_hosts)", code="wrong_host")
+        return Problem(
+            403, f"this server is not called {host[:200]!r}; --allowed-hosts tells it its names", code="wrong_host"
+        )
 
     def _from_elsewhere(self, method: str, headers: Mapping[str, str]) -> Problem | None:
         """A browser tells for which page it asks, in headers that no page can change."""
@@ -75,7 +78,9 @@ class Door:
         if same and site in ("none", "same-origin"):
             return None
         return Problem(
-            403, "web pages from elsewhere may not use this server (setting allowed_origins)", code="wrong_origin"
+            403,
+            "web pages from elsewhere may not use this server; --allowed-origins names those that may",
+            code="wrong_origin",
         )
 
 
@@ -83,7 +88,7 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
     """By which names the server may be called; an address is always fine, since nobody can make it up."""
     if settings.allowed_hosts:
         return tuple(host.lower() for host in settings.allowed_hosts)
-    return LOOPBACK if settings.without_keys and settings.host in LOOPBACK else (ANY,)
+    return OWN_NAMES if settings.without_keys and settings.host in LOOPBACK else (ANY,)
 
 
 def _host_name(host: str) -> str:

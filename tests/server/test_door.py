@@ -50,7 +50,7 @@ def test_a_rebound_name_is_refused(keyless: httpx.Client, host: str, method: str
 
 
 def test_which_names_are_known() -> None:
-    assert allowed_hosts(Settings()) == ("127.0.0.1", "localhost", "::1")
+    assert allowed_hosts(Settings()) == ("127.0.0.1", "localhost", "::1", "host.docker.internal")
     assert allowed_hosts(Settings(host="0.0.0.0")) == ("*",), "it is meant to be reached from elsewhere"
     assert allowed_hosts(Settings(api_keys=("key",))) == ("*",), "a page has no key"
     assert allowed_hosts(Settings(allowed_hosts=("Cairn.example",))) == ("cairn.example",)

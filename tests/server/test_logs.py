@@ -30,6 +30,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     before = root.level, root.handlers[:]
     root.handlers[:] = []
     monkeypatch.setattr("sys.stderr", written)
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)  # as in a process of its own
     logs.configure(Settings(log_level="debug", access_log=True))
     yield written
     root.level, root.handlers[:] = before
