@@ -15,6 +15,7 @@ from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine
 from engine.errors import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -43,6 +44,8 @@ from engine.requests import (
     Quota,
     RetrievalParams,
     RetrievalReport,
+    Scored,
+    Search,
     Timing,
     Token,
     Usage,
@@ -56,6 +59,7 @@ __all__ = [
     "Attention",
     "AuditReport",
     "Constraint",
+    "ConstraintFailed",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -88,6 +92,8 @@ __all__ = [
     "RetrievalReport",
     "RetrievalSettings",
     "SamplingParams",
+    "Scored",
+    "Search",
     "SessionBusy",
     "SessionInfo",
     "SessionNotFound",

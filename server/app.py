@@ -14,7 +14,21 @@ from server.context import SESSION_HEADER
 from server.door import Door
 from server.middleware import Authentication, BodyLimit, Failures, Gate, RateLimit
 from server.openapi import Api
-from server.routes import admin, chat, completions, documents, history, metrics, models, probes, sessions, tokenize
+from server.routes import (
+    admin,
+    chat,
+    completions,
+    documents,
+    history,
+    metrics,
+    models,
+    probes,
+    responses,
+    search,
+    sessions,
+    tokenize,
+    transfer,
+)
 from server.routes.probes import server_version
 from server.service import Service
 from server.settings import Settings
@@ -44,12 +58,13 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan, openapi_url=described
     )
     app.state.service = service
-    for route in (chat, completions, models, tokenize, sessions, documents, history, probes, metrics, admin):
+    sessional = (sessions, documents, history, search, transfer)
+    for route in (chat, completions, responses, models, tokenize, *sessional, probes, metrics, admin):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(Failures, service=service)
-    app.add_middleware(BodyLimit, service=service)
+    app.add_middleware(BodyLimit, service=service, larger={transfer.IMPORT: settings.max_import_bytes})
     app.add_middleware(RateLimit, service=service)
     app.add_middleware(Gate, service=service)
     app.add_middleware(Authentication, service=service)

@@ -21,6 +21,7 @@ class Error(BaseModel):
     limit: int = 0
     wanted: int = 0
     limited: str = ""
+    block: int = 0
 
 
 class ErrorBody(BaseModel):
@@ -132,8 +133,8 @@ class ChatCompletion(_Answer):
 
 class Logprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -147,6 +148,75 @@ class TextChoice(BaseModel):
 class Completion(_Answer):
     object: Literal["text_completion"]
     choices: list[TextChoice]
+
+
+class InputDetails(BaseModel):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Response(BaseModel):
+    """A response: what was asked, with what was left out filled in, and the items of the answer."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["completed", "incomplete", "failed", "in_progress"]
+    model: str
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None
+    background: Literal[False]
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, None]
+    safety_identifier: str | None
+    service_tier: Literal["default"]
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
+    user: str | None
+    session_id: str | None
+    timings: Timings | None = None
+    retrieval: Retrieval | None = None
+
+
+class DeletedResponse(BaseModel):
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class ItemList(BaseModel):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 # -- models and tokens ---------------------------------------------------------------------------------------
@@ -242,6 +312,18 @@ class Document(BaseModel):
 
 class SessionWithDocument(AppendedSession):
     document: Document
+
+
+class ImportedSession(Session):
+    restored_tokens: int
+
+
+class SessionSearch(BaseModel):
+    object: Literal["session.search"]
+    session_id: str
+    passages: list[Passage]
+    usage: Usage
+    timings: Timings
 
 
 class DeletedSession(BaseModel):

@@ -18,10 +18,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
     InvalidParameter,
+    InvalidSessionFile,
     ModelError,
     OutOfRoom,
     QueueFull,
@@ -107,8 +109,10 @@ TYPES = {
 }
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (ConstraintFailed, 400, "constraint_failed"),
     (EmptyPrompt, 400, "empty_prompt"),
     (InvalidParameter, 400, "invalid_parameter"),
+    (InvalidSessionFile, 400, "invalid_session_file"),
     (ConversationError, 400, "invalid_messages"),
     (SessionNotFound, 404, "session_not_found"),
     (SessionBusy, 409, "session_busy"),
@@ -134,7 +138,7 @@ def problem_of(error: Exception) -> Problem:
         return Problem(error.status_code, str(error.detail))
     for kind, status, code in TABLE:
         if isinstance(error, kind):
-            return Problem(status, str(error) or code, getattr(error, "parameter", None), code, _limits(error))
+            return Problem(status, str(error) or code, getattr(error, "parameter", None), code, _details(error))
     log.error("request failed", exc_info=error)
     shown = str(error) if isinstance(error, EngineError) else "the server failed to handle this request"
     return Problem(500, shown, code="internal_error")
@@ -172,7 +176,9 @@ def _is_json(kind: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _limits(error: Exception) -> dict[str, Any]:
+def _details(error: Exception) -> dict[str, Any]:
+    if isinstance(error, InvalidSessionFile) and error.block is not None:
+        return {"block": error.block}
     return {"limit": error.limit, "wanted": error.wanted} if isinstance(error, SessionTooLong) else {}
 
 

@@ -6,6 +6,7 @@ Owns who may pass. Plain ASGI: a stream passes through untouched, and so does it
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -146,33 +147,39 @@ class _Visit:
 
 
 class BodyLimit:
-    """Refuses a body over the limit: by its announced length at once, else while it is read."""
+    """Refuses a body over the limit: by its announced length at once, else while it is read.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service, self._limit = app, service, service.settings.max_body_bytes
+    Args:
+        larger: bytes for paths of which more than `max_body_bytes` is expected; no texts, and never logged
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, larger: Mapping[str, int]) -> None:
+        self._app, self._service, self._larger = app, service, larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        limit = self._larger.get(scope["path"], self._service.settings.max_body_bytes)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._limit:
-            return await refuse(self._service, problem_of(BodyTooLarge(self._limit)), scope, receive, send)
-        if self._service.settings.log_prompts:
+        if announced.isdigit() and int(announced) > limit:
+            return await refuse(self._service, problem_of(BodyTooLarge(limit)), scope, receive, send)
+        if self._service.settings.log_prompts and scope["path"] not in self._larger:
             receive = _logged(scope, receive)
-        return await self._app(scope, self._counting(receive), send)
+        return await self._app(scope, _counting(receive, limit), send)
 
-    def _counting(self, receive: Receive) -> Receive:
-        read = 0
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._limit:
-                raise BodyTooLarge(self._limit)
-            return message
+def _counting(receive: Receive, limit: int) -> Receive:
+    read = 0
 
-        return counted
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > limit:
+            raise BodyTooLarge(limit)
+        return message
+
+    return counted
 
 
 class Failures:

@@ -38,6 +38,13 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "post /v1/sessions/{session_id}/documents": bodies.SessionWithDocument,
     "get /v1/sessions/{session_id}/turns": bodies.TurnList,
     "post /v1/sessions/{session_id}/rewind": bodies.Session,
+    "post /v1/sessions/{session_id}/search": bodies.SessionSearch,
+    "post /v1/sessions/import": bodies.ImportedSession,
+    "post /v1/responses": bodies.Response,
+    "get /v1/responses/{response_id}": bodies.Response,
+    "delete /v1/responses/{response_id}": bodies.DeletedResponse,
+    "post /v1/responses/{response_id}/cancel": bodies.Response,
+    "get /v1/responses/{response_id}/input_items": bodies.ItemList,
     "get /health": bodies.Health,
     "get /ready": bodies.Health,
     "get /version": bodies.Version,
@@ -53,8 +60,13 @@ OTHER: dict[str, str] = {
     "post /v1/completions": "text/event-stream",
     "post /v1/sessions/{session_id}/append": "text/event-stream",
     "post /v1/sessions/{session_id}/documents": "text/event-stream",
+    "post /v1/responses": "text/event-stream",
+    "get /v1/sessions/{session_id}/export": "application/vnd.cairn.session",
 }
 """What a success may be beside JSON, or instead of it."""
+
+FILES = {"post /v1/sessions/import": "application/vnd.cairn.session"}
+"""What takes a file as its body."""
 
 SPECIAL: dict[str, tuple[int, ...]] = {
     "post /v1/sessions": (422,),
@@ -66,6 +78,9 @@ SPECIAL: dict[str, tuple[int, ...]] = {
     "post /v1/sessions/{session_id}/append": (412,),
     "post /v1/sessions/{session_id}/rewind": (412,),
     "post /v1/sessions/{session_id}/documents": (412, 422),
+    "post /v1/sessions/import": (413, 422),
+    "post /v1/responses": (409, 504),
+    "delete /v1/responses/{response_id}": (409,),
 }
 """What only some may answer."""
 
@@ -109,6 +124,9 @@ def complete(document: Json) -> None:
         schemas.pop(leftover, None)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name, operation in operations(document):
+        if name in FILES:
+            binary = {"schema": {"type": "string", "format": "binary"}}
+            operation["requestBody"] = {"required": True, "content": {FILES[name]: binary}}
         operation["responses"] = _responses(name, operation)
         if name.split()[1] not in PROBES:
             operation["security"] = [{"key": []}, {}]  # none is needed where the server has no keys

@@ -5,6 +5,7 @@ Owns the loaded parts and the count of running requests. Knows no HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import threading
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from engine import EngineConfig, ModelDescription, load_engine
+from engine import Engine, EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
 from server.documents.base import Limits
@@ -22,6 +23,7 @@ from server.grammar import Grammars
 from server.idempotency import Idempotency
 from server.library import Library
 from server.metrics import Metrics
+from server.responses.store import ResponseStore
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tenants import Tenants
 from server.tokenizer import TextTokenizer, load_tokenizer
@@ -48,6 +50,7 @@ class Model:
     forms: Forms
     idempotency: Idempotency
     library: Library
+    responses: ResponseStore
 
 
 class Service:
@@ -62,6 +65,9 @@ class Service:
         self.failure: str | None = None
         self.created = int(time.time())
         self.running = 0  # requests in flight, probes left out
+        self.transfers = 0  # session files on their way
+        self.incoming: Path | None = None
+        """Where files are put that are received; None where the system puts them."""
         self._loaded: Model | None = None
         self._thread = threading.Thread(target=self._load, name="cairn-load", daemon=True)
 
@@ -85,6 +91,7 @@ class Service:
         self.drain()
         if self._loaded is not None:
             self._loaded.engine.stop()
+            self._loaded.responses.close()
             self._loaded.idempotency.close()
             self._loaded.library.close()
 
@@ -107,6 +114,14 @@ class Service:
         given = {name: getattr(self.settings, name) for name in ENGINE_SETTINGS}
         config = EngineConfig(**given, kv_bytes=self.settings.kv_bytes or self.settings.host_kv_bytes)
         engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step, quota=self.tenants.quota)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(engine.stop)
+            model = self._around(engine)
+            on_error.pop_all()
+        return model
+
+    def _around(self, engine: Engine) -> Model:
+        """What goes with an engine, which begins to run."""
         description = engine.description
         tokenizer, renderer = load_tokenizer(
             self.settings.model, description.landmark_token_id, description.eos_token_ids
@@ -114,11 +129,14 @@ class Service:
         ends, landmark = description.eos_token_ids, description.landmark_token_id
         conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
         forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
+        folder, settings = self._folder, self.settings
+        responses = ResponseStore(folder, settings.max_responses, settings.max_response_bytes)
+        kept = Idempotency(folder), Library(folder), responses
+        self.incoming = None if folder is None else emptied(folder)
         engine.start()
         self.metrics.watch(engine.stats)
-        capacity, longest = self.settings.event_capacity, self.settings.request_seconds
+        capacity, longest = settings.event_capacity, settings.request_seconds
         wrapped = AsyncEngine(engine, self.metrics, capacity, self.tenants.accounts, longest)
-        kept = Idempotency(self._folder), Library(self._folder)
         return Model(wrapped, tokenizer, conversations, description, forms, *kept)
 
     @property
@@ -137,3 +155,12 @@ def _limits(settings: Settings) -> Limits:
         seconds=settings.document_seconds,
         memory_bytes=settings.document_memory_bytes,
     )
+
+
+def emptied(store: Path) -> Path:
+    """A place for received files in a store that this process alone has, without what a crash left there."""
+    place = store / "incoming"
+    place.mkdir(mode=0o700, exist_ok=True)
+    for left in place.glob("*.cairn"):
+        left.unlink()
+    return place

@@ -23,6 +23,7 @@ TEXT = f"It is a secret that {CANARY}. " * 20
 BODIES: dict[str, Any] = {
     "append": {"text": "x"},
     "rewind": {"tokens": 0},
+    "search": {"query": "x"},
     "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "completions": {"prompt": "x"},
 }
@@ -45,29 +46,53 @@ def secret(shared: httpx.Client) -> str:
     return session
 
 
-def session_routes() -> list[tuple[str, str]]:
-    """Every route that takes the id of a session in its path."""
+@pytest.fixture(scope="module")
+def answered(shared: httpx.Client) -> str:
+    """A response of the first tenant."""
+    asked = {"input": f"Tell me that {CANARY}.", "max_output_tokens": 4}
+    return str(shared.post("/v1/responses", json=asked, headers=FIRST).json()["id"])
+
+
+def routes_of(kind: str) -> list[tuple[str, str]]:
+    """Every route that takes the id of a session, or of a response, in its path."""
     named = [name for name, _ in operations(create_app(Settings()).openapi())]
-    return [(method, path) for method, path in (name.split() for name in named) if "{session_id}" in path]
+    return [(method, path) for method, path in (name.split() for name in named) if f"{{{kind}_id}}" in path]
 
 
-def ask(client: httpx.Client, method: str, path: str, session: str) -> httpx.Response:
+def ask(client: httpx.Client, method: str, path: str, known: str) -> httpx.Response:
     """As the second tenant."""
     given = BODIES.get(path.rpartition("/")[2])
     body = {"json": given} if given else {"json": {}} if method == "patch" else {}
     if path.endswith("/documents"):
         body = {"files": {"file": ("x.txt", b"x")}}
-    return client.request(method, path.format(session_id=session), headers=SECOND, **body)
+    return client.request(method, path.format(session_id=known, response_id=known), headers=SECOND, **body)
 
 
-@pytest.mark.parametrize(("method", "path"), session_routes())
+@pytest.mark.parametrize(("method", "path"), routes_of("session"))
 def test_a_foreign_session_is_as_good_as_none(shared: httpx.Client, secret: str, method: str, path: str) -> None:
+    as_good_as_none(shared, secret, method, path)
+
+
+@pytest.mark.parametrize(("method", "path"), routes_of("response"))
+def test_a_foreign_response_is_as_good_as_none(shared: httpx.Client, answered: str, method: str, path: str) -> None:
+    as_good_as_none(shared, answered, method, path)
+
+
+def as_good_as_none(client: httpx.Client, foreign: str, method: str, path: str) -> None:
     """The same status, body and headers as for an id that never was."""
-    unknown = "0" * len(secret)
-    foreign, none = (ask(shared, method, path, each) for each in (secret, unknown))
-    assert (foreign.status_code, none.status_code) == (404, 404)
-    assert foreign.text.replace(secret, unknown) == none.text
-    assert foreign.headers.keys() == none.headers.keys()
+    unknown = "0" * len(foreign)
+    mine, none = (ask(client, method, path, each) for each in (foreign, unknown))
+    assert (mine.status_code, none.status_code) == (404, 404)
+    assert mine.text.replace(foreign, unknown) == none.text
+    assert mine.headers.keys() == none.headers.keys()
+
+
+def test_a_foreign_response_is_not_continued(shared: httpx.Client, answered: str) -> None:
+    unknown = "0" * len(answered)
+    asked = [{"input": "x", "previous_response_id": each} for each in (answered, unknown)]
+    mine, none = (shared.post("/v1/responses", json=body, headers=SECOND) for body in asked)
+    assert (mine.status_code, none.status_code) == (400, 400)
+    assert mine.text.replace(answered, unknown) == none.text
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
