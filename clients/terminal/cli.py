@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     complete(parser)
     options = parser.parse_args(given)
     try:
-        return _guarded(COMMANDS[options.command], options)
+        code = _guarded(COMMANDS[options.command], options)
+        sys.stdout.flush()  # here, where a pipe that was closed is no failure
+        return code
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:  # `cairn sessions list | head`

@@ -28,7 +28,7 @@ class Felt:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
-    failure: str | None = None
+    failure: CairnError | None = None
 
 
 @dataclass
@@ -92,7 +92,7 @@ async def _request(cairn: AsyncCairn, prompt: str, tokens: int) -> Felt:
                     felt.first, last = felt.first or now - start, now
             usage = stream.answer.usage
     except CairnError as error:
-        felt.failure = str(error)
+        felt.failure = error
         return felt
     felt.seconds = time.perf_counter() - start
     if usage:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from cairn_client import CairnError
+
     from clients.terminal.load import Load
 
 SHARES = (0.5, 0.9, 0.99)
@@ -51,8 +52,16 @@ def show(console: Console, load: Load) -> None:
         f"read {sums['prompt_tokens_per_second']:,.0f} tokens/s ({cached}), "
         f"wrote {sums['generated_tokens_per_second']:,.1f} tokens/s"
     )
-    for message, count in Counter(felt.failure for felt in load.felt if felt.failure).items():
-        console.print(f"{count} failed: {message}", markup=False, style="red")
+    for failures in _alike([felt.failure for felt in load.felt if felt.failure]):
+        console.print(f"{len(failures)} failed: {failures[0]}", markup=False, style="red")
+
+
+def _alike(failures: Sequence[CairnError]) -> list[list[CairnError]]:
+    """Failures of the same kind together; their messages may differ in numbers."""
+    kinds: dict[str, list[CairnError]] = {}
+    for failure in failures:
+        kinds.setdefault(str(getattr(failure, "code", type(failure))), []).append(failure)
+    return list(kinds.values())
 
 
 def totals(load: Load) -> dict[str, float]:

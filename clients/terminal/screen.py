@@ -41,7 +41,7 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A table on a terminal; elsewhere lines of fields with tabs between them, without a head."""
     if not console.is_terminal:
         for row in rows:
-            console.print("\t".join(row), markup=False)
+            print("\t".join(row))  # rich would make spaces of the tabs
         return
     shown = Table(box=None, header_style="dim", pad_edge=False)
     for name in columns:
