@@ -16,7 +16,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
         > requirements.txt \
     && pip install ${PIP_FLAGS} -c constraints.txt -r requirements.txt
 # The `cairn` command and the version: an installation that points to the packages in /app, empty here, filled below.
-RUN python -c "import os, tomllib; [os.makedirs(name.replace('.', '/'), exist_ok=True) for name in tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']['packages']]" \
+RUN python -c "import os, tomllib; told = tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']; [os.makedirs('/'.join([told['package-dir'].get(top, top), *rest]), exist_ok=True) for top, *rest in (name.split('.') for name in told['packages'])]" \
     && touch README.md \
     && pip install --no-deps --no-build-isolation -e .
 
@@ -27,6 +27,7 @@ COPY pyproject.toml ./
 COPY cache/ cache/
 COPY engine/ engine/
 COPY server/ server/
+COPY clients/ clients/
 # A model that was just trained may be readable by its owner only.
 RUN chmod -R a+rX,go-w .
 

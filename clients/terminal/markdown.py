@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.spinner import Spinner
@@ -25,7 +25,8 @@ class Writing:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._open = ""
-        self._live = Live(Spinner("dots"), console=console, transient=True, refresh_per_second=12)
+        self._spinner = Spinner("dots")
+        self._live = Live(console=console, transient=True, refresh_per_second=12, get_renderable=self._drawn)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -40,8 +41,7 @@ class Writing:
 
     def waiting(self, told: str) -> None:
         """Say what happens before the first piece."""
-        if not self._open:
-            self._live.update(Spinner("dots", told))
+        self._spinner.update(text=told)
 
     def feed(self, piece: str) -> None:
         """More of the answer."""
@@ -49,7 +49,10 @@ class Writing:
         if complete.strip():
             self._live.console.print(Markdown(complete), soft_wrap=False)
             self._live.console.print()
-        self._live.update(Markdown(self._open))
+
+    def _drawn(self) -> RenderableType:
+        """What is drawn anew, as often as the screen is: an answer's pieces come faster than that."""
+        return Markdown(self._open) if self._open.strip() else self._spinner
 
 
 def split(text: str) -> tuple[str, str]:
