@@ -2,9 +2,9 @@
 
 from cache.archive import Archive
 from cache.check import Checked, check
-from cache.compiling import compiled
+from cache.compiling import compiled, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
-from cache.four_bits import ByChannel, ByRow, kernels
+from cache.four_bits import ByChannel, ByRow
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
@@ -14,9 +14,11 @@ from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
+from cache.turns import MOST_TURNS, Turn, Turns
 from cache.vectors import Vectors
 
 __all__ = [
+    "MOST_TURNS",
     "RULES",
     "Archive",
     "BlockIndex",
@@ -39,6 +41,8 @@ __all__ = [
     "StoreError",
     "Summary",
     "Tier",
+    "Turn",
+    "Turns",
     "Vectors",
     "check",
     "compiled",

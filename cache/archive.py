@@ -101,10 +101,10 @@ class Archive:
             self._unwritten += isinstance(job, Sealed)
         self._jobs.put(job)
 
-    def flush(self, seconds: float) -> bool:
-        """Wait until all of it is done; False if it is not within `seconds`."""
+    def flush(self, seconds: float, left: int = 0) -> bool:
+        """Wait until all of it but `left` jobs is done; False if it is not within `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, timeout=seconds)
+            return self._changed.wait_for(lambda: self._waiting <= left, timeout=seconds)
 
     def close(self, seconds: float = 10.0) -> None:
         """Write what is left within `seconds`, and let go of the folder; once, whoever asks how often."""

@@ -1,4 +1,4 @@
-"""The manifest of a store folder, in SQLite: its sessions, their texts, and which slot holds which content hash.
+"""The manifest of a store folder, in SQLite: its sessions, their texts and turns, and which slot holds which hash.
 
 Owns the tables and what a crash, a full disk or an older file does to them. Does not know the block file: a slot is a
 number, a hash is bytes. A text is kept in chunks, one row per append, so that it grows without being written again.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreError
+from cache.turns import Turn
 
 SMALL_CHUNK = 4096
 """Tokens below which a session's last chunk takes in the next ones."""
@@ -37,6 +38,12 @@ MIGRATIONS = (
     );
     CREATE TABLE blocks (fingerprint BLOB, slot INTEGER, hash BLOB, PRIMARY KEY (fingerprint, slot)) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE turns (
+        session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, number INTEGER NOT NULL,
+        start INTEGER NOT NULL, answer INTEGER NOT NULL, blocks_per_head INTEGER, PRIMARY KEY (session, number)
+    ) WITHOUT ROWID;
+    """,
 )
 """Number n brings a file from version n to n + 1; each statement ends a line. What was released must not change."""
 
@@ -53,6 +60,16 @@ FAULTS = (
         "HAVING stored <> length",
         "The text of session {1} has {0:.0f} tokens, and another length is noted.",
         "UPDATE sessions SET length = ? WHERE id = ?",
+    ),
+    (
+        "SELECT session, number FROM turns LEFT JOIN sessions ON id = session WHERE id IS NULL OR start > length",
+        "Turn {1} of session {0} begins behind its text.",
+        "DELETE FROM turns WHERE session = ? AND number = ?",
+    ),
+    (
+        "SELECT length, session, number FROM turns JOIN sessions ON id = session WHERE answer > length",
+        "Turn {2} of session {1} has an answer behind its text.",
+        "UPDATE turns SET answer = ? WHERE session = ? AND number = ?",
     ),
 )
 """How to find faults, what they are, how to mend one; in the order of mending."""
@@ -163,6 +180,10 @@ class Catalogue:
             self.create(record)
             self._execute(f"INSERT INTO chunks (session, start, tokens) {copied}", record.id, tokens, parent, tokens)
             self._execute("UPDATE sessions SET length = ? WHERE id = ?", tokens, record.id)
+            turns = (
+                "SELECT ?, number, start, min(answer, ?), blocks_per_head FROM turns WHERE session = ? AND start < ?"
+            )
+            self._execute(f"INSERT INTO turns {turns}", record.id, tokens, parent, tokens)
 
     def append(self, session: str, start: int, tokens: Sequence[int]) -> None:
         """Add tokens [start, start + len(tokens)); ValueError unless `start` is the length of a session."""
@@ -177,6 +198,32 @@ class Catalogue:
             elif data:
                 self._execute("INSERT INTO chunks (session, start, tokens) VALUES (?, ?, ?)", session, start, data)
             self._execute("UPDATE sessions SET length = ? WHERE id = ?", start + len(tokens), session)
+
+    def cut(self, session: str, tokens: int) -> None:
+        """Keep the first `tokens` tokens of a text, and the turns that began in them."""
+        with self.transaction():
+            self._execute("DELETE FROM chunks WHERE session = ? AND start >= ?", session, tokens)
+            shorter = "tokens = substr(tokens, 1, 4 * (? - start))"
+            behind = "session = ? AND start + length(tokens) / 4 > ?"
+            self._execute(f"UPDATE chunks SET {shorter} WHERE {behind}", tokens, session, tokens)
+            self._execute("UPDATE sessions SET length = min(length, ?) WHERE id = ?", tokens, session)
+            self._execute("DELETE FROM turns WHERE session = ? AND start >= ?", session, tokens)
+            self._execute("UPDATE turns SET answer = min(answer, ?) WHERE session = ?", tokens, session)
+
+    def add_turns(self, session: str, turns: Iterable[Turn], oldest: int) -> None:
+        """Note turns, in the place of those of the same numbers; forget those before number `oldest`."""
+        rows = [(session, turn.index, turn.start, turn.answer, turn.blocks_per_head) for turn in turns]
+        with self.transaction(), self._errors():
+            self._db.executemany("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)", rows)
+            self._execute("DELETE FROM turns WHERE session = ? AND number < ?", session, oldest)
+
+    def turns(self, session: str) -> list[Turn]:
+        """Oldest first; one that began and added nothing is left out."""
+        columns = "number, start, answer, blocks_per_head"
+        begun = "session = ? AND start < (SELECT length FROM sessions WHERE id = session)"
+        return [
+            Turn(*row) for row in self._execute(f"SELECT {columns} FROM turns WHERE {begun} ORDER BY number", session)
+        ]
 
     def length(self, session: str) -> int:
         """Stored tokens; 0 if the session is unknown."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,3 +17,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # a read-only installation without a cache folder
         return numba.njit(function, **options)
+
+
+@functools.cache
+def kernels(name: str) -> Any:
+    """The module `cache.{name}_kernels`, loaded when it is first needed: Numba takes a second."""
+    return importlib.import_module(f"cache.{name}_kernels")

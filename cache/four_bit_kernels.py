@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cache.compiling import compiled
 from cache.four_bits import DEEP, LANES, NIBBLES, WORDS
+from cache.lane_kernels import F32, I16, I32, I64, REALS, WHOLES, address, load, same, scale, shorten, spread, store
 
 CHUNK = 256
 """Weights that share a scale. The sum of so many products stays below 2**31."""
@@ -29,26 +30,7 @@ SLICE_BYTES = LANES * WORDS * 2
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
-I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 NUMBERS, PAIRS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
-SUMS, REALS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-
-
-def same(kind: Any, value: int) -> Any:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def load(builder: Any, address: Any, kind: Any, align: int) -> Any:
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    value.align = align
-    return value
-
-
-def spread(builder: Any, value: Any, kind: Any) -> Any:
-    """One value in all lanes."""
-    nothing = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(nothing, value, I32(0))
-    return builder.shuffle_vector(first, nothing, same(SUMS, 0))
 
 
 def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
@@ -56,7 +38,7 @@ def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
     both = builder.mul(builder.sext(left, PAIRS), builder.sext(right, PAIRS))
     nothing = ir.Constant(PAIRS, ir.Undefined)
     even, odd = (
-        builder.shuffle_vector(both, nothing, ir.Constant(SUMS, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
+        builder.shuffle_vector(both, nothing, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
     )
     return builder.add(sums, builder.add(even, odd))
 
@@ -76,7 +58,7 @@ def lanes_kernel(vectors: int, *, adds: bool) -> Any:
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             slices, stride, count, vector, apart, scales, scale, to, to_apart = arguments
-            sums = [cgutils.alloca_once_value(b, same(SUMS, 0)) for _ in range(vectors)]
+            sums = [cgutils.alloca_once_value(b, same(WHOLES, 0)) for _ in range(vectors)]
             with cgutils.for_range(b, count) as loop:
                 words = load(b, b.add(slices, b.mul(loop.index, stride)), NUMBERS, 1)
                 for nibble in range(NIBBLES):
@@ -85,7 +67,7 @@ def lanes_kernel(vectors: int, *, adds: bool) -> Any:
                     offset = b.add(b.mul(loop.index, I64(2 * DEEP)), I64(2 * WORDS * nibble))
                     for i in range(vectors):
                         pair = load(b, b.add(b.add(vector, b.mul(apart, I64(i))), offset), I32, 2)
-                        factors = b.bitcast(spread(b, pair, SUMS), NUMBERS)
+                        factors = b.bitcast(spread(b, pair, WHOLES), NUMBERS)
                         b.store(add_neighbours(b, b.load(sums[i]), numbers, factors), sums[i])
             per_lane = load(b, scales, REALS, 4)
             for i in range(vectors):
@@ -94,23 +76,12 @@ def lanes_kernel(vectors: int, *, adds: bool) -> Any:
                 place = b.add(to, b.mul(to_apart, I64(i)))
                 if adds:
                     result = b.fadd(result, load(b, place, REALS, 4))
-                b.store(result, b.inttoptr(place, REALS.as_pointer())).align = 4
+                store(b, result, place)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 9), generate
 
     return lanes
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def address(context: Any, array: Any) -> Any:
-    """Of an array's first number, as a signed integer: Numba's own is unsigned, and adding to that makes a float."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        made = context.make_array(signature.args[0])(context, b, arguments[0])
-        return b.ptrtoint(made.data, I64)
-
-    return types.intp(array), generate
 
 
 multiply_one, multiply_four = lanes_kernel(1, adds=False), lanes_kernel(4, adds=False)
@@ -141,82 +112,71 @@ def round_row(row: Floats, numbers: NDArray[np.int16], scale: Floats, work: Floa
 
 
 @compiled
-def multiply_head(
-    numbers: NDArray[np.int16], steps: Floats, words: Words, scales: Floats, products: Floats, start: int, count: int
+def multiply_rows(
+    numbers: NDArray[np.int16], steps: Floats, words: int, scales: int, products: Floats, start: int, count: int
 ) -> None:
     """Products of a head's queries with its first rows.
 
     Args:
         numbers, steps: (Q, padded D) and (Q,), as `round_queries` makes them
-        words, scales: (tiles, slices, 16, 2) and (rows,)
-        products: (Q, N), filled from column `start` on
+        words, scales: addresses of (tiles, slices, 16, 2) and (rows,)
+        products: (Q, N), filled from column `start` on; what lies behind the rows is written over up to 16 columns on,
+            which must be there
     """
-    queries, slices = numbers.shape[0], words.shape[1]
-    tail = np.empty((4, LANES), np.float32)
+    queries, slices = numbers.shape[0], numbers.shape[1] // DEEP
     vectors, apart = address(numbers), 2 * numbers.shape[1]
     results, row_apart = address(products) + 4 * start, 4 * products.shape[1]
     for begin in range(0, queries, TOGETHER):
         end = min(begin + TOGETHER, queries)
         for tile in range((count + LANES - 1) // LANES):
-            left = min(LANES, count - tile * LANES)
-            first = address(words) + tile * slices * SLICE_BYTES
-            per_row = address(scales) + 4 * tile * LANES
+            first, per_row = words + tile * slices * SLICE_BYTES, scales + 4 * tile * LANES
             query = begin
             while query < end:
-                together = 4 if query + 4 <= end else 1
-                to, to_apart = results + query * row_apart + 4 * tile * LANES, row_apart
-                if left < LANES:
-                    to, to_apart = address(tail), 4 * LANES
-                vector, scale = vectors + query * apart, address(steps) + 4 * query
-                if together == 4:
-                    multiply_four(first, SLICE_BYTES, slices, vector, apart, per_row, scale, to, to_apart)
+                to = results + query * row_apart + 4 * tile * LANES
+                vector, step = vectors + query * apart, address(steps) + 4 * query
+                if query + 4 <= end:
+                    multiply_four(first, SLICE_BYTES, slices, vector, apart, per_row, step, to, row_apart)
+                    query += 4
                 else:
-                    multiply_one(first, SLICE_BYTES, slices, vector, apart, per_row, scale, to, to_apart)
-                if left < LANES:
-                    for i in range(together):
-                        for lane in range(left):
-                            products[query + i, start + tile * LANES + lane] = tail[i, lane]
-                query += together
+                    multiply_one(first, SLICE_BYTES, slices, vector, apart, per_row, step, to, row_apart)
+                    query += 1
 
 
 @compiled
-def add_up_head(weights: Floats, words: Words, scales: Floats, sums: Floats, start: int, count: int) -> None:
+def add_up_rows(weights: Floats, words: int, scales: int, sums: Floats, start: int, count: int) -> None:
     """Add a head's first rows, times weights, to sums.
 
     Args:
-        weights: (Q, N), from column `start` on those of these rows
-        words, scales: (octets, groups, 16, 2) and (rows,)
-        sums: (Q, D)
+        weights: (Q, N), from column `start` on those of these rows; room for 16 more must be behind them
+        words, scales: addresses of (octets, groups, 16, 2) and (rows,)
+        sums: (Q, padded D)
     """
-    queries, groups = weights.shape[0], words.shape[1]
-    ones = np.ones(LANES, np.float32)
-    scaled, work = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    numbers = np.empty((4, CHUNK), np.int16)
-    steps = np.empty(4, np.float32)
-    whole = np.zeros((queries, groups * LANES), np.float32)
-    stride = groups * SLICE_BYTES
+    queries, groups = weights.shape[0], sums.shape[1] // LANES
+    ones, scaled = np.ones(LANES, np.float32), np.empty(CHUNK, np.float32)
+    numbers, steps = np.empty((4, CHUNK), np.int16), np.empty(4, np.float32)
+    stride, to_apart = groups * SLICE_BYTES, 4 * sums.shape[1]
     for chunk in range(0, count, CHUNK):
         rows = min(CHUNK, count - chunk)
-        octets = (rows + DEEP - 1) // DEEP
+        octets, blocks = (rows + DEEP - 1) // DEEP, (rows + LANES - 1) // LANES
         query = 0
         while query < queries:
             together = 4 if query + 4 <= queries else 1
             for i in range(together):
-                for row in range(rows):
-                    scaled[row] = weights[query + i, start + chunk + row] * scales[chunk + row]
-                round_row(scaled[:rows], numbers[i], steps[i : i + 1], work)
+                mine = address(weights) + 4 * ((query + i) * weights.shape[1] + start + chunk)
+                largest = np.float32(scale(mine, scales + 4 * chunk, address(scaled), blocks))
+                steps[i] = largest / np.float32(32767.0)
+                factor = np.float32(32767.0) / largest if largest > np.float32(1e-35) else np.float32(0.0)
+                shorten(address(scaled), factor, address(numbers) + 2 * i * CHUNK, blocks)
+                numbers[i, rows : blocks * LANES] = 0
             for group in range(groups):
-                first = address(words) + chunk // DEEP * stride + group * SLICE_BYTES
-                to = address(whole) + 4 * (query * whole.shape[1] + group * LANES)
-                vector, scale, to_apart = address(numbers), address(steps), 4 * whole.shape[1]
+                first = words + chunk // DEEP * stride + group * SLICE_BYTES
+                to = address(sums) + query * to_apart + 4 * group * LANES
+                vector, step = address(numbers), address(steps)
                 if together == 4:
-                    add_four(first, stride, octets, vector, 2 * CHUNK, address(ones), scale, to, to_apart)
+                    add_four(first, stride, octets, vector, 2 * CHUNK, address(ones), step, to, to_apart)
                 else:
-                    add_one(first, stride, octets, vector, 2 * CHUNK, address(ones), scale, to, to_apart)
+                    add_one(first, stride, octets, vector, 2 * CHUNK, address(ones), step, to, to_apart)
             query += together
-    for query in range(queries):
-        for d in range(sums.shape[1]):
-            sums[query, d] += whole[query, d]
 
 
 @compiled
@@ -234,21 +194,28 @@ def round_queries(queries: Floats, numbers: NDArray[np.int16], scales: Floats) -
 def multiply(
     queries: Floats, words: Words, scales: Floats, products: Floats, start: int, count: int, first: int, last: int
 ) -> None:
-    """`multiply_head` of heads first, …, last - 1: queries (H, Q, D), all else with heads in front, too."""
+    """`multiply_rows` of heads first, …, last - 1: queries (H, Q, D), all else with heads in front, too."""
     width = (queries.shape[2] + DEEP - 1) // DEEP * DEEP
     numbers, steps = np.empty((queries.shape[1], width), np.int16), np.empty(queries.shape[1], np.float32)
+    room = np.empty((queries.shape[1], (count + LANES - 1) // LANES * LANES), np.float32)
     for head in range(first, last):
         round_queries(queries[head], numbers, steps)
-        multiply_head(numbers, steps, words[head], scales[head], products[head], start, count)
+        multiply_rows(numbers, steps, address(words[head]), address(scales[head]), room, 0, count)
+        products[head, :, start : start + count] = room[:, :count]
 
 
 @compiled
 def add_up(
     weights: Floats, words: Words, scales: Floats, sums: Floats, start: int, count: int, first: int, last: int
 ) -> None:
-    """`add_up_head` of heads first, …, last - 1: everything with heads in front."""
+    """`add_up_rows` of heads first, …, last - 1: everything with heads in front."""
+    room = np.zeros((weights.shape[1], (count + LANES - 1) // LANES * LANES), np.float32)
+    whole = np.empty((weights.shape[1], words.shape[2] * LANES), np.float32)
     for head in range(first, last):
-        add_up_head(weights[head], words[head], scales[head], sums[head], start, count)
+        room[:, :count] = weights[head, :, start : start + count]
+        whole[:] = 0.0
+        add_up_rows(room, address(words[head]), address(scales[head]), whole, 0, count)
+        sums[head] += whole[:, : sums.shape[2]]
 
 
 def warm_up() -> None:

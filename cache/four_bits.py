@@ -14,15 +14,12 @@ rounding the rows loses. Numbers: H heads, Q queries, N rows, D channels.
 
 from __future__ import annotations
 
-import functools
-import importlib
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache.compiling import kernels
 from cache.layout import Bytes
 from cache.rows import Rows
 
@@ -53,6 +50,7 @@ class FourBits(Rows):
         self._padded = -(-width // self.deep) * self.deep
         self.words: Words = np.zeros(self._words_shape(heads), np.uint16)
         self.scales = np.zeros((heads, capacity), np.float32)
+        self.addresses = (self.words.ctypes.data, self.scales.ctypes.data)
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         raise NotImplementedError
@@ -121,7 +119,7 @@ class ByRow(FourBits):
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
         arrays = (queries.numpy(), self.words, self.scales, found.numpy())
-        kernels().multiply(*arrays, start, count, heads.start, heads.stop)
+        kernels("four_bit").multiply(*arrays, start, count, heads.start, heads.stop)
 
 
 class ByChannel(FourBits):
@@ -148,15 +146,9 @@ class ByChannel(FourBits):
 
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
         arrays = (weights.numpy(), self.words, self.scales, sums.numpy())
-        kernels().add_up(*arrays, start, count, heads.start, heads.stop)
+        kernels("four_bit").add_up(*arrays, start, count, heads.start, heads.stop)
 
 
 def signed(nibbles: Bytes) -> Small:
     """Four bits as numbers from -8 to 7."""
     return np.right_shift((nibbles << 4).view(np.int8), 4)
-
-
-@functools.cache
-def kernels() -> Any:
-    """Loaded when they are first needed: Numba takes a second."""
-    return importlib.import_module("cache.four_bit_kernels")

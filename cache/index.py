@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.four_bits import ByChannel, ByRow
+from cache.four_bits import ByChannel, ByRow, FourBits
 from cache.layout import Bytes
 from cache.rows import Rows
-from cache.vectors import Meter, Vectors
+from cache.vectors import Meter, Segment, Vectors
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class BlockIndex:
         self._values = vectors(shape.values, ByChannel)
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter)
+        self._table: Numbers | None = None
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks."""
@@ -100,6 +104,7 @@ class BlockIndex:
             assert summary.outlying is not None
             self._outlying.add(summary.outlying[..., None])
         self.count += summary.landmarks.shape[1]
+        self._table = None
 
     def products(self, queries: Tensor, count: int) -> Tensor:
         """Dot products of queries (kv_heads, queries, width) with each landmark of the first `count` blocks, by part.
@@ -120,20 +125,17 @@ class BlockIndex:
         for vectors, part, products in zip(self._landmarks, looking.split(self.shape.widths, -1), found, strict=True):
             vectors.fill(part.contiguous(), products, heads)
 
-    def add_values(self, weights: Tensor, queries: Tensor, turned: Tensor, sums: Tensor, heads: slice) -> None:
-        """Add values of blocks, as queries would read them, times weights to sums, for such heads.
+    @property
+    def table(self) -> Numbers:
+        """Where an index in 4 bits lies, for kernels: (segments, 2 + 2 * parts).
 
-        Args:
-            weights: (kv_heads, queries, blocks)
-            queries, sums: (kv_heads, queries, head_dim)
-            turned: room like weights
+        Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
+        addresses of its words and scales; parts are those of a landmark, mean values, and both vectors of their slopes.
         """
-        self._values.add_up(weights, sums, heads)
-        if self.shape.slopes:
-            keys, turns = self._slopes
-            keys.fill(queries, turned, heads)
-            turned[heads] *= weights[heads]
-            turns.add_up(turned, sums, heads)
+        if self._table is None:
+            parts = [vectors.segments for vectors, _ in self._kept]
+            self._table = np.array([addresses(pieces) for pieces in zip(*parts, strict=True)], np.int64)
+        return self._table
 
     def weigh_values(self, weights: Tensor, queries: Tensor) -> Tensor:
         """Values of the first blocks, as these queries would read them, summed by weights.
@@ -183,6 +185,7 @@ class BlockIndex:
             vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes))
             start = end
         self.count += len(packed)
+        self._table = None
 
     def fork(self, count: int) -> BlockIndex:
         """An index of the first `count` blocks that shares their storage."""
@@ -193,3 +196,13 @@ class BlockIndex:
         fork._slopes = [vectors.fork(count) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         return fork
+
+
+def addresses(pieces: tuple[Segment, ...]) -> list[int]:
+    """A row of `BlockIndex.table`: the same segment of all parts."""
+    row = [pieces[0].storage.capacity, pieces[0].count]
+    for piece in pieces:
+        assert isinstance(piece.storage, FourBits)
+        assert (piece.storage.capacity, piece.count) == tuple(row[:2]), "parts grow together"
+        row += piece.storage.addresses
+    return row

@@ -1,6 +1,6 @@
 """The sessions that are kept: named ones by id and owner, finished anonymous ones by their prefix until room is needed.
 
-Owns who may see a session, what the catalogue is told of it, and what goes first when room is needed: finished
+Owns who may see a session, what is found of it after a restart, and what goes first when room is needed: finished
 anonymous prompts, then keys and values of the named session that was not used for longest (its text stays, and is
 computed again). Pinned and busy sessions stay as they are. Does not compute anything.
 """
@@ -13,11 +13,11 @@ import time
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 
-from cache.catalogue import Catalogue, SessionRecord
+from cache.catalogue import SessionRecord
 from cache.errors import DamagedBlock
 from cache.index import IndexShape
+from cache.ledger import Ledger
 from cache.session import Session, chain
 from cache.store import BlockStore
 
@@ -47,10 +47,9 @@ class SessionRegistry:
         self.restores: list[float] = []
         """Seconds that it took to bring sessions back, since somebody last looked."""
         self._shapes = shapes
-        self._fingerprint = fingerprint
-        self._model = model
+        self.fingerprint = fingerprint
+        self._ledger = Ledger(store.archive, model)
         self._named: dict[tuple[str, str], Session] = {}
-        self._owed: dict[str, Session | None] = {}  # by id, what the catalogue does not know yet; None is gone
         self._kept: OrderedDict[str, Session] = OrderedDict()  # anonymous, least recently used first
         self._prefixes: dict[bytes, dict[Session, int]] = {}  # chained hash -> who holds that many blocks
         if store.archive is not None:
@@ -71,9 +70,19 @@ class SessionRegistry:
 
     def anonymous(self, tenant: str) -> Session:
         """A new session that nobody can ask for by name."""
-        session = Session(secrets.token_hex(12), self.store, self._shapes, self._fingerprint + tenant.encode())
+        session = Session(secrets.token_hex(12), self.store, self._shapes, self.fingerprint + tenant.encode())
         session.tenant = tenant
         return session
+
+    def aside(self, session: Session) -> Session:
+        """A session with the same past that nobody can ask for by name; who asked for it closes it."""
+        self.wake(session)
+        return session.fork(secrets.token_hex(12))
+
+    def add(self, session: Session) -> None:
+        """Give an anonymous session that was put together elsewhere a name."""
+        self._name(session)
+        self.rest(session)
 
     def get(self, session_id: str, tenant: str) -> Session | None:
         """The tenant's session of this id."""
@@ -87,27 +96,26 @@ class SessionRegistry:
         """A named session with the same past."""
         self.wake(session)
         fork = session.fork(secrets.token_hex(12))
-        parent, tokens = session.id, len(session.tokens)
-        if self.save(session) and self._tell(lambda: self._catalogue.fork(record(fork, self._model), parent, tokens)):
-            fork.stored = tokens
+        self._ledger.fork(session, fork)
         return self._name(fork)
 
     def delete(self, session: Session) -> None:
         """Forget a named session and give its blocks back."""
         del self._named[session.tenant, session.id]
-        self._owed.pop(session.id, None)
-        if session.stored is not None:
-            self._owed[session.id] = None
-            self.catch_up()
+        self._ledger.delete(session)
         self._forget(session)
 
     def change(self, session: Session, *, pinned: bool | None = None, ttl: float | None = None) -> None:
         """Set what is not None; a ttl of 0 means none."""
         session.pinned = session.pinned if pinned is None else pinned
         session.ttl = session.ttl if ttl is None else ttl or None
-        if self.store.archive is not None:
-            self._owed[session.id] = session
-        self.save(session)
+        self._ledger.update(session)
+
+    def cut(self, session: Session, text: int) -> None:
+        """Let a named session forget all but its first tokens; forks keep what they share with it."""
+        self._unpublish(session, session.hashes[text // self.store.layout.text_per_block + 1 :])
+        session.cut(text)
+        self._ledger.cut(session)
 
     def _name(self, session: Session) -> Session:
         self._named[session.tenant, session.id] = session
@@ -119,26 +127,14 @@ class SessionRegistry:
 
     # -- what outlives the process ---------------------------------------------------------------------------
 
-    def save(self, session: Session) -> bool:
-        """Have all tokens of a named session in the catalogue; what fails is owed, see `catch_up`."""
-        if self.store.archive is None or (session.tenant, session.id) not in self._named:
-            return False
-        saved = self._tell(lambda: self._save(session))
-        if saved:
-            self._owed.pop(session.id, None)
-        else:
-            self._owed[session.id] = session
-        return saved
+    def save(self, session: Session) -> None:
+        """Have all tokens of a session that has a name in the catalogue."""
+        if (session.tenant, session.id) in self._named:
+            self._ledger.save(session)
 
     def catch_up(self) -> None:
         """Tell the catalogue what it could not be told before, as far as it can be told now."""
-        for name, session in list(self._owed.items()):
-            if session is not None:
-                done = self.save(session)
-            elif done := self._tell(partial(self._catalogue.delete, name)):
-                del self._owed[name]
-            if not done:
-                return
+        self._ledger.catch_up()
 
     def close(self) -> None:
         """Store what can be stored, and let go of the folder."""
@@ -146,45 +142,19 @@ class SessionRegistry:
             self.catch_up()
             self.store.archive.close()
 
-    def _save(self, session: Session) -> None:
-        if session.stored is None:
-            self._catalogue.create(record(session, self._model))
-            session.stored = 0
-        if len(session.tokens) > session.stored or session.id in self._owed:
-            with self._catalogue.transaction():
-                self._catalogue.append(session.id, session.stored, session.tokens[session.stored :])
-                now = record(session, self._model)
-                told = {"used": now.used, "expires": now.expires, "blocks_per_head": now.blocks_per_head}
-                self._catalogue.update(session.id, pinned=now.pinned, **told)
-            session.stored = len(session.tokens)
-
-    def _tell(self, action: Callable[[], None]) -> bool:
-        return self.store.archive is not None and self.store.archive.attempt(action)
-
-    @property
-    def _catalogue(self) -> Catalogue:
-        assert self.store.archive is not None
-        return self.store.archive.catalogue
-
     def _load(self) -> None:
         """Sessions of this model that the catalogue knows, with as many of their blocks as the disk has."""
         assert self.store.archive is not None
-        stored = self._catalogue.blocks(self.store.archive.fingerprint)
+        stored = self.store.archive.catalogue.blocks(self.store.archive.fingerprint)
         found = {digest: slot for digest, slot in stored.items() if slot < self.store.tier.capacity}
         self.store.claim(found)
-        for known in self._catalogue.sessions():
-            if known.fingerprint == self._model:
-                self._restore(known)
+        for known in self._ledger.records():
+            self._restore(known)
         self.store.release(list(found.values()))  # they are the sessions' now, or nobody's
 
     def _restore(self, known: SessionRecord) -> None:
         session = self.anonymous(known.tenant)
-        session.id, session.parent = known.id, known.parent
-        session.append(self._catalogue.tokens(known.id))
-        session.created, session.used = known.created, known.used
-        session.pinned, session.blocks_per_head = known.pinned, known.blocks_per_head
-        session.ttl = None if known.expires is None else known.expires - known.used
-        session.stored = len(session.tokens)
+        self._ledger.restore(known, session)
         blocks, hashes = [], []
         for digest in self._chain(session.tokens, session.hashes[0]):
             slot = self.store.slot(digest)
@@ -284,7 +254,7 @@ class SessionRegistry:
             share: a session that has computed nothing may begin with what is known of its text
         """
         self.wake(session)
-        session.append(tokens)
+        session.begin_turn(tokens)
         self.save(session)
         if share and not session.blocks:
             session.take_over(self.match(session.tokens, session.tenant))
@@ -334,6 +304,10 @@ class SessionRegistry:
         self._rewind(idle, 0)
         self.evictions["room"] += 1
         return True
+
+    def make_room(self) -> bool:
+        """Make room for a block; with a block free, it is memory that is short. False if nothing can be given up."""
+        return self.spare() if self.store.free else self.evict()
 
     def spare(self) -> bool:
         """Free memory without giving up what a named session has on the disk; False if there is nothing to spare."""
@@ -390,10 +364,3 @@ class SessionRegistry:
     def check(self) -> None:
         """Assert that no block is lost or counted wrongly, between steps and with no request running."""
         self.store.check([s.blocks for s in (*self._named.values(), *self._kept.values())])
-
-
-def record(session: Session, model: bytes) -> SessionRecord:
-    """What the catalogue keeps of a session besides its text."""
-    expires = None if session.ttl is None else session.used + session.ttl
-    facts = (session.id, session.tenant, model, session.created, session.used, session.parent, session.pinned)
-    return SessionRecord(*facts, expires, session.blocks_per_head)

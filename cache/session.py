@@ -17,6 +17,7 @@ from torch import Tensor
 from cache.index import BlockIndex, IndexShape
 from cache.layout import Bytes, CacheLayout
 from cache.store import BlockStore
+from cache.turns import Turns
 
 
 class Session:
@@ -45,7 +46,7 @@ class Session:
         self.tenant = ""
         self.pinned = False  # never dropped to make room
         self.ttl: float | None = None  # seconds without use after which it is deleted
-        self.stored: int | None = None  # tokens that the catalogue has; None if it does not know the session
+        self.turns = Turns()
         self.parked = False  # its indexes are not in memory
         # As long as the tier could ever need; the operating system backs only the part that is written.
         self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
@@ -67,6 +68,23 @@ class Session:
     def append(self, tokens: Sequence[int]) -> None:
         """Add text tokens; their keys and values are computed later."""
         self.tokens.extend(tokens)
+        self.used = time.time()
+
+    def begin_turn(self, tokens: Sequence[int]) -> None:
+        """Add what a request gives; what is added until the next one begins is its answer."""
+        start = len(self.tokens)
+        self.turns.begin(start, start + len(tokens), self.blocks_per_head)
+        self.append(tokens)
+
+    def cut(self, text: int) -> None:
+        """Forget all but the first `text` tokens, as if there had never been more; the open block is computed again."""
+        if text < len(self.tokens):
+            self.rewind(text // self.layout.text_per_block)
+            if (turn := self.turns.at(text)) is not None:
+                self.blocks_per_head = turn.blocks_per_head
+            self.audited = []
+            self.turns.cut(text)
+            del self.tokens[text:]
         self.used = time.time()
 
     def reserve(self, text: int) -> None:
@@ -111,11 +129,43 @@ class Session:
         return [None if shape is None else BlockIndex(heads, shape, meter) for shape in self._shapes]
 
     def _entries(self, first: int, last: int) -> Bytes:
-        """What the indexes keep of blocks first, …, last - 1: (blocks, bytes); nothing if nobody stores it."""
-        if self.store.archive is None:
-            return np.empty((last - first, 0), np.uint8)
+        """As `entries`, for who stores them; nothing if nobody does."""
+        return np.empty((last - first, 0), np.uint8) if self.store.archive is None else self.entries(first, last)
+
+    def entries(self, first: int, last: int) -> Bytes:
+        """What the indexes keep of blocks first, …, last - 1: (blocks, entry_bytes)."""
         parts = [np.empty((last - first, 0), np.uint8)]
         return np.concatenate(parts + [index.pack(first, last) for index in self.indexes if index], axis=1)
+
+    @property
+    def entry_bytes(self) -> int:
+        """What the indexes keep of a block."""
+        return sum(index.block_bytes for index in self.indexes if index)
+
+    def take_in(self, units: Bytes, entries: Bytes) -> None:
+        """Have the next blocks as another session of the same text computed them.
+
+        Args:
+            units: keys and values (blocks, layers, kv_heads, bytes), each block as Tier.units gave it
+            entries: what its indexes kept of them (blocks, entry_bytes)
+
+        Raises:
+            OutOfBlocks: it holds those that there was room for
+        """
+        for block, entry in zip(units, entries, strict=True):
+            number = len(self.blocks)
+            digest = self._hash(number)
+            slot = self.store.known(digest)
+            if slot is None:
+                slot = self.store.allocate()
+                self.store.fill(slot, block)
+                slot = self.store.seal(slot, digest, entry if self.store.archive else entry[:0])
+            self.blocks.append(slot)
+            self._table[number] = slot
+            self.hashes.append(digest)
+            self.computed = len(self.blocks) * self.layout.text_per_block
+            self._unpack(entry[None])
+        self.store.balance()
 
     def park(self) -> None:
         """Leave the indexes to the disk."""
@@ -126,13 +176,16 @@ class Session:
     def wake(self, entries: Bytes) -> None:
         """Have indexes again, from what `advance` gave of its blocks: (blocks, bytes)."""
         assert len(entries) == self.sealed, "what has no entry must be forgotten first"
+        self._unpack(entries)
+        self.parked = False
+
+    def _unpack(self, entries: Bytes) -> None:
         start = 0
         for index in self.indexes:
             if index is not None:
                 end = start + index.block_bytes
                 index.unpack(entries[:, start:end])
                 start = end
-        self.parked = False
 
     def rewind(self, sealed: int) -> None:
         """Forget what is computed beyond the first sealed blocks; the tokens stay, to be computed again."""
@@ -180,6 +233,7 @@ class Session:
         fork.parent, fork.tenant, fork.ttl = self.id, self.tenant, self.ttl
         if sealed is None:  # who shares no more than a prefix reads as if it had computed it
             fork.blocks_per_head, fork.audited = self.blocks_per_head, self.audited[:]
+            fork.turns = self.turns.copy()
         self.store.share(fork.blocks)
         return fork
 

@@ -130,6 +130,15 @@ class BlockStore:
                     self.archive.put(Sealed(slot, digest, entry))
             return known
 
+    def known(self, digest: bytes) -> int | None:
+        """The slot of the sealed block with this hash, with one more reference; None if there is none to be used."""
+        with self._lock:
+            slot = self._slots.get(digest)
+            if slot is None or not self._sound(slot, digest):
+                return None
+            self.share([slot])
+            return slot
+
     def _sound(self, slot: int, digest: bytes) -> bool:
         """Whether a sealed block can be used; what an earlier process left is looked at before its first use."""
         if slot in self._unseen:
@@ -167,6 +176,14 @@ class BlockStore:
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
         """See Tier.write."""
         self.tier.write(layer, slots, offsets, keys, values)
+
+    def units(self, slot: int) -> Bytes:
+        """See Tier.units."""
+        return self.tier.units(slot)
+
+    def fill(self, slot: int, units: Bytes) -> None:
+        """See Tier.fill."""
+        self.tier.fill(slot, units)
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of whole blocks: slots (blocks,) -> keys, values, each (kv_heads, blocks, block_size, head_dim)."""

@@ -151,6 +151,11 @@ class Vectors:
             start += taken
 
     @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Where the rows lie, one after the other."""
+        return tuple(self._segments)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row over all heads."""
         return self._storage.row_bytes(*self._shape)

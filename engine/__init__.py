@@ -11,13 +11,15 @@ from engine.attention import (
     RetrievalSettings,
 )
 from engine.config import EngineConfig
-from engine.description import ModelDescription, SessionInfo
+from engine.constraint import Constraint
+from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
     EmptyPrompt,
     EngineError,
     EngineStopped,
     InvalidParameter,
+    InvalidSessionFile,
     ModelError,
     OutOfRoom,
     QueueFull,
@@ -28,6 +30,7 @@ from engine.errors import (
     SessionTooLong,
 )
 from engine.huggingface import LoadedModel, load_model
+from engine.memory import Export, Told
 from engine.requests import (
     AuditReport,
     Event,
@@ -50,6 +53,7 @@ from engine.step import Span, Step
 __all__ = [
     "Attention",
     "AuditReport",
+    "Constraint",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -57,11 +61,13 @@ __all__ = [
     "EngineStats",
     "EngineStopped",
     "Event",
+    "Export",
     "Failed",
     "Finished",
     "FusedAttention",
     "Generation",
     "InvalidParameter",
+    "InvalidSessionFile",
     "LayerGeometry",
     "LoadedModel",
     "ModelDescription",
@@ -90,6 +96,8 @@ __all__ = [
     "TierStats",
     "Timing",
     "Token",
+    "Told",
+    "TurnInfo",
     "Usage",
     "check",
     "choose_attention",

@@ -47,3 +47,17 @@ class SessionInfo:
         """What there is to tell of a session."""
         facts = (session.id, len(session.tokens), session.created, session.used, session.parent, busy)
         return cls(*facts, session.pinned, session.ttl)
+
+
+@dataclass(frozen=True)
+class TurnInfo:
+    """A request that changed a session: it was given text tokens [start, answer) and generated [answer, end).
+
+    Attributes:
+        index: its number in the session, those that are not remembered any more included
+    """
+
+    index: int
+    start: int
+    answer: int
+    end: int

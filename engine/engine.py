@@ -1,7 +1,7 @@
 """`Engine`: takes generations, runs steps on a thread of its own, delivers events.
 
-Owns who runs, who waits, and the sessions. One lock guards them; a forward pass runs outside it, so asking
-for a session never waits for a step.
+Owns who runs and who waits. Sessions are its `Memory`'s, under whose lock everything changes; a forward pass runs
+outside it, so asking for a session never waits for a step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
-from engine.description import SessionInfo
-from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull, SessionBusy, SessionNotFound
+from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
+from engine.memory import Memory
 from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
@@ -36,7 +36,7 @@ IDLE_SECONDS = 1.0
 """How often an idle engine looks whether a session's time is over."""
 
 
-class Engine:
+class Engine(Memory):
     """See the module.
 
     Args:
@@ -49,21 +49,20 @@ class Engine:
         self, model: LoadedModel, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None
     ) -> None:
         settings, layout = config.retrieval(model), config.layout(model)
+        registry = open_registry(model, settings, config)
+        self.description = describe(model, settings, config, registry.store)
+        admission = Admission(self.description, registry, config.max_running, config.tenant_tokens)
+        super().__init__(registry, admission, config.session_ttl)
         self._config, self._observe = config, observe
-        self._registry = open_registry(model, settings, config)
-        self._store = self._registry.store
-        self.description = describe(model, settings, config, self._store)
-        self._admission = Admission(self.description, self._registry, config.max_running, config.tenant_tokens)
+        self._store = registry.store
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
         self._scheduler = Scheduler(config.step_tokens, config.decode_share, defaults, landmark, layout)
         self._waiting: deque[Waiting] = deque()
-        self._running: dict[Sequence, Sampler] = {}
         self._cancelled: set[Sequence] = set()
-        self._changed = threading.Condition()  # its lock guards everything that changes
-        self._accepting, self._stopping = True, False
+        self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------
@@ -111,72 +110,11 @@ class Engine:
             self._cancelled.update(s for s in mine if index in (None, s.index))
             self._changed.notify_all()
 
-    def create_session(self, tenant: str, *, pinned: bool = False, ttl: float | None = None) -> SessionInfo:
-        """A new, empty session; `pinned` and `ttl` as SessionRegistry.create takes them."""
-        with self._changed:
-            self._check_accepting()
-            ttl = self._config.session_ttl if ttl is None else ttl
-            return self._info(self._registry.create(tenant, pinned=pinned, ttl=ttl))
-
-    def change_session(
-        self, session_id: str, tenant: str, *, pinned: bool | None = None, ttl: float | None = None
-    ) -> SessionInfo:
-        """Set what is not None; a ttl of 0 means none. Raises SessionNotFound."""
-        with self._changed:
-            session = self._session(session_id, tenant)
-            self._registry.change(session, pinned=pinned, ttl=ttl)
-            return self._info(session)
-
-    def get_session(self, session_id: str, tenant: str) -> SessionInfo:
-        """Raises SessionNotFound."""
-        with self._changed:
-            return self._info(self._session(session_id, tenant))
-
-    def list_sessions(self, tenant: str) -> list[SessionInfo]:
-        """The tenant's sessions, oldest first."""
-        with self._changed:
-            return [self._info(session) for session in self._registry.named(tenant)]
-
-    def session_tokens(self, session_id: str, tenant: str) -> list[int]:
-        """All text tokens; raises SessionNotFound."""
-        with self._changed:
-            return self._session(session_id, tenant).tokens.tolist()
-
-    def fork_session(self, session_id: str, tenant: str) -> SessionInfo:
-        """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
-        with self._changed:
-            self._check_accepting()
-            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
-
-    def delete_session(self, session_id: str, tenant: str) -> None:
-        """Raises SessionNotFound, SessionBusy."""
-        with self._changed:
-            self._registry.delete(self._idle_session(session_id, tenant))
-
     def stats(self) -> EngineStats:
         """The engine now."""
         with self._changed:
             running = {sequence.generation.id for sequence in self._running}
             return snapshot(self._registry, len(running), len(self._waiting))
-
-    def _check_accepting(self) -> None:
-        if not self._accepting:
-            raise EngineStopped("the engine is shutting down and takes no requests")
-
-    def _session(self, session_id: str, tenant: str) -> Session:
-        session = self._registry.get(session_id, tenant)
-        if session is None:
-            raise SessionNotFound(f"there is no session {session_id!r}")
-        return session
-
-    def _idle_session(self, session_id: str, tenant: str) -> Session:
-        session = self._session(session_id, tenant)
-        if session_id in self._registry.busy:
-            raise SessionBusy(f"another request is running in session {session_id!r}; wait for its end")
-        return session
-
-    def _info(self, session: Session) -> SessionInfo:
-        return SessionInfo.of(session, busy=session.id in self._registry.busy)
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
@@ -215,6 +153,8 @@ class Engine:
         """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
         self._registry.expire(time.time())
         self._registry.catch_up()
+        while self._damaged:
+            self._registry.mend(self._damaged.pop(), [sequence.session for sequence in self._running])
         while self._store.landmarks.bytes > self._store.most_landmarks and self._registry.spare():
             pass
         self._store.balance()
@@ -276,9 +216,8 @@ class Engine:
         while True:
             try:
                 return span.session.reserve(span.end)
-            except OutOfBlocks:  # with a block free, it is memory that is short
-                make_room = self._registry.spare if self._store.free else self._registry.evict
-                if not make_room():
+            except OutOfBlocks:
+                if not self._registry.make_room():
                     raise
 
     def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
@@ -342,7 +281,7 @@ class Engine:
 
     def _draw(self, sequence: Sequence, logits: Tensor) -> None:
         prompt = sequence.session.tokens[: sequence.prompt].tolist() if sequence.penalises_prompt else []
-        token = self._running[sequence].sample(logits, prompt, sequence.generated)
+        token = self._running[sequence].sample(logits, prompt, sequence.generated, sequence.allowed())
         reason = sequence.take(token, self.description.eos_token_ids)
         self._registry.save(sequence.session)  # before anybody is told
         sequence.deliver(token)

@@ -5,6 +5,7 @@ EngineError
 ├── RequestError          the request cannot be run as it stands; nothing was done
 │   ├── EmptyPrompt
 │   ├── InvalidParameter  a parameter is out of its range; `.parameter` names it
+│   ├── InvalidSessionFile  it holds no session that can be taken; `.block` if one of its blocks is damaged
 │   └── SessionTooLong    the session would pass `max_session_tokens`; `.limit`, `.wanted`
 ├── SessionNotFound
 ├── SessionBusy           another request is running in this session
@@ -39,6 +40,14 @@ class InvalidParameter(RequestError):
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(f"{parameter}: {message}")
         self.parameter = parameter
+
+
+class InvalidSessionFile(RequestError):
+    """A file holds no session that this engine can take."""
+
+    def __init__(self, message: str, block: int | None = None) -> None:
+        super().__init__(message)
+        self.block = block
 
 
 class SessionTooLong(RequestError):

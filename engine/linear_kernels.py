@@ -87,17 +87,6 @@ def tile_kernel(tall: int, rows: int) -> Any:
     return tile
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def address(context: Any, array: Any) -> Any:
-    """Of an array's first number, as a signed integer: Numba's own is unsigned, and adding to that makes a float."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        made = context.make_array(signature.args[0])(context, b, arguments[0])
-        return b.ptrtoint(made.data, I64)
-
-    return types.intp(array), generate
-
-
 tall_one, tall_two, tall_four = (tile_kernel(TALL, rows) for rows in (1, 2, 4))
 flat_one, flat_two, flat_four = (tile_kernel(1, rows) for rows in (1, 2, 4))
 

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engine.constraint import Constraint
 from engine.errors import EngineError, InvalidParameter
 from engine.sampling import SamplingParams
 
@@ -58,6 +60,7 @@ class Generation:
         session_id: the session to continue; None reads a prompt of its own
         tenant: whose session and whose shared prefixes
         n: how many answers to one prompt; above 1 only without a session
+        constraint: makes what each answer must keep to; None leaves them free
     """
 
     id: str
@@ -67,6 +70,7 @@ class Generation:
     session_id: str | None = None
     tenant: str = ""
     n: int = 1
+    constraint: Callable[[], Constraint] | None = None
 
 
 @dataclass(frozen=True)

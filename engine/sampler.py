@@ -32,18 +32,23 @@ class Sampler:
         else:
             self._generator.manual_seed((params.seed + index) % (1 << 63))
 
-    def sample(self, logits: Tensor, prompt: list[int], generated: list[int]) -> Token:
+    def sample(self, logits: Tensor, prompt: list[int], generated: list[int], allowed: bytes | None = None) -> Token:
         """The next token from logits (vocabulary,) fp32.
 
         Args:
             prompt, generated: the tokens so far; only penalties look at them
+            allowed: the tokens that may come, as `Constraint` tells; everything that shifts or narrows the draw
+                works on these alone, log-probabilities are told over all
         """
         params = self._params
         logits = logits.clone()
         logits[self._hidden] = -torch.inf
-        adjusted = self._penalise(self._bias(logits), prompt, generated)
+        possible = logits if allowed is None else _only(logits, allowed)
+        adjusted = self._penalise(self._bias(possible), prompt, generated)
         if adjusted.max().isnan():
             raise EngineError("the model's logits are not numbers")
+        if adjusted.max() == -torch.inf:
+            raise EngineError("no token of the vocabulary can go on with this answer")
         if params.temperature < GREEDY_BELOW:
             token = int(adjusted.argmax())
         else:
@@ -86,10 +91,18 @@ class Sampler:
         return shares
 
     def _token(self, token: int, logits: Tensor) -> Token:
-        """The token with its log-probability under the model, before penalties and temperature."""
+        """The token with its log-probability under the model: before constraint, penalties and temperature."""
         if self._params.logprobs is None:
             return Token(self._index, token)
         logprobs = logits.log_softmax(-1)
         top = logprobs.topk(self._params.logprobs)
         pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         return Token(self._index, token, float(logprobs[token]), pairs)
+
+
+def _only(logits: Tensor, allowed: bytes) -> Tensor:
+    """Logits (vocabulary,) with minus infinity where a token may not come."""
+    possible = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    given = torch.frombuffer(bytearray(allowed[: len(logits)]), dtype=torch.uint8)
+    possible[: len(given)] = (given != 0).to(logits.device)
+    return logits.masked_fill(~possible, -torch.inf)

@@ -59,6 +59,7 @@ class Sequence:
         self.prompt = len(session.tokens)
         self.cached = session.computed
         self.generated: list[int] = []
+        self.constraint = generation.constraint() if generation.constraint else None
         retrieval = generation.retrieval
         self.tally = Tally() if retrieval.provenance else None
         self.audit = Audit() if retrieval.audit or retrieval.min_mass is not None else None
@@ -140,6 +141,10 @@ class Sequence:
         audited = retrieval.min_mass is not None or self.session.blocks_per_head is not None
         return retrieval.top_p if retrieval.top_p is not None or audited else default
 
+    def allowed(self) -> bytes | None:
+        """Which tokens may come next, as `Constraint` tells; None leaves it free."""
+        return None if self.constraint is None else self.constraint.allowed()
+
     def progress(self) -> Progress:
         milliseconds = 1000 * (time.perf_counter() - self.started)
         return Progress(self.prompt, self.cached, self.session.computed, milliseconds)
@@ -151,9 +156,14 @@ class Sequence:
         self.generated.append(token.token)
         self.session.append([token.token])
         sampling = self.generation.sampling
+        if self.constraint is not None:
+            self.constraint.accept(token.token)
         if token.token in sampling.stop_token_ids or (token.token in end_tokens and not sampling.ignore_eos):
             return "stop"
-        return "length" if len(self.generated) >= sampling.max_tokens else None
+        full = len(self.generated) >= sampling.max_tokens
+        if self.constraint is not None and self.constraint.ended and (full or sampling.ignore_eos or not end_tokens):
+            return "stop"  # complete; for the end token that would follow there is no room, or no need
+        return "length" if full else None
 
     def finished(self, reason: str) -> Finished:
         """The closing event."""

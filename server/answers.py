@@ -13,6 +13,7 @@ from engine import EngineStopped, Event, Finished, Generation, Progress, Token
 from server.async_engine import EventStream
 from server.choices import Choice, Delta, Ended
 from server.pieces import Pieces
+from server.tools import Form
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,13 @@ Output = Delta | Ended | Progress | Silence
 Choices = dict[tuple[int, int], Choice]
 
 
-def choices_of(generations: Sequence[Generation], pieces: Pieces, stops: Sequence[str]) -> Choices:
+def choices_of(
+    generations: Sequence[Generation], pieces: Pieces, stops: Sequence[str], form: Form | None = None
+) -> Choices:
     """A choice for each answer, numbered through all generations as OpenAI numbers them."""
     keys = [(place, index) for place, generation in enumerate(generations) for index in range(generation.n)]
-    return {key: Choice(number, pieces, stops) for number, key in enumerate(keys)}
+    form = form or Form()
+    return {key: Choice(number, pieces, stops, form.parser(), form.revealed) for number, key in enumerate(keys)}
 
 
 async def outputs(

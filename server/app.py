@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from server import errors
 from server.middleware import Authentication, BodyLimit, Gate
-from server.routes import chat, completions, metrics, models, probes, sessions, tokenize
+from server.routes import chat, completions, documents, history, metrics, models, probes, sessions, tokenize
 from server.routes.probes import server_version
 from server.service import Service
 from server.settings import Settings
@@ -30,7 +30,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 
     app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
-    for route in (chat, completions, models, tokenize, sessions, probes, metrics):
+    for route in (chat, completions, models, tokenize, sessions, documents, history, probes, metrics):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from engine import Generation, RetrievalParams, SamplingParams
 from server.errors import ApiError
 from server.schemas import ChatRequest, CompletionRequest, GenerationFields, RetrievalOptions
+from server.tools import Form
 
 SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
+FREE = Form()
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Asked:
     stream: bool
     include_usage: bool
     return_progress: bool
+    form: Form = FREE
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,12 @@ def ask(
     room: int,
     max_choices: int,
     stops: Sequence[str] = (),
+    form: Form = FREE,
 ) -> Asked:
-    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit."""
+    """Generations for `prompts`; `default_tokens` (cut to the session's room) if the body sets no limit.
+
+    `stops` are the template's own, for answers that are free; where they have a form, that tells where they end.
+    """
     refuse_combinations(body, len(prompts), place, max_choices)
     retrieval = retrieval_params(body.retrieval)
     generations = [
@@ -60,13 +67,14 @@ def ask(
             session_id=place.session_id,
             tenant=place.tenant,
             n=body.choices,
+            constraint=form.constraint,
         )
         for tokens in prompts
     ]
     usage = bool(body.stream_options and body.stream_options.include_usage)
-    stop = (*(body.stop or ()), *stops)
+    stop = (*(body.stop or ()), *(() if form.constraint else stops))
     return Asked(
-        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress
+        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress, form
     )
 
 

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -21,6 +22,7 @@ from server.errors import ApiError
 from server.metrics import Metrics, RequestClock
 
 Result = TypeVar("Result")
+Guard = Callable[[Engine], AbstractContextManager[object]]
 CALLERS = 4
 
 
@@ -38,9 +40,13 @@ class AsyncEngine:
         """Whether the engine still runs; it ends when it is stopped, or by a fault of its own."""
         return self._engine.alive
 
-    def open(self, generations: Sequence[Generation]) -> EventStream:
-        """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs."""
-        return EventStream(self._engine, self._metrics, generations, self._capacity, self._threads)
+    def open(self, generations: Sequence[Generation], guard: Guard = nullcontext) -> EventStream:
+        """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs.
+
+        Args:
+            guard: takes the engine and is entered while they are submitted; what it raises refuses them
+        """
+        return EventStream(self._engine, self._metrics, generations, self._capacity, self._threads, guard)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
@@ -62,8 +68,9 @@ class EventStream:
         generations: Sequence[Generation],
         capacity: int,
         threads: ThreadPoolExecutor,
+        guard: Guard,
     ) -> None:
-        self._engine, self._generations, self._capacity = engine, generations, capacity
+        self._engine, self._generations, self._capacity, self._guard = engine, generations, capacity, guard
         self._loop, self._threads = asyncio.get_running_loop(), threads
         self._lock = threading.Lock()
         self._queue: deque[tuple[int, Event]] = deque()
@@ -121,12 +128,13 @@ class EventStream:
         self._engine.cancel(self._generations[place].id, index)
 
     def _submit(self) -> None:
-        for place, generation in enumerate(self._generations):
-            try:
-                self._engine.submit(generation, partial(self._deliver, place))
-            except Exception:
-                self._cancel_all()
-                raise
+        with self._guard(self._engine):
+            for place, generation in enumerate(self._generations):
+                try:
+                    self._engine.submit(generation, partial(self._deliver, place))
+                except Exception:
+                    self._cancel_all()
+                    raise
 
     def _deliver(self, place: int, event: Event) -> None:
         """On the engine's thread: never wait."""

@@ -1,6 +1,6 @@
 """From tokens to the text of an answer: one `Choice` per answer, fed token by token.
 
-Owns decoding, stop strings and log-probabilities in words. Knows no HTTP and no engine thread.
+Owns decoding, stop strings, calls of tools and log-probabilities in words. Knows no HTTP and no engine thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from engine import Finished, Token
 from server.pieces import Pieces, TextStream
 from server.stops import StopScanner
+from server.tool_formats import CallDelta, Parsed, ToolParser, merged
 
 LEAST = -9999.0  # JSON has no minus infinity; OpenAI and vLLM use this too
 
@@ -39,6 +40,7 @@ class Delta:
     index: int
     text: str
     scored: tuple[ScoredToken, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,19 @@ class Ended:
 
 @dataclass
 class Choice:
-    """One answer in the making; `index` is its number in the response."""
+    """One answer in the making.
+
+    Attributes:
+        index: its number in the response
+        parser: finds calls of tools in the text; None where it is text alone
+        revealed: control tokens that the parser must see
+    """
 
     index: int
     pieces: Pieces
     stops: Sequence[str] = ()
+    parser: ToolParser | None = None
+    revealed: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -77,20 +87,35 @@ class Choice:
         self.tokens.append(token.token)
         if token.logprob is not None:
             self._scored.append(self._score(token, token.logprob))
-        text = self._scanner.push(self._text.push(self.pieces.shown(token.token)))
-        return self._delta(text) if text or self.stopped else None
+        parsed = self._parse(self._scanner.push(self._text.push(self._bytes(token.token))))
+        return self._delta(parsed) if parsed.text or parsed.calls or self.stopped else None
 
     def finish(self, event: Finished) -> tuple[Delta | None, Ended]:
         """The text that waited, and the end."""
         text = self._scanner.push(self._text.finish())
-        text += self._scanner.finish()
+        parsed = self._parse(text + self._scanner.finish(), last=True)
         reason = "stop" if self.stopped else event.reason
-        rest = self._delta(text) if text or self._scored else None
+        if reason == "stop" and self.parser is not None and self.parser.called:
+            reason = "tool_calls"
+        rest = self._delta(parsed) if parsed.text or parsed.calls or self._scored else None
         return rest, Ended(self.index, reason, event, tuple(self.tokens))
 
-    def _delta(self, text: str) -> Delta:
+    def _bytes(self, token: int) -> bytes:
+        return self.pieces.spelled(token) if token in self.revealed else self.pieces.shown(token)
+
+    def _parse(self, text: str, last: bool = False) -> Parsed:
+        """The text without the calls in it, and these."""
+        if self.parser is None:
+            return Parsed(text)
+        parsed = self.parser.push(text)
+        if not last:
+            return parsed
+        rest = self.parser.finish()
+        return Parsed(parsed.text + rest.text, merged((*parsed.calls, *rest.calls)))
+
+    def _delta(self, parsed: Parsed) -> Delta:
         scored, self._scored = tuple(self._scored), []
-        return Delta(self.index, text, scored)
+        return Delta(self.index, parsed.text, scored, parsed.calls)
 
     def _score(self, token: Token, logprob: float) -> ScoredToken:
         top = tuple(self._piece(other, value) for other, value in token.top_logprobs)

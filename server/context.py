@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from engine import Engine, SessionInfo
 from server.asking import Place
+from server.chat import Continuation
 from server.errors import ApiError
 from server.service import Service
 
@@ -51,3 +52,13 @@ async def place_of(request: Request, service: Service, in_body: str | None) -> P
         return Place(tenant)
     info: SessionInfo = await service.model.engine.call(Engine.get_session, session_id, tenant)
     return Place(tenant, session_id, info.tokens)
+
+
+async def continuation_of(service: Service, place: Place) -> Continuation | None:
+    """What the session of `place` holds, as the chat template needs to know it."""
+    if place.session_id is None:
+        return None
+    if place.held == 0:
+        return Continuation(empty=True)
+    tokens = await service.model.engine.call(Engine.session_tokens, place.session_id, place.tenant)
+    return Continuation(empty=not tokens, last_token=tokens[-1] if tokens else None, tokens=tokens)

@@ -28,6 +28,7 @@ from engine import (
     SessionBusy,
     SessionNotFound,
     SessionTooLong,
+    StoreError,
 )
 from server.chat import ConversationError
 
@@ -85,6 +86,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (OutOfRoom, 429, "out_of_room"),
     (EngineStopped, 503, "unavailable"),
     (ModelError, 503, "model_error"),
+    (StoreError, 503, "store_failed"),
 )
 
 
@@ -110,7 +112,15 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return problem_of(error).response()
 
-    for kind in (ApiError, ConversationError, EngineError, RequestValidationError, HTTPException, Exception):
+    for kind in (
+        ApiError,
+        ConversationError,
+        EngineError,
+        StoreError,
+        RequestValidationError,
+        HTTPException,
+        Exception,
+    ):
         app.add_exception_handler(kind, answer)
 
 

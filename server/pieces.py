@@ -32,6 +32,11 @@ class Pieces:
         self._hidden = {token for token, piece in added.items() if piece.special} | set(hidden)
         self._known: dict[int, bytes] = {}
 
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Tokens that are not shown in an answer."""
+        return frozenset(self._hidden)
+
     def spelled(self, token: int) -> bytes:
         """The token's bytes; those of a control token are its name."""
         if token not in self._known:

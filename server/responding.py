@@ -90,7 +90,9 @@ class Answer:
             yield self._chunk([], usage=usage_body(self.ends))
 
     def _choices(self) -> Choices:
-        return choices_of(self.asked.generations, self.service.model.tokenizer.pieces, self.asked.stops)
+        return choices_of(
+            self.asked.generations, self.service.model.tokenizer.pieces, self.asked.stops, self.asked.form
+        )
 
     def _chunk(self, choices: list[Json], **more: Any) -> bytes:
         usage = {"usage": None} if self.asked.include_usage else {}
@@ -102,8 +104,10 @@ class Answer:
         retrieval: Json = {}
         if finished.retrieval is not None:
             tokens = await self._tokens(ends[0])
-            pieces = self.service.model.tokenizer.pieces
-            retrieval |= await asyncio.to_thread(retrieval_body, finished.retrieval, tokens, pieces)
+            model, session = self.service.model, self.asked.session_id
+            documents = await asyncio.to_thread(model.library.of, self.asked.tenant, session)
+            body = (finished.retrieval, tokens, model.tokenizer.pieces, documents)
+            retrieval |= await asyncio.to_thread(retrieval_body, *body)
         if finished.audit is not None:
             retrieval["audit"] = dataclasses.asdict(finished.audit)
         return {"timings": timings_body(ends)} | ({"retrieval": retrieval} if retrieval else {})

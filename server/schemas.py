@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+
+from server.structured_schemas import ResponseFormat, StructuredOutputs
+from server.tool_schemas import MAX_CALLS, Choice, Legacy, ToolCall, Tools, check_choice
+from server.wire import Wire as Wire
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1000
 MAX_MESSAGES = 4096
@@ -44,47 +48,54 @@ def _prompt_list(value: Any) -> Any:
     raise ValueError("must be a string, a list of strings, a list of tokens or a list of such lists, and not empty")
 
 
-def _check_encodable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"holds half a surrogate pair at character {error.start}") from None
-
-
 Text = Annotated[str, BeforeValidator(_joined_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt_list)]
 
 
-class Wire(BaseModel):
-    """Base of all bodies: unknown fields, NaN, and values of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    @field_validator("*")
-    @classmethod
-    def _encodable(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair, which is no text: no tokenizer takes it."""
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                _check_encodable(text)
-        return value
-
-
 class Message(Wire):
     """One message of a conversation; the fields that may only be null come back in OpenAI's own answers."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_CALLS)
+    content: Text | None = Field(default=None, validate_default=True)
+    tool_call_id: str | None = Field(default=None, max_length=256, validate_default=True)
+    name: str | None = Field(default=None, max_length=64)
     refusal: None = None
     annotations: list[None] | None = Field(default=None, max_length=0)
     audio: None = None
-    function_call: None = None
-    tool_calls: list[None] | None = Field(default=None, max_length=0)
+    function_call: Legacy = None
 
-    def rendered(self) -> dict[str, str]:
+    @field_validator("tool_calls")
+    @classmethod
+    def _the_assistants(cls, value: list[ToolCall] | None, info: ValidationInfo) -> list[ToolCall] | None:
+        if value and info.data.get("role") != "assistant":
+            raise ValueError("only an assistant calls tools")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _something(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and not info.data.get("tool_calls"):
+            raise ValueError("Field required")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _of_a_call(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is None) == (info.data.get("role") == "tool"):
+            raise ValueError("names the call whose result this is: given exactly with the role tool")
+        return value
+
+    def rendered(self) -> dict[str, Any]:
         """As chat templates take it; OpenAI's newer name for `system` is unknown to them."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        role = "system" if self.role == "developer" else self.role
+        told: dict[str, Any] = {"role": role, "content": self.content or ""}
+        if self.tool_calls:
+            told["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+        if self.role == "tool":
+            told |= {"tool_call_id": self.tool_call_id, "name": self.name or ""}
+        return told
 
 
 class StreamOptions(Wire):
@@ -131,6 +142,8 @@ class GenerationFields(Wire):
     session_id: str | None = Field(default=None, min_length=1, max_length=128)
     retrieval: RetrievalOptions | None = None
     return_progress: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # Harmless: nothing depends on them.
     user: str | None = Field(default=None, max_length=1024)
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
@@ -162,12 +175,12 @@ class ChatRequest(GenerationFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    # Accepted only where they ask for nothing.
-    response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1)
-    tools: list[None] | None = Field(default=None, max_length=0)
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Tools = None
+    tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
+    functions: Legacy = None
+    function_call: Legacy = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> ChatRequest:
@@ -175,6 +188,11 @@ class ChatRequest(GenerationFields):
             raise ValueError("top_logprobs: only allowed when logprobs is true")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens: contradicts max_completion_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _known_tools(self) -> ChatRequest:
+        check_choice(self.tools, self.tool_choice)
         return self
 
     @property
@@ -226,6 +244,19 @@ class SessionRequest(Wire):
 
     pinned: bool | None = None
     ttl_seconds: Annotated[float, Field(ge=0, le=10**9)] | None = None
+
+
+class RewindRequest(Wire):
+    """Body of /v1/sessions/{id}/rewind: the turn that is forgotten first, or how many tokens stay."""
+
+    turn: Count | None = None
+    tokens: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RewindRequest:
+        if (self.turn is None) == (self.tokens is None):
+            raise ValueError("turn: give either turn or tokens")
+        return self
 
 
 class TokenizeRequest(Wire):

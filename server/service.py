@@ -11,13 +11,20 @@ import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from engine import EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
+from server.documents.base import Limits
+from server.documents.extraction import Extractor
+from server.grammar import Grammars
+from server.idempotency import Idempotency
+from server.library import Library
 from server.metrics import Metrics
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
+from server.tools import Forms
 
 log = logging.getLogger("cairn")
 
@@ -37,6 +44,9 @@ class Model:
     tokenizer: TextTokenizer
     conversations: Conversations
     description: ModelDescription
+    forms: Forms
+    idempotency: Idempotency
+    library: Library
 
 
 class Service:
@@ -45,6 +55,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.documents = Extractor(_limits(settings))
         self.state = State.LOADING
         self.failure: str | None = None
         self.created = int(time.time())
@@ -72,6 +83,8 @@ class Service:
         self.drain()
         if self._loaded is not None:
             self._loaded.engine.stop()
+            self._loaded.idempotency.close()
+            self._loaded.library.close()
 
     def _load(self) -> None:
         begin = time.monotonic()
@@ -96,8 +109,28 @@ class Service:
         tokenizer, renderer = load_tokenizer(
             self.settings.model, description.landmark_token_id, description.eos_token_ids
         )
-        conversations = Conversations(tokenizer, renderer, description.eos_token_ids)
+        ends, landmark = description.eos_token_ids, description.landmark_token_id
+        conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
+        forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        return Model(wrapped, tokenizer, conversations, description)
+        kept = Idempotency(self._folder), Library(self._folder)
+        return Model(wrapped, tokenizer, conversations, description, forms, *kept)
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where the server keeps what is to outlive it; the engine has made it, and has it for itself."""
+        path = self.settings.disk_kv_path
+        return None if path is None else Path(path)
+
+
+def _limits(settings: Settings) -> Limits:
+    """What a file may cost; its text may be as long as one that is appended."""
+    return Limits(
+        file_bytes=settings.max_document_bytes,
+        text_bytes=settings.max_body_bytes,
+        pages=settings.max_document_pages,
+        seconds=settings.document_seconds,
+        memory_bytes=settings.document_memory_bytes,
+    )

@@ -39,8 +39,13 @@ class Settings:
     access_log: bool = _setting(False, "log each HTTP request")
 
     max_body_bytes: int = _setting(64 << 20, "largest request body", 1024)
+    max_document_bytes: int = _setting(32 << 20, "largest file that is read into a session", 1)
+    max_document_pages: int = _setting(2000, "most pages of a PDF", 1)
+    document_seconds: float = _setting(120.0, "time in which a file has become text", 0.01)
+    document_memory_bytes: int = _setting(1 << 30, "memory of the process that reads a file", 64 << 20)
     max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
     default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
+    tool_format: str = _setting("auto", "how the model writes calls of tools: hermes, llama3_json or mistral")
     event_capacity: int = _setting(8192, "events kept for a client that reads slowly, before it is cut off", 16)
     keepalive_seconds: float = _setting(10.0, "silence in a stream after which a comment is sent", 0.01)
     drain_seconds: float = _setting(30.0, "time for running requests to end after SIGTERM", 0.0)
@@ -82,6 +87,8 @@ class Settings:
             _check_range(each.name, getattr(self, each.name), each.metadata["low"], each.metadata["high"])
         if self.log_level not in ("critical", "error", "warning", "info", "debug"):
             raise SettingError(f"log_level: unknown level {self.log_level!r}")
+        if self.tool_format not in ("auto", "hermes", "llama3_json", "mistral"):
+            raise SettingError(f"tool_format: unknown format {self.tool_format!r}")
         if self.kv_bytes is not None and self.host_kv_bytes is not None:
             raise SettingError("host_kv_bytes: is the same as kv_bytes on a CPU; give one of them")
         if self.disk_kv_bytes is not None and self.disk_kv_path is None:

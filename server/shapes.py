@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from engine import Progress
 from server.choices import Delta, Ended, Piece, ScoredToken
+from server.tool_formats import CallDelta, merged
 
 Json = dict[str, Any]
 
@@ -50,13 +51,18 @@ class ChatShape(_Envelope):
         return self._chunk(index, {"role": "assistant", "content": ""})
 
     def delta(self, delta: Delta) -> Json:
-        return self._chunk(delta.index, {"content": delta.text}, _chat_logprobs(delta.scored))
+        content = {"content": delta.text} if delta.text or not delta.calls else {}
+        calls = {"tool_calls": [_call_piece(call) for call in delta.calls]} if delta.calls else {}
+        return self._chunk(delta.index, {**content, **calls}, _chat_logprobs(delta.scored))
 
     def closing(self, ended: Ended) -> Json:
         return self._chunk(ended.index, {}, None, ended.reason)
 
     def whole(self, deltas: Sequence[Delta], ended: Ended) -> Json:
-        message = {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None}
+        text, calls = "".join(delta.text for delta in deltas), whole_calls(deltas)
+        message: Json = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+        if calls:
+            message["tool_calls"] = [_call_body(call) for call in calls]
         scored = [token for delta in deltas for token in delta.scored]
         logprobs = _chat_logprobs(scored)
         return {"index": ended.index, "message": message, "logprobs": logprobs, "finish_reason": ended.reason}
@@ -146,6 +152,22 @@ def _generated(ended: Ended) -> int:
     """Tokens up to a stop string; the engine may have been one step ahead of it."""
     counted = ended.finished.usage.completion_tokens
     return min(counted, len(ended.tokens)) if ended.finished.reason == "cancelled" else counted
+
+
+def whole_calls(deltas: Sequence[Delta]) -> tuple[CallDelta, ...]:
+    """The calls of an answer, complete."""
+    return merged([call for delta in deltas for call in delta.calls])
+
+
+def _call_body(call: CallDelta) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _call_piece(call: CallDelta) -> Json:
+    """Id, type and name come once, with the call's first piece."""
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index, **_call_body(call)}
 
 
 def _chat_logprobs(scored: Sequence[ScoredToken]) -> Json | None:

@@ -53,6 +53,11 @@ class TextTokenizer:
         """Whether `text` holds the name of a control token."""
         return any(name in text for name in self._control_names)
 
+    def control_token(self, name: str) -> int | None:
+        """The control token of this name; None if it is plain text to this tokenizer."""
+        token: int | None = self._control.token_to_id(name)
+        return token if token in self.pieces.hidden else None
+
     def _encode_control(self, text: str) -> list[int]:
         return [token for token in _ids(self._control, text) if token != self._landmark]
 

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
     "engine": {"torch", "numpy", "cache", "transformers", "safetensors", "llvmlite", "numba", "triton"},
     "server": {
         "engine", "torch", "transformers", "tokenizers", "jinja2", "fastapi", "starlette", "pydantic", "uvicorn",
-        "prometheus_client",
+        "prometheus_client", "pypdf", "llguidance",
     },
     "cairn_client": {"httpx"},
     "clients": {"cairn_client", "httpx", "rich", "prompt_toolkit", "argcomplete", "platformdirs"},
@@ -156,7 +156,8 @@ def exported(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["scheduler", "pacing", "sequence", "step", "requests", "tally", "admission", "errors", "stats"]
+    "name",
+    ["scheduler", "pacing", "sequence", "step", "requests", "tally", "admission", "errors", "stats", "constraint"],
 )
 def test_bookkeeping_is_plain_python(name: str) -> None:
     none(

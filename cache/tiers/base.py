@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cache.layout import CacheLayout
+from cache.layout import Bytes, CacheLayout
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,15 @@ class Tier(Protocol):
             slots, heads: int64, broadcast together; at most `window` of them
             passing: they are read once, as a scan does, and should not push out what is read often
         """
+        ...
+
+    def units(self, slot: int) -> Bytes:
+        """A sealed block as it travels: keys, then values of each head (layers, kv_heads, bytes), copied.
+
+        From any thread, for who has a reference to it; raises DamagedBlock.
+        """
+        ...
+
+    def fill(self, slot: int, units: Bytes) -> None:
+        """Store a whole block, as `units` gave it, in a slot that was just allocated."""
         ...

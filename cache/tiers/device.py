@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import OutOfBlocks
-from cache.layout import CacheLayout
+from cache.layout import Bytes, CacheLayout
 from cache.tiers.base import Places
 
 
@@ -62,6 +62,17 @@ class DeviceTier:
     def locate(self, layer: int, slots: Tensor, heads: Tensor, *, passing: bool = False) -> Places:
         keys, values = self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1)
         return Places(keys, values, slots * self.layout.kv_heads + heads)
+
+    def units(self, slot: int) -> Bytes:
+        heads = [torch.stack((k[slot], v[slot]), dim=1) for k, v in zip(self._keys, self._values, strict=True)]
+        return torch.stack(heads).flatten(2).contiguous().cpu().view(torch.uint8).numpy()
+
+    def fill(self, slot: int, units: Bytes) -> None:
+        layout = self.layout
+        whole = torch.from_numpy(units).contiguous().view(layout.dtype)
+        halves = whole.view(layout.layers, layout.kv_heads, 2, layout.block_size, layout.head_dim)
+        for layer, half in enumerate(halves):
+            self._keys[layer][slot], self._values[layer][slot] = half[:, 0], half[:, 1]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -181,6 +181,15 @@ class DiskTier:
         if zlib.crc32(values.data, zlib.crc32(keys.data)) != self._sums[slot, layer, head]:
             raise DamagedBlock(slot, f"layer {layer}, head {head} has a wrong checksum")
 
+    def read_whole(self, slot: int, units: Bytes) -> None:
+        """Fill units (layers, kv_heads, unit_bytes), contiguous, with a block; raises DamagedBlock, OSError."""
+        if os.preadv(self._blocks, [units.reshape(-1).data], self._unit_at(0, slot, 0)) < units.size:
+            raise DamagedBlock(slot, "the file ends before it does")
+        for layer, heads in enumerate(units):
+            for head, unit in enumerate(heads):
+                if zlib.crc32(unit.data) != self._sums[slot, layer, head]:
+                    raise DamagedBlock(slot, f"layer {layer}, head {head} has a wrong checksum")
+
     def announce(self, layer: int, slots: Sequence[int], heads: Sequence[int]) -> None:
         """Tell the system what will be read at once, so that a disk works on all of it together."""
         for slot, head in zip(slots, heads, strict=True):

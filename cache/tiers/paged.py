@@ -114,10 +114,23 @@ class PagedTier:
             self._changed.notify_all()
 
     def units(self, slot: int) -> Bytes:
-        """Keys, then values of each head of a pinned block (layers, kv_heads, unit_bytes), copied."""
-        frames = self._frames_of(slot)
-        units = np.concatenate([raw[frames] for raw in self._raw], axis=1)
-        return units.reshape(self.layout.layers, self.layout.kv_heads, self._unit)
+        units = np.empty((self.layout.layers * self.layout.kv_heads, self._unit), np.uint8)
+        with self._changed:
+            frames = self._frames_of(slot)
+            if whole := len(frames) == len(units):
+                units[:, : self._unit // 2], units[:, self._unit // 2 :] = (raw[frames] for raw in self._raw)
+        shaped = units.reshape(self.layout.layers, self.layout.kv_heads, self._unit)
+        if not whole:  # then all of it lies on the disk
+            try:
+                self.disk.read_whole(slot, shaped)
+            except OSError as error:
+                raise DamagedBlock(slot, str(error)) from error
+        return shaped
+
+    def fill(self, slot: int, units: Bytes) -> None:
+        frames, half = self._frames_of(slot), self._unit // 2
+        flat = units.reshape(-1, self._unit)
+        self._raw[0][frames], self._raw[1][frames] = flat[:, :half], flat[:, half:]
 
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
         at = torch.from_numpy(self._find(layer, slots.numpy()[:, None], np.arange(self.layout.kv_heads)) - 1)

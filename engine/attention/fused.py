@@ -7,6 +7,7 @@ A span that is tallied, stopped by a top-p or squashed by a softcap goes the ref
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import CacheLayout, expected_largest, over_heads
+from cache import BlockIndex, CacheLayout, expected_largest, kernels, over_heads
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.exact import Read
 from engine.attention.parts import Scoring
 from engine.attention.reference import WORKING_BYTES, ReferenceAttention
-from engine.attention.rows import Rows
+from engine.attention.rows import Batch, Rows
 from engine.rotation import Rotation
 from engine.step import Span, Step
 
-RULES = ("trained", "moments")
-"""Rules whose scores kernels make of their products."""
 LANES = 16
+ROWS = 4
+"""Numbers that kernels keep of a block for each query while they choose."""
+NOTHING = -1e30
+"""Logarithm of a mass that is none."""
 MOST_READ = 128
 """Blocks that a query reads beside the fetched ones; for more of them matrix products are faster."""
 COLD = 4
@@ -37,15 +40,32 @@ Numbers = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What a query reads: its own block, recent ones before it, the first ones, and so many that it chooses.
+
+    `fetch` is None where it has no choice.
+    """
+
+    recent: int
+    shared: int
+    fetch: int | None
+
+    @property
+    def blocks(self) -> int:
+        """Of each head."""
+        return self.recent + 1 + self.shared + (self.fetch or 0)
+
+
 class FusedAttention(ReferenceAttention):
     """See the module; arguments as the reference's."""
 
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         assert self.serves(layout, settings), "it would read something else"
         super().__init__(layers, layout, settings)
-        from engine.attention import kernels  # loads Numba, which a server with another cache does not need
+        from engine.attention import attend_kernels  # loads Numba, which a server with another cache does not need
 
-        self._kernels = kernels
+        self._kernels, self._recall = attend_kernels, kernels("recall")
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = torch.empty(0)
         self._warm_up()
@@ -53,129 +73,217 @@ class FusedAttention(ReferenceAttention):
     @staticmethod
     def serves(layout: CacheLayout, settings: RetrievalSettings) -> bool:
         """Whether the kernels know such a cache and such settings."""
-        known = settings.landmarks in RULES and settings.landmarks_per_block == 1 and not settings.outlier_blocks
+        known = settings.landmarks == "moments" and settings.landmark_dtype == "int4"
+        known = known or (settings.gated and not settings.estimate_rest)
+        known = known and settings.landmarks_per_block == 1 and not settings.outlier_blocks
         return known and layout.dtype in (torch.float32, torch.bfloat16) and layout.head_dim % LANES == 0
 
-    def _attend(self, layer: int, span: Span, q: Tensor, scoring: Scoring, step: Step, output: Tensor) -> None:
-        if not self._serves(layer, span, scoring):
-            super()._attend(layer, span, q, scoring, step, output)
-            return
-        grouped = q.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, T, G, D)
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
+    ) -> Tensor:
+        output, scoring = torch.empty_like(q), Scoring(self.settings.gated, softcap)
+        queries = (q.float() * scaling).unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, P, G, D)
+        together: dict[Reach, list[tuple[int, Span]]] = {}
+        start = 0
+        for span in step.spans:
+            end = start + len(span.token_ids)
+            if not self._serves(layer, span, scoring):
+                self.store(layer, span, k[start:end], v[start:end])
+                super()._attend(layer, span, q[start:end].float() * scaling, scoring, step, output[start:end])
+            elif end > start + 1:
+                self.store(layer, span, k[start:end], v[start:end])
+                self._attend_span(layer, span, queries[:, start:end], scoring, step, output[start:end])
+            else:
+                reach = self._reach(layer, span, span.first // self.layout.block_size)
+                together.setdefault(reach, []).append((start, span))
+            start = end
+        for reach, found in together.items():
+            self._attend_together(layer, reach, found, (queries, k, v), scoring, step, output)
+        return output
+
+    def _attend_span(
+        self, layer: int, span: Span, queries: Tensor, scoring: Scoring, step: Step, output: Tensor
+    ) -> None:
+        """Attend with queries (H, P, G, D) of one span, piece by piece."""
         positions = torch.arange(span.first, span.first + len(span.token_ids))
-        piece = self._few_enough(layer, span, grouped.shape[2])
+        piece = self._few_enough(layer, span, queries.shape[2])
         for start in range(0, len(positions), piece):
-            queries = grouped[:, start : start + piece].contiguous()
-            rows = self._rows(layer, span.session, queries, positions[start : start + piece])
-            attended = self._read(layer, rows, span, scoring, step)  # (H, T, G, D)
-            output[start : start + piece] = attended.transpose(0, 1).flatten(1, 2)
+            mine = slice(start, start + piece)
+            batch = self._batch(layer, (span,), queries[:, mine], positions[mine])
+            attended = self._read(layer, batch, self._reach(layer, span, batch.last_block), scoring, step)
+            output[mine] = attended.transpose(0, 1).flatten(1, 2)
+
+    def _attend_together(
+        self, layer: int, reach: Reach, found: list[tuple[int, Span]], rows: tuple[Tensor, Tensor, Tensor],
+        scoring: Scoring, step: Step, output: Tensor,
+    ) -> None:  # fmt: skip
+        """Store and attend for spans of one position each, given with their rows, as many at once as the tier bears."""
+        most = max(1, found[0][1].session.store.tier.window // (self.layout.kv_heads * reach.blocks))
+        for begin in range(0, len(found), most):
+            at, spans = zip(*found[begin : begin + most], strict=True)
+            places, positions = torch.tensor(at), torch.tensor([span.first for span in spans])
+            queries, k, v = rows[0][:, places], rows[1][places], rows[2][places]
+            self._store_together(layer, spans, k, v, positions)
+            attended = self._read(layer, self._batch(layer, spans, queries, positions), reach, scoring, step)
+            output[places] = attended.transpose(0, 1).flatten(1, 2).to(output.dtype)
+
+    def _store_together(self, layer: int, spans: tuple[Span, ...], k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """Write a key and a value of each span (spans, kv_heads, head_dim), and index the blocks that they fill."""
+        numbers, offsets = positions // self.layout.block_size, positions % self.layout.block_size
+        keys = self.layers[layer].rotation(k.float(), offsets[:, None])
+        slots = torch.stack([span.session.slots(number) for span, number in zip(spans, numbers, strict=True)])
+        spans[0].session.store.write(layer, slots, offsets, keys, v)
+        for span in spans:
+            index = span.session.indexes[layer]
+            if index is not None:
+                self._index(layer, span.session, index, (span.first + 1) // self.layout.block_size)
+
+    def _batch(self, layer: int, spans: tuple[Span, ...], queries: Tensor, positions: Tensor) -> Batch:
+        """Queries (H, T, G, D) that are all of one span, or one of each."""
+        borders = np.array([0, len(positions)]) if len(spans) == 1 else np.arange(len(spans) + 1)
+        size, distance = self.layout.block_size, self._far_distance(layer, positions)
+        return Batch(queries.contiguous(), positions, size, self.layers[layer].rotation, distance, spans, borders)
 
     def _serves(self, layer: int, span: Span, scoring: Scoring) -> bool:
         """Whether a span asks for nothing that kernels do not know, and reads what a tier can locate at once."""
         if span.tally is not None or span.top_p is not None or scoring.softcap is not None:
             return False
-        recent, shared, fetch = self._reach(layer, span, span.session.layout.blocks(span.end) - 1)
-        located = self.layout.kv_heads * (recent + 1 + shared + (fetch or 0))
-        return recent + shared <= MOST_READ and located <= span.session.store.tier.window
+        reach = self._reach(layer, span, span.session.layout.blocks(span.end) - 1)
+        located = self.layout.kv_heads * reach.blocks
+        return reach.recent + reach.shared <= MOST_READ and located <= span.session.store.tier.window
 
-    def _reach(self, layer: int, span: Span, last: int) -> tuple[int, int, int | None]:
-        """Recent blocks, first blocks, and how many others a query in block `last` reads; None if it has no choice."""
+    def _reach(self, layer: int, span: Span, last: int) -> Reach:
+        """What a query in block `last` reads."""
         recent, sinks = self._recent(layer), self.settings.sink_blocks
         far_blocks = 0 if self.layers[layer].window else max(0, last - recent)
         fetch = self._fetches(layer, span, far_blocks)
         if self._chooses(layer, span, far_blocks - sinks, fetch):
-            return recent, min(far_blocks, sinks), fetch
-        return recent, min(far_blocks, sinks if fetch == 0 else far_blocks), None
+            return Reach(recent, min(far_blocks, sinks), fetch)
+        return Reach(recent, min(far_blocks, sinks if fetch == 0 else far_blocks), None)
 
     def _few_enough(self, layer: int, span: Span, groups: int) -> int:
         """How many queries to take at once: their scores fit into working memory, their blocks into the tier's."""
         last = span.session.layout.blocks(span.end)
-        recent, shared, fetch = self._reach(layer, span, last)
-        heads, parts = self.layout.kv_heads, len(self.settings.rule.widths(self.layout.head_dim)) + 1
-        scores = 4 * parts * heads * groups * last
-        located = span.session.store.tier.window // (heads * (recent + 1 + shared + (fetch or 0)))
-        return max(1, min(located, WORKING_BYTES // scores if fetch is not None else located, len(span.token_ids)))
+        reach, heads = self._reach(layer, span, last), self.layout.kv_heads
+        scores = 4 * ROWS * heads * groups * last
+        located = span.session.store.tier.window // (heads * reach.blocks)
+        return max(
+            1, min(located, WORKING_BYTES // scores if reach.fetch is not None else located, len(span.token_ids))
+        )
 
-    def _read(self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step) -> Tensor:
+    def _read(self, layer: int, batch: Batch, reach: Reach, scoring: Scoring, step: Step) -> Tensor:
         """One softmax over near, sink and fetched blocks, and the rest: (H, T, G, D)."""
-        step.report.queries += self.layout.kv_heads * len(rows.positions)
-        recent, shared, fetch = self._reach(layer, span, rows.last_block)
-        own = rows.own.numpy()
-        output = torch.zeros_like(rows.queries)
-        weight = np.full(rows.queries.shape[:3], self._kernels.NOTHING, np.float32)
-        near = own[:, None] - np.arange(recent, -1, -1)  # -1 and below: there is no such block
-        first = np.arange(shared)
-        first = np.where(first < (own - recent)[:, None], first, -1)  # else it is a near one
+        step.report.queries += self.layout.kv_heads * len(batch.positions)
+        own = batch.own.numpy()
+        output = torch.zeros_like(batch.queries)
+        weight = np.full(batch.queries.shape[:3], NOTHING, np.float32)
+        near = own[:, None] - np.arange(reach.recent, -1, -1)  # -1 and below: there is no such block
+        first = np.arange(reach.shared)
+        first = np.where(first < (own - reach.recent)[:, None], first, -1)  # else it is a near one
         fixed = np.concatenate((first, near), axis=1)
         numbers = np.tile(fixed, (self.layout.kv_heads, 1, 1))  # (H, T, M)
         choice = None
-        if fetch is not None:
+        if reach.fetch is not None:
             begun = time.perf_counter()
-            chosen = self._choose_blocks(layer, rows, own - recent, fetch, output, weight)
+            chosen = self._choose_blocks(layer, batch, own - reach.recent, reach.fetch, output, weight)
             numbers = np.concatenate((numbers, chosen), axis=2)
             choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0))
             step.report.retrieval_seconds += time.perf_counter() - begun
-        self._audit(layer, rows, span, step, scoring, Read(recent, shared, choice))
-        self._attend_blocks(layer, rows, numbers, recent, weight, output)
+        self._audit_batch(layer, batch, reach, choice, scoring, step)
+        self._attend_blocks(layer, batch, numbers, reach.recent, weight, output)
         if choice is not None:
-            self._count_selected(rows, step, choice.valid)
+            step.report.count(int(choice.valid.sum()), batch.spans[0].session.store)
         return output
+
+    def _audit_batch(
+        self, layer: int, batch: Batch, reach: Reach, choice: Choice | None, scoring: Scoring, step: Step
+    ) -> None:
+        for place, span in enumerate(batch.spans):
+            if span.audit_rate and span.samples:
+                mine, rows = batch.rows(place)
+                taken = None if choice is None else Choice(choice.blocks[:, mine], choice.valid[:, mine])
+                self._audit(layer, rows, span, step, scoring, Read(reach.recent, reach.shared, taken))
 
     # -- choosing --------------------------------------------------------------------------------------------
 
     def _choose_blocks(
-        self, layer: int, rows: Rows, ends: Numbers, fetch: int, rest: Tensor, weight: Floats
+        self, layer: int, batch: Batch, ends: Numbers, fetch: int, rest: Tensor, weight: Floats
     ) -> Numbers:
         """What each head fetches (H, T, K), -1 for nothing; estimates of what is not read go to rest and weight."""
         heads, settings, sinks = self.layout.kv_heads, self.settings, self.settings.sink_blocks
         if settings.gated and layer == 0:  # all landmarks of layer 0 tie, and the most recent win
             latest = ends[:, None] - 1 - np.arange(fetch)
             return np.tile(np.where(latest >= sinks, latest, -1), (heads, 1, 1))
-        index = rows.session.indexes[layer]
-        assert index is not None
-        queries, groups, count = len(ends), rows.queries.shape[2], max(0, int(ends[-1]))
-        far = rows.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
-        looking = settings.rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, W)
-        products, turned = self._working_memory(len(index.shape.widths), queries * groups, count)
-        scores = products.numpy().reshape(len(products), heads, queries, groups, count)
-        chosen = np.empty((heads, queries, fetch), np.int64)
-        reach, log_size = expected_largest(self.layout.block_size), float(np.log(self.layout.block_size))
-
-        def work(some: slice) -> None:
-            first, last = some.start, some.stop
-            index.fill(looking, products, some)
-            if settings.landmarks == "moments":
-                self._kernels.judge_moments(scores, reach, log_size, first, last)
-            self._kernels.choose(scores[-1], sinks, ends, chosen, first, last)
-            if settings.estimate_rest:
-                self._kernels.weigh_rest(scores[0], sinks, ends, chosen, weight, first, last)
-                index.add_values(products[0], far, turned, rest.flatten(1, 2), some)
-
-        over_heads(work, heads, products[:, 0].numel())
+        chosen = np.empty((heads, len(ends), fetch), np.int64)
+        if not settings.gated:
+            self._recall_moments(layer, batch, sinks, ends, chosen, weight, rest)
+            return chosen
+        for place, span in enumerate(batch.spans):
+            mine, rows = batch.rows(place)
+            index, found = span.session.indexes[layer], np.empty((heads, mine.stop - mine.start, fetch), np.int64)
+            assert index is not None
+            self._choose_trained(index, rows, sinks, ends[mine], found)
+            chosen[:, mine] = found
         return chosen
 
-    def _working_memory(self, parts: int, queries: int, count: int) -> tuple[Tensor, Tensor]:
-        """Room for products (parts, H, queries, count) and once more (H, queries, count), used again and again."""
-        shape = (parts + 1, self.layout.kv_heads, queries, count)
+    def _choose_trained(self, index: BlockIndex, rows: Rows, sinks: int, ends: Numbers, chosen: Numbers) -> None:
+        """Blocks are scored by products with their landmark; see `choose` in the kernels."""
+        looking = self.settings.rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, W)
+        count, padded = extent(ends)
+        scores = self._working_memory(len(looking), looking.shape[1], padded)
+        room = np.empty((len(looking), 2, padded), np.float32)
+
+        def work(some: slice) -> None:
+            index.fill(looking, scores[None, ..., :count], some)
+            self._recall.choose(scores.numpy(), sinks, ends, chosen, room, some.start, some.stop)
+
+        over_heads(work, len(looking), scores[0].numel())
+
+    def _recall_moments(
+        self, layer: int, batch: Batch, sinks: int, ends: Numbers, chosen: Numbers, weight: Floats, rest: Tensor
+    ) -> None:
+        """Choose by mean and variance of a block's keys, and estimate the rest; see `recall_moments`."""
+        settings, size = self.settings, self.layout.block_size
+        far = batch.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
+        tables = [index.table for span in batch.spans if (index := span.session.indexes[layer]) is not None]
+        borders = np.cumsum([0, *map(len, tables)])
+        most = int(np.diff(batch.borders).max()) * batch.queries.shape[2]
+        room = self._working_memory(len(far), ROWS, most, extent(ends)[1])
+        sessions = (far.numpy(), batch.borders, np.concatenate(tables), borders, sinks, ends)
+        how = (expected_largest(size), float(np.log(size)), settings.estimate_rest, settings.rest_slopes)
+        arrays = (room.numpy(), chosen, weight, rest.flatten(1, 2).numpy())
+
+        def work(some: slice) -> None:
+            self._recall.recall_moments(*sessions, *how, *arrays, some.start, some.stop)
+
+        over_heads(work, len(far), len(tables) * room[0].numel())
+
+    def _working_memory(self, *shape: int) -> Tensor:
+        """Room that is used again and again."""
         needed = int(np.prod(shape))
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(2 * needed)
-        room = self._scratch[:needed].view(shape)
-        return room[:-1], room[-1]
+        return self._scratch[:needed].view(shape)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def _attend_blocks(
-        self, layer: int, rows: Rows, numbers: Numbers, recent: int, weight: Floats, output: Tensor
+        self, layer: int, batch: Batch, numbers: Numbers, recent: int, weight: Floats, output: Tensor
     ) -> None:
         """Replace what is estimated in output (H, T, G, D) by attention over blocks (H, T, M), and the estimate."""
         geometry, size = self.layers[layer], self.layout.block_size
-        located = rows.session.store.locate(layer, rows.session.slots(torch.from_numpy(np.maximum(numbers, 0))))
+        located = batch.spans[0].session.store.locate(layer, slots_of(batch, torch.from_numpy(np.maximum(numbers, 0))))
         places = np.where(numbers >= 0, located.at.numpy(), -1)
-        turns = sines(geometry.rotation, rows.positions.numpy()).swapaxes(0, 1).copy()  # (T, 2, R)
+        turns = sines(geometry.rotation, batch.positions.numpy()).swapaxes(0, 1).copy()  # (T, 2, R)
         stride, apart = (2, 1) if geometry.rotation.interleaved else (1, turns.shape[2])
-        starts = self._block_starts(layer, rows.last_block + 1)
-        arrays = (rows.queries.numpy(), rows.far_queries.contiguous().numpy(), bits(located.keys), bits(located.values))
-        how = (stride, apart, self.settings.gated, self.settings.bounded, rows.positions.numpy(), recent)
+        starts = self._block_starts(layer, int(batch.own.max()) + 1)
+        arrays = (
+            batch.queries.numpy(),
+            batch.far_queries.contiguous().numpy(),
+            bits(located.keys),
+            bits(located.values),
+        )
+        how = (stride, apart, self.settings.gated, self.settings.bounded, batch.positions.numpy(), recent)
         window, result = geometry.window or FAR, output.numpy()
 
         def work(some: slice) -> None:
@@ -201,14 +309,30 @@ class FusedAttention(ReferenceAttention):
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
         size, dim = self.layout.block_size, self.layout.head_dim
         query, weight = np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, 1, 1), np.float32)
-        products, blocks = np.zeros((2, 1, 1, 1, 1), np.float32), np.zeros((1, 1, 1), np.int64)
+        room, blocks = np.zeros((1, 4, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
         ends, turns = np.zeros(1, np.int64), np.zeros((1, 2, 1), np.float32)
-        self._kernels.judge_moments(products, 1.0, 1.0, 0, 1)
-        self._kernels.choose(products[0], 0, ends, blocks, 0, 1)
-        self._kernels.weigh_rest(products[0], 0, ends, blocks, weight, 0, 1)
+        if self.settings.gated:
+            self._recall.choose(room[:, 0], 0, ends, blocks, room[:, :2, 0], 0, 1)
+        else:
+            table, borders, how = np.zeros((0, 12), np.int64), np.zeros(2, np.int64), (1.0, 1.0, True, True)
+            sessions = (query[0], borders, table, borders, 0, ends)
+            self._recall.recall_moments(*sessions, *how, room, blocks, weight, query[0].copy(), 0, 1)
         pool = bits(torch.zeros(1, size, dim, dtype=self.layout.dtype))
         arrays = (query, query, pool, pool, size, blocks, blocks, turns, turns.swapaxes(0, 1).copy())
         self._kernels.attend(*arrays, 1, 1, False, False, ends, 0, 1, weight, query, 0, 1)
+
+
+def extent(ends: Numbers) -> tuple[int, int]:
+    """How many blocks may be chosen from before these ends, and the room that kernels need for them."""
+    count = max(0, int(ends.max()))
+    return count, -(-count // LANES) * LANES + 4 * LANES
+
+
+def slots_of(batch: Batch, numbers: Tensor) -> Tensor:
+    """Slots of block numbers (H, T, M), each query's in its own session."""
+    if len(batch.spans) == 1:
+        return batch.spans[0].session.slots(numbers)
+    return torch.stack([span.session.slots(numbers[:, t]) for t, span in enumerate(batch.spans)], dim=1)
 
 
 def sines(rotation: Rotation, positions: Numbers) -> Floats:

@@ -46,7 +46,7 @@ class ReferenceAttention:
         self.settings = settings
         self._audit = ExactAudit(layers, layout, settings)
         if settings.landmark_dtype == "int4":
-            kernels().warm_up()
+            kernels("four_bit").warm_up()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
@@ -117,11 +117,18 @@ class ReferenceAttention:
             output[start : start + piece] = attended.transpose(0, 1).flatten(1, 2)
 
     def _rows(self, layer: int, session: Session, queries: Tensor, positions: Tensor) -> Rows:
-        """Bounded, every far block stands just before the recent ones; absolute, keys carry their true positions."""
-        size, distance = self.layout.block_size, positions
-        if self.settings.bounded:
-            distance = (self._recent(layer) + 1) * size + positions % size
-        return Rows(session, queries, positions, size, self.layers[layer].rotation, distance)
+        """Queries (kv_heads, rows, groups, head_dim) of one session."""
+        size, distance = self.layout.block_size, self._far_distance(layer, positions)
+        return Rows(queries, positions, size, self.layers[layer].rotation, distance, session)
+
+    def _far_distance(self, layer: int, positions: Tensor) -> Tensor:
+        """From queries at such positions to the start of a far block as it is scored, the same shape.
+
+        Bounded, every far block stands just before the recent ones; absolute, keys carry their true positions.
+        """
+        if not self.settings.bounded:
+            return positions
+        return (self._recent(layer) + 1) * self.layout.block_size + positions % self.layout.block_size
 
     def _piece(self, layer: int, span: Span, groups: int) -> int:
         """How many queries to take at once."""

@@ -7,14 +7,12 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from engine import Engine
-from server.asking import Place, ask
-from server.chat import Continuation
-from server.context import Serving, check_model, place_of
+from server.asking import ask
+from server.context import Serving, check_model, continuation_of, place_of
 from server.responding import respond
 from server.schemas import ChatRequest
-from server.service import Service
 from server.shapes import ChatShape
+from server.tools import Wanted
 
 router = APIRouter(tags=["completions"])
 
@@ -25,8 +23,10 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     check_model(service, body.model)
     place = await place_of(request, service, body.session_id)
     model, settings = service.model, service.settings
+    form = await asyncio.to_thread(model.forms.of, _wanted(body))
     messages = [message.rendered() for message in body.messages]
-    tokens = await asyncio.to_thread(model.conversations.tokens, messages, await _continuation(service, place))
+    after = await continuation_of(service, place)
+    tokens = await asyncio.to_thread(model.conversations.tokens, messages, after, form.told)
     asked = ask(
         body,
         [tokens],
@@ -35,14 +35,16 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
         room=model.description.max_session_tokens,
         max_choices=settings.max_choices,
         stops=model.conversations.stops,
+        form=form,
     )
     return await respond(request, service, asked, ChatShape(settings.model_name))
 
 
-async def _continuation(service: Service, place: Place) -> Continuation | None:
-    if place.session_id is None:
-        return None
-    if place.held == 0:
-        return Continuation(empty=True)
-    tokens = await service.model.engine.call(Engine.session_tokens, place.session_id, place.tenant)
-    return Continuation(empty=not tokens, last_token=tokens[-1] if tokens else None)
+def _wanted(body: ChatRequest) -> Wanted:
+    return Wanted(
+        tuple(body.tools or ()),
+        body.tool_choice,
+        body.parallel_tool_calls is not False,
+        body.response_format,
+        body.structured_outputs,
+    )

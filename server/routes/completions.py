@@ -14,6 +14,7 @@ from server.responding import respond
 from server.schemas import CompletionRequest
 from server.service import Model
 from server.shapes import CompletionShape
+from server.tools import Wanted
 
 router = APIRouter(tags=["completions"])
 
@@ -27,6 +28,8 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     place = await place_of(request, service, body.session_id)
     model, settings = service.model, service.settings
     prompts = await asyncio.to_thread(_tokens, model, body.prompt, place.held == 0)
+    wanted = Wanted(response_format=body.response_format, structured=body.structured_outputs)
+    form = await asyncio.to_thread(model.forms.of, wanted)
     asked = ask(
         body,
         prompts,
@@ -34,6 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
         default_tokens=DEFAULT_TOKENS,
         room=model.description.max_session_tokens,
         max_choices=settings.max_choices,
+        form=form,
     )
     echoes = await asyncio.to_thread(_echoes, model, body) if body.echo else []
     return await respond(request, service, asked, CompletionShape(settings.model_name, echoes=echoes))

@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cache import catalogue as module
 from cache.catalogue import COLUMNS, MIGRATIONS, Catalogue, SessionRecord
 from cache.errors import CacheError, StoreError
+from cache.turns import Turn
 
 MODEL = b"model"
 NAMES = st.sampled_from("abcd")
@@ -92,6 +93,7 @@ class Beside(RuleBasedStateMachine):
         self.catalogue = Catalogue(Path(self.folder.name, "file"))
         self.records: dict[str, SessionRecord] = {}
         self.texts: dict[str, list[int]] = {}
+        self.turns: dict[str, list[Turn]] = {}
         self.slots: dict[bytes, dict[int, bytes]] = {b"x": {}, b"y": {}}
         self.clock = 0
 
@@ -112,7 +114,7 @@ class Beside(RuleBasedStateMachine):
                 self.catalogue.create(new)
         else:
             self.catalogue.create(new)
-            self.records[name], self.texts[name] = new, []
+            self.records[name], self.texts[name], self.turns[name] = new, [], []
 
     @rule(name=NAMES, text=TEXTS, times=st.integers(1, 3))
     def append(self, name: str, text: list[int], times: int) -> None:
@@ -136,6 +138,30 @@ class Beside(RuleBasedStateMachine):
         else:
             self.catalogue.fork(new, parent, tokens)
             self.records[name], self.texts[name] = new, text[:tokens]
+            self.turns[name] = self.turns_within(parent, tokens)
+
+    @rule(name=NAMES, text=TEXTS.filter(bool), raised=st.none() | st.integers(0, 9), oldest=st.integers(0, 2))
+    def turn(self, name: str, text: list[int], raised: int | None, oldest: int) -> None:
+        if name in self.records:
+            start, turns = len(self.texts[name]), self.turns[name]
+            turn = Turn(turns[-1].index + 1 if turns else 0, start, start + len(text), raised)
+            self.catalogue.append(name, start, text)
+            self.catalogue.add_turns(name, [replace(turn, answer=0)], 0)
+            self.catalogue.add_turns(name, iter([turn]), oldest)
+            self.texts[name] += text
+            self.turns[name] = [each for each in (*turns, turn) if each.index >= oldest]
+
+    @rule(name=NAMES, share=st.floats(0, 1.1))
+    def cut(self, name: str, share: float) -> None:
+        keep = round(share * len(self.texts.get(name, [])))
+        self.catalogue.cut(name, keep)
+        if name in self.records:
+            del self.texts[name][keep:]
+            self.turns[name] = self.turns_within(name, keep)
+
+    def turns_within(self, name: str, tokens: int) -> list[Turn]:
+        kept = [turn for turn in self.turns.get(name, []) if turn.start < tokens]
+        return [replace(turn, answer=min(turn.answer, tokens)) for turn in kept]
 
     @rule(
         name=NAMES,
@@ -157,6 +183,7 @@ class Beside(RuleBasedStateMachine):
         self.catalogue.delete(name)
         self.records.pop(name, None)
         self.texts.pop(name, None)
+        self.turns.pop(name, None)
 
     @rule(of=st.sampled_from([b"x", b"y"]), blocks=st.lists(st.tuples(SLOTS, HASHES), max_size=6))
     def add_blocks(self, of: bytes, blocks: list[tuple[int, bytes]]) -> None:
@@ -199,6 +226,7 @@ class Beside(RuleBasedStateMachine):
             text = self.texts.get(name, [])
             assert self.catalogue.length(name) == len(text)
             assert self.catalogue.tokens(name).tolist() == text
+            assert self.catalogue.turns(name) == self.turns.get(name, [])
         for of, slots in self.slots.items():
             assert self.catalogue.blocks(of) == {hash: slot for slot, hash in sorted(slots.items())}
         assert self.catalogue.check() == []

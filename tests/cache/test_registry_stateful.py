@@ -1,4 +1,4 @@
-"""Any order of requests, forks, deletions and evictions, against a model made of plain lists and sets.
+"""Any order of requests, forks, rewinds, deletions and evictions, against a model made of plain lists and sets.
 
 A session's keys follow from its tokens, so sharing a block with the wrong past shows at once.
 """
@@ -81,6 +81,19 @@ class Sessions(RuleBasedStateMachine):
         self.registry.publish(session)
         if session.sealed:
             self.published[session] = (tenant, session.sealed)
+
+    @rule(owned=named, share=st.floats(0, 1))
+    def cut(self, owned: Owned, share: float) -> None:
+        """Back to some token; nobody finds what is forgotten by this session any more."""
+        tenant, session = owned
+        keep = round(share * len(self.truth[session]))
+        computed = session.computed
+        self.registry.cut(session, keep)
+        assert session.computed == (min(computed, keep // TEXT * TEXT) if keep < len(self.truth[session]) else computed)
+        del self.truth[session][keep:]
+        if session in self.published:
+            held = min(self.published.pop(session)[1], session.sealed)
+            self.published |= {session: (tenant, held)} if held else {}
 
     @rule(target=named, owned=named)
     def fork(self, owned: Owned) -> Owned:

@@ -1,4 +1,4 @@
-"""Any order of turns, forks, deletions, evictions and restarts on one folder, against lists of tokens.
+"""Any order of turns, rewinds, forks, deletions, evictions and restarts on one folder, against lists of tokens.
 
 Every answer is compared with that of an engine which computes the whole text in one go and keeps nothing.
 """
@@ -45,6 +45,7 @@ class Sessions(RuleBasedStateMachine):
         self.store = Path(tempfile.mkdtemp())
         self.durable = Durable(self.folder, self.store)
         self.truth: dict[Owned, list[int]] = {}
+        self.turns: dict[Owned, list[tuple[int, int, int]]] = {}
         self.pinned: dict[Owned, bool] = {}
         self.fleeting: set[Owned] = set()
 
@@ -54,7 +55,7 @@ class Sessions(RuleBasedStateMachine):
     def create(self, tenant: str, pinned: bool, fleeting: bool) -> Owned:
         engine = self.durable.run.engine
         owned = tenant, engine.create_session(tenant, pinned=pinned, ttl=3600.0 if fleeting else None).id
-        self.truth[owned], self.pinned[owned] = [], pinned
+        self.truth[owned], self.turns[owned], self.pinned[owned] = [], [], pinned
         if fleeting:
             self.fleeting.add(owned)
         return owned
@@ -69,7 +70,27 @@ class Sessions(RuleBasedStateMachine):
             return
         tokens = random_tokens(length, seed)
         request = self.durable.turn(session, tokens, count, tenant)
+        start = len(self.truth[owned])
         self.truth[owned] += tokens + request.tokens()
+        if len(self.truth[owned]) > start:
+            self.turns[owned].append((start, start + length, len(self.truth[owned])))
+
+    @rule(owned=sessions, share=st.floats(0, 1), whole=st.booleans())
+    def rewind(self, owned: Owned, share: float, whole: bool) -> None:
+        """Back to the beginning of a turn, or to any token."""
+        if owned not in self.truth:
+            return
+        tenant, session = owned
+        turns, keep = self.turns[owned], round(share * len(self.truth[owned]))
+        if whole and turns:
+            turn = round(share * (len(turns) - 1))
+            keep = turns[turn][0]
+            self.durable.run.engine.rewind_session(session, tenant, turn=turn)
+        else:
+            self.durable.run.engine.rewind_session(session, tenant, tokens=keep)
+        del self.truth[owned][keep:]
+        left = [(start, min(answer, keep), min(end, keep)) for start, answer, end in turns if start < keep]
+        self.turns[owned] = left
 
     @rule(tenant=TENANTS, seed=SEEDS, length=st.integers(1, 90), choices=st.integers(1, 2))
     def ask(self, tenant: str, seed: int, length: int, choices: int) -> None:
@@ -85,7 +106,7 @@ class Sessions(RuleBasedStateMachine):
             return owned
         tenant, session = owned
         fork = tenant, self.durable.run.engine.fork_session(session, tenant).id
-        self.truth[fork] = self.truth[owned][:]
+        self.truth[fork], self.turns[fork] = self.truth[owned][:], self.turns[owned][:]
         self.pinned[fork] = False
         if owned in self.fleeting:
             self.fleeting.add(fork)
@@ -98,7 +119,7 @@ class Sessions(RuleBasedStateMachine):
             self.forget(owned)
 
     def forget(self, owned: Owned) -> None:
-        del self.truth[owned], self.pinned[owned]
+        del self.truth[owned], self.turns[owned], self.pinned[owned]
         self.fleeting.discard(owned)
 
     @rule(owned=sessions, pinned=st.booleans())
@@ -121,7 +142,8 @@ class Sessions(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        self.durable.under_lock(lambda: self.durable.registry.expire(time.time() + 3599.0))
+        used = [self.durable.session(session, tenant).used for tenant, session in self.truth]
+        self.durable.under_lock(lambda: self.durable.registry.expire(min(used, default=time.time()) + 3599.0))
         assert self.listed() == self.truth.keys(), "a session went too early"
         self.durable.under_lock(lambda: self.durable.registry.expire(time.time() + 3601.0))
         for owned in [owned for owned in self.fleeting if not self.pinned[owned]]:
@@ -154,6 +176,9 @@ class Sessions(RuleBasedStateMachine):
         assert self.listed() == self.truth.keys()
         for (tenant, session), tokens in self.truth.items():
             assert self.durable.tokens(session, tenant) == tokens
+            turns = self.durable.run.engine.session_turns(session, tenant)
+            assert [(turn.start, turn.answer, turn.end) for turn in turns] == self.turns[tenant, session]
+            assert [turn.index for turn in turns] == list(range(len(turns)))
             info = self.durable.run.engine.get_session(session, tenant)
             assert info.pinned == self.pinned[tenant, session]
             assert (info.ttl is not None) == ((tenant, session) in self.fleeting)

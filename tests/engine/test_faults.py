@@ -164,8 +164,9 @@ def test_a_call_that_fails_once_changes_nothing(
 def test_while_the_disk_fails_everything_goes_on_in_memory(
     durable: Durable, monkeypatch: pytest.MonkeyPatch, call: str, kind: str
 ) -> None:
-    session, gone, changed = new(durable), new(durable), new(durable)
+    session, gone, changed, rewound = new(durable), new(durable), new(durable), new(durable)
     durable.turn(session, FIRST, 3)
+    durable.turn(rewound, FIRST, 3)
     durable.turn(gone, SECOND, 1)
     durable.turn(changed, SECOND, 1)
     durable.flush()
@@ -178,11 +179,15 @@ def test_while_the_disk_fails_everything_goes_on_in_memory(
     durable.turn(fork, [9], 8)
     durable.run.engine.delete_session(gone, "")
     durable.run.engine.change_session(changed, "", pinned=True, ttl=500.0)
+    for keep in (50, 40):
+        durable.run.engine.rewind_session(rewound, "", tokens=keep)
+        durable.turn(rewound, [9], 2)
     eventually(lambda: durable.failed)
     for _ in range(3):
         durable.turn(session, [9], 2)
         assert durable.failed, "it does not tell that the disk still fails"
-    texts = {id: durable.tokens(id) for id in (session, changed, born, fork)}
+    texts = {id: durable.tokens(id) for id in (session, changed, born, fork, rewound)}
+    turns = durable.run.engine.session_turns(rewound, "")
     fault.on = False
     eventually(lambda: not durable.failed and not durable.archive.behind)
     durable.check()
@@ -190,6 +195,7 @@ def test_while_the_disk_fails_everything_goes_on_in_memory(
     assert {info.id for info in durable.run.engine.list_sessions("")} == set(texts)
     for id, text in texts.items():
         assert durable.tokens(id) == text, "what was told is lost"
+    assert durable.run.engine.session_turns(rewound, "") == turns
     info = durable.run.engine.get_session(changed, "")
     assert info.pinned
     assert info.ttl == pytest.approx(500.0)

@@ -12,18 +12,19 @@ from torch import Tensor
 from cache import BlockStore, CacheLayout, DeviceTier, Session
 from engine import EngineConfig, FusedAttention, ReferenceAttention, Step, index_shapes
 from engine.attention import fused
-from engine.attention.rows import Rows
+from engine.attention.rows import Batch
 from engine.rotation import Rotation
 from tests.models import FULL, SLIDING, Bench, random_tokens, save_model
 
 LENGTH, DRAWN = 150, 24
-BLOCKS: dict[str, Any] = {"block_size": 8, "recent_blocks": 2, "sink_blocks": 1, "landmarks": "moments"}
+BLOCKS: dict[str, Any] = {
+    "block_size": 8, "recent_blocks": 2, "sink_blocks": 1, "landmarks": "moments", "landmark_dtype": "int4",
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "absolute": {"positions": "absolute"},
     "bounded": {"positions": "bounded"},
     "the rest": {"positions": "absolute", "estimate_rest": True},
     "the rest without slopes": {"positions": "bounded", "estimate_rest": True, "rest_slopes": False},
-    "four bits": {"positions": "bounded", "estimate_rest": True, "landmark_dtype": "int4"},
     "no sinks": {"positions": "bounded", "sink_blocks": 0},
     "a dense layer": {"positions": "absolute", "dense_layers": 1},
 }  # fmt: skip
@@ -59,9 +60,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = FusedAttention._read
 
-    def counting(self: FusedAttention, layer: int, rows: Rows, *rest: Any) -> Tensor:
-        calls.extend([layer] * len(rows.positions))
-        return original(self, layer, rows, *rest)
+    def counting(self: FusedAttention, layer: int, batch: Batch, *rest: Any) -> Tensor:
+        calls.extend([layer] * len(batch.positions))
+        return original(self, layer, batch, *rest)
 
     monkeypatch.setattr(FusedAttention, "_read", counting)
     return calls
@@ -93,6 +94,35 @@ def test_families_are_turned_and_windowed_as_by_the_reference(
 def test_trained_landmarks_gate_their_blocks(fetch: int, landmark_folder: Path, counted: list[int]) -> None:
     same(landmark_folder, fetch)
     assert len(counted) > 3 * (LENGTH + DRAWN), "with landmarks between the tokens"
+
+
+@pytest.mark.parametrize("window", [None, 100], ids=["at once", "as a tier bears it"])
+@pytest.mark.parametrize("kind", ["the rest", "bounded", "trained"])
+def test_sessions_that_decode_together_read_what_each_reads_alone(
+    kind: str, window: int | None, tiny_folder: Path, landmark_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long ones and short ones, which have nothing to choose yet, and forks, whose storage ends in between."""
+    folder = landmark_folder if kind == "trained" else tiny_folder
+    bench = Bench(folder, fused=True, **({} if kind == "trained" else BLOCKS | SETTINGS[kind]))
+    if window is not None:
+        monkeypatch.setattr(DeviceTier, "window", window)
+    texts = [random_tokens(length + DRAWN, seed=length) for length in (150, 7, 601, 90, 602)]
+    alone = [bench.logits(bench.session(), text, [len(text) - DRAWN, *[1] * DRAWN], 3)[-DRAWN:] for text in texts]
+    sessions = [bench.session(str(i)) for i in range(len(texts))]
+    for session, text in zip(sessions, texts, strict=True):
+        bench.logits(session, text[:-DRAWN], [len(text) - DRAWN], 3)
+    sessions.append(sessions[2].fork("fork"))
+    for drawn in range(DRAWN):
+        spans = []
+        for session, text in zip(sessions, [*texts, texts[2]], strict=True):
+            session.append([text[drawn - DRAWN]])
+            spans.append(bench.span(session, len(session.tokens), 3))
+        found = bench.runner.run(Step(spans))
+        row = 0
+        for span, expected in zip(spans, [*alone, alone[2]], strict=True):
+            mine = found[row + bench.predicting(span)[-1]]
+            torch.testing.assert_close(mine, expected[drawn], atol=2e-4, rtol=1e-3)
+            row += len(span.token_ids)
 
 
 def test_more_blocks_than_the_kernels_like_go_the_reference_way(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import EmptyPrompt, Finished, RetrievalParams, SessionNotFound
+from engine import EmptyPrompt, Finished, InvalidParameter, RetrievalParams, SessionBusy, SessionNotFound
 from tests.engine.running import Running, running
 from tests.models import random_tokens
 
@@ -229,3 +229,77 @@ def test_without_the_prefix_cache_nothing_is_shared_or_kept(alone: Running) -> N
         assert isinstance(request.events[-1], Finished)
         alone.settle()
         assert alone.engine.stats().tiers["device"].blocks == 0
+
+
+# -- turns, and taking them back -----------------------------------------------------------------------------
+
+
+def turns_of(run: Running, session: str) -> list[tuple[int, int, int, int]]:
+    return [(turn.index, turn.start, turn.answer, turn.end) for turn in run.engine.session_turns(session, "")]
+
+
+def test_a_session_remembers_its_turns(run: Running) -> None:
+    session = run.engine.create_session("").id
+    assert turns_of(run, session) == []
+    run.ask(random_tokens(20), session=session, max_tokens=5)
+    run.ask(random_tokens(10), session=session, max_tokens=0)
+    fork = run.engine.fork_session(session, "").id
+    run.ask(random_tokens(1), session=session, max_tokens=3)
+    assert turns_of(run, fork) == [(0, 0, 20, 25), (1, 25, 35, 35)]
+    assert turns_of(run, session) == [*turns_of(run, fork), (2, 35, 36, 39)]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 8, 23, 24, 25, 60, 88, 89, 90])
+def test_a_rewound_session_answers_as_if_there_had_never_been_more(run: Running, alone: Running, keep: int) -> None:
+    first, second = random_tokens(80, seed=1), random_tokens(9, seed=2)
+    session = run.engine.create_session("").id
+    told = first + run.ask(first, session=session, max_tokens=10).tokens()
+    fork = run.engine.fork_session(session, "").id
+    assert run.engine.rewind_session(session, "", tokens=keep).tokens == keep
+    assert run.engine.session_tokens(session, "") == told[:keep]
+    for asked, past in ((session, told[:keep]), (fork, told)):
+        request = run.ask(second, session=asked)
+        assert request.tokens() == alone.ask(past + second).tokens()
+        assert run.engine.session_tokens(asked, "") == past + second + request.tokens()
+
+
+def test_a_turn_is_taken_back_and_asked_again(run: Running) -> None:
+    session = run.engine.create_session("").id
+    requests = [run.ask(random_tokens(30, seed=seed), session=session, max_tokens=5) for seed in range(3)]
+    before = turns_of(run, session)
+    run.engine.rewind_session(session, "", turn=1)
+    assert turns_of(run, session) == before[:1]
+    again = [run.ask(random_tokens(30, seed=seed), session=session, max_tokens=5) for seed in (1, 2)]
+    assert [request.tokens() for request in again] == [request.tokens() for request in requests[1:]]
+    assert turns_of(run, session) == before
+    assert again[0].end.usage.cached_tokens <= 35
+
+
+def test_what_cannot_be_taken_back_is_named(run: Running) -> None:
+    session = run.engine.create_session("").id
+    with pytest.raises(InvalidParameter, match="remembers no turn"):
+        run.engine.rewind_session(session, "", turn=0)
+    run.ask(random_tokens(30), session=session, max_tokens=2)
+    for wanted, named in (({"turn": 1}, "turns 0 to 0"), ({"tokens": 33}, "between 0 and 32"), ({"tokens": -1}, "and")):
+        with pytest.raises(InvalidParameter, match=named) as refused:
+            run.engine.rewind_session(session, "", **wanted)
+        assert refused.value.parameter in wanted
+    with pytest.raises(SessionNotFound):
+        run.engine.rewind_session(session, "another", tokens=0)
+    run.gate.close()
+    request = run.submit(random_tokens(30), session=session)
+    run.gate.wait()
+    with pytest.raises(SessionBusy):
+        run.engine.rewind_session(session, "", tokens=0)
+    run.gate.open()
+    request.result()
+
+
+def test_what_an_audit_raised_in_a_forgotten_turn_is_forgotten(run: Running) -> None:
+    session = run.engine.create_session("").id
+    run.ask(random_tokens(200), session=session, max_tokens=1)
+    run.ask(random_tokens(5), session=session, max_tokens=20, retrieval=RetrievalParams(min_mass=1.0))
+    held = run.engine._session(session, "")
+    assert held.blocks_per_head is not None
+    run.engine.rewind_session(session, "", turn=1)
+    assert held.blocks_per_head is None

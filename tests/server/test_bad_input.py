@@ -70,7 +70,7 @@ def refused(response: httpx.Response, status: int, param: str | None = None) -> 
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"return_progress": True}, "return_progress"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"audio": {}}, "audio"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),

@@ -1,7 +1,7 @@
 """A server that is killed at random moments keeps all that it has told, and goes on as if nothing had happened.
 
-Clients append, stream, fork and delete while it is killed; each notes what it was told. All text is of words that are
-one token each, so a text tells its tokens: what is compared is exact.
+Clients append, stream, rewind, fork and delete while it is killed; each notes what it was told. All text is of words
+that are one token each, so a text tells its tokens: what is compared is exact.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.engine.running import Running, running
+from tests.server.test_session_lists import walked
 
 Start = Callable[..., AbstractContextManager[tuple[httpx.Client, subprocess.Popen[bytes]]]]
 Answer = Callable[[list[str], int], list[str]]
@@ -96,11 +97,16 @@ class Book:
     """Words that were sent and not acknowledged."""
     coming: int = 0
     """Words that may have been generated and not sent."""
+    keep: int | None = None
+    """It was asked to keep so many words, and this was not acknowledged."""
     leaving: bool = False
     """Its deletion was asked for and not acknowledged."""
 
     def settle(self, found: list[str]) -> list[str]:
         """Take what the server has for the truth, if it can be; the words that were generated unseen."""
+        if self.keep == len(found):
+            self.told = self.told[: self.keep]
+        self.keep = None
         told, more = found[: len(self.told)], found[len(self.told) :]
         assert told == self.told, f"{self.id} does not begin with the {len(self.told)} words that were told"
         generated = more[len(self.asked) :]
@@ -140,7 +146,7 @@ class Client:
             self._look(server, book)
         if len(self.books) > SESSIONS or len(book.told) + 200 > self._limit or self.random.random() < 0.05:
             return self._delete(server, book)
-        act = self.random.choice([self._append, self._append, self._stream, self._stream, self._stream, self._fork])
+        act = self.random.choice([self._append, self._append, self._stream, self._stream, self._rewind, self._fork])
         return act(server, book)
 
     def _create(self, server: httpx.Client) -> None:
@@ -169,6 +175,13 @@ class Client:
         made = server.post(f"/v1/sessions/{book.id}/append", json={"text": spell(words)})
         assert made.status_code == 200, made.text
         book.told, book.asked = book.told + words, []
+        assert made.json()["tokens"] == len(book.told)
+
+    def _rewind(self, server: httpx.Client, book: Book) -> None:
+        book.keep = self.random.randint(0, len(book.told))
+        made = server.post(f"/v1/sessions/{book.id}/rewind", json={"tokens": book.keep})
+        assert made.status_code == 200, made.text
+        book.told, book.keep = book.told[: book.keep], None
         assert made.json()["tokens"] == len(book.told)
 
     def _stream(self, server: httpx.Client, book: Book) -> None:
@@ -317,7 +330,7 @@ class Trial:
         """Sessions that no client knows are those whose creation was not acknowledged; they are deleted."""
         due = [text for client in self._clients for text in client.due]
         known = {book for client in self._clients for book in client.books}
-        for session in [each["id"] for each in server.get("/v1/sessions").json()["data"]]:
+        for session in walked(server):
             if session not in known:
                 text = stored(server, session)
                 assert text in due, f"{session} was deleted, or nobody has made it"

@@ -64,7 +64,7 @@ def text_of(client: httpx.Client, session: str) -> str:
 
 
 def names(client: httpx.Client) -> list[str]:
-    return [each["id"] for each in client.get("/v1/sessions").json()["data"]]
+    return [each["id"] for each in client.get("/v1/sessions", params={"order": "asc"}).json()["data"]]
 
 
 def patch(client: httpx.Client, session: str, **changes: Any) -> dict[str, Any]:

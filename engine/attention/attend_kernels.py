@@ -1,0 +1,185 @@
+"""CPU kernels of attention over blocks that were chosen. Compiled by Numba when first called.
+
+They read blocks where they lie and copy nothing. Each works on a range of KV heads without the GIL, so several run at
+once. Arrays are C-contiguous; all but the cache are fp32. Letters: H KV heads, T queries, G query heads per KV head, N
+far blocks, K fetched blocks, M blocks that are read, B positions of a block, D channels, R pairs of channels that turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+
+from cache import compiled, kernels
+from engine.linear_kernels import multiply
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+lanes = kernels("lane")
+address, exponentials, highest = lanes.address, lanes.exponentials, lanes.highest
+LANES, NOTHING = lanes.LANES, lanes.NOTHING
+LINE = 64
+"""Bytes that memory gives at once."""
+AHEAD = 2
+"""So many blocks before they are read they are asked for."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_bfloat16(context: Any, bits: Any) -> Any:
+    """A bf16 number, given as its bits: the upper half of an fp32 one."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        wide = b.shl(b.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return b.bitcast(wide, ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(context: Any, start: Any, length: Any) -> Any:
+    """Ask for so many bytes from an address on: blocks lie anywhere, and waiting for one takes longer than its work."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        start, length = arguments
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer] + [ir.IntType(32)] * 3)
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        with cgutils.for_range(b, b.sdiv(length, ir.IntType(64)(LINE))) as loop:
+            line = b.inttoptr(b.add(start, b.mul(loop.index, ir.IntType(64)(LINE))), pointer)
+            b.call(function, [line, *(ir.IntType(32)(flag) for flag in (0, 3, 1))])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+def widen(number: Any) -> Any:
+    """A cached number as fp32."""
+
+
+@overload(widen)  # type: ignore[untyped-decorator]
+def _widen(number: Any) -> Any:
+    def wide(number: Any) -> Any:
+        return from_bfloat16(number)
+
+    def same(number: Any) -> Any:
+        return np.float32(number)
+
+    return wide if number == types.uint16 else same
+
+
+@compiled
+def turn_to(query: Floats, number: int, turn: Floats, starts: Floats, stride: int, apart: int, turned: Floats) -> None:
+    """Query heads (G, D) as they see a block: rotated by the distance from its start; see `attend`."""
+    turned[:] = query
+    for i in range(turn.shape[1]):
+        cos = turn[0, i] * starts[0, number, i] + turn[1, i] * starts[1, number, i]
+        sin = turn[1, i] * starts[0, number, i] - turn[0, i] * starts[1, number, i]
+        for group in range(len(query)):
+            one, other = turned[group, i * stride], turned[group, i * stride + apart]
+            turned[group, i * stride] = one * cos - other * sin
+            turned[group, i * stride + apart] = other * cos + one * sin
+
+
+@compiled
+def gate(scores: Floats, size: int, blocks: int, own: int) -> None:
+    """Grouped softmax as a bias on scores (G, M * B …): a block weighs what its landmark says, but the own one."""
+    steps = (size - 1 + LANES - 1) // LANES
+    room = np.empty(steps * LANES, np.float32)
+    for group in range(scores.shape[0]):
+        for m in range(blocks):
+            block = scores[group, m * size : (m + 1) * size]
+            if m != own:
+                room[: size - 1] = block[: size - 1]
+                room[size - 1 :] = NOTHING
+                peak = np.float32(highest(address(room), steps))
+                shift = block[size - 1] - peak - np.log(exponentials(address(room), peak, address(room), steps))
+                for j in range(size - 1):
+                    block[j] += shift
+            block[size - 1] = NOTHING
+
+
+@compiled
+def attend(
+    queries: Floats, far: Floats, keys: NDArray[Any], values: NDArray[Any], size: int, places: Integers,
+    numbers: Integers, turns: Floats, starts: Floats, stride: int, apart: int, gated: bool, bounded: bool,
+    positions: Integers, recent: int, window: int, rest_weight: Floats, output: Floats, first: int, last: int,
+) -> None:  # fmt: skip
+    """One softmax over blocks and what is estimated of others, for heads first, …, last - 1.
+
+    Args:
+        queries: unrotated and scaled (H, T, G, D)
+        far: as bounded far blocks see them (H, T, G, D)
+        keys, values: (places * B, D), fp32 or the bits of bf16; keys relative to their block
+        places: of the blocks that are read (H, T, M), -1 for none
+        numbers: of these blocks in the session (H, T, M)
+        turns: cosine and sine of the queries' positions (T, 2, R)
+        starts: cosine and sine of the first position of each block of the session (2, blocks, R)
+        stride, apart: channels i * stride and i * stride + apart make pair i
+        gated: the last key of each block but the query's own is a landmark that gates the block
+        bounded: blocks more than `recent` before the query's own are seen from one distance
+        positions: (T,)
+        window: positions that a query reads near itself, its own with them
+        rest_weight: logarithm of the mass of what is estimated (H, T, G)
+        output: (H, T, G, D): what is estimated; replaced by the result
+    """
+    groups, dim, read = queries.shape[2], queries.shape[3], places.shape[2]
+    turned, part = np.empty((groups, dim), np.float32), np.empty(dim, np.float32)
+    steps = (read * size + LANES - 1) // LANES
+    scores = np.empty((groups, steps * LANES), np.float32)
+    to_apart, block_bytes = 4 * steps * LANES, size * dim * keys.itemsize
+    for head in range(first, last):
+        for query in range(len(positions)):
+            position, result = positions[query], output[head, query]
+            own_block, own = position // size, -1
+            scores[:, read * size :] = NOTHING
+            for m in range(read):
+                place, number = places[head, query, m], numbers[head, query, m]
+                ahead = places[head, query, min(m + AHEAD, read - 1)]
+                if ahead >= 0:
+                    prefetch(address(keys) + ahead * block_bytes, block_bytes)
+                    prefetch(address(values) + ahead * block_bytes, block_bytes)
+                if place < 0:
+                    scores[:, m * size : (m + 1) * size] = NOTHING
+                    continue
+                distant = number < own_block - recent
+                if bounded and distant:
+                    turned[:] = far[head, query]
+                else:
+                    turn_to(queries[head, query], number, turns[query], starts, stride, apart, turned)
+                to = address(scores) + 4 * m * size
+                multiply(keys, address(turned), 4 * dim, to, to_apart, groups, place * size, (place + 1) * size)
+                if number == own_block:
+                    own = m
+                    scores[:, m * size + position % size + 1 : (m + 1) * size] = NOTHING
+                if not distant:
+                    hidden = min(size, max(0, position - window + 1 - number * size))
+                    scores[:, m * size : m * size + hidden] = NOTHING
+            if gated:
+                gate(scores, size, read, own)
+            for group in range(groups):
+                mine, estimated = scores[group], rest_weight[head, query, group]
+                peak = max(np.float32(highest(address(mine), steps)), estimated)
+                share = np.exp(estimated - peak)
+                total = np.float32(exponentials(address(mine), peak, address(mine), steps)) + share
+                factor = np.float32(1.0) / total
+                for i in range(len(mine)):
+                    mine[i] *= factor
+                for d in range(dim):
+                    result[group, d] *= share / total
+            for m in range(read):
+                place = places[head, query, m]
+                if place < 0:
+                    continue
+                for j in range(size):
+                    for d in range(dim):
+                        part[d] = widen(values[place * size + j, d])
+                    for group in range(groups):
+                        weight = scores[group, m * size + j]
+                        for d in range(dim):
+                            result[group, d] += weight * part[d]

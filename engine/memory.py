@@ -1,0 +1,248 @@
+"""`Memory`: the sessions of an engine as their owners see and change them, from any thread.
+
+Owns the lock, and who may touch a session when: one in which a request runs is left alone. Computes nothing, so a
+session whose past has changed is computed when it is next asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache import MOST_TURNS, DamagedBlock, OutOfBlocks, Session, SessionRegistry, Turns
+from engine.admission import Admission
+from engine.description import SessionInfo, TurnInfo
+from engine.errors import EngineStopped, InvalidParameter, InvalidSessionFile, OutOfRoom, SessionBusy, SessionNotFound
+from engine.sampler import Sampler
+from engine.sequence import Sequence
+from engine.session_file import TOGETHER, Bytes, Origin, SessionFile, SessionWriter
+
+PATIENCE = 10.0
+"""Seconds to wait for the disk while a session is taken in."""
+
+
+class Memory:
+    """See the module.
+
+    Args:
+        registry: the sessions
+        admission: what may be kept
+        session_ttl: seconds without use after which a session is deleted, if it does not say itself
+    """
+
+    def __init__(self, registry: SessionRegistry, admission: Admission, session_ttl: float | None) -> None:
+        self._registry = registry
+        self._admission = admission
+        self._session_ttl = session_ttl
+        self._running: dict[Sequence, Sampler] = {}
+        self._damaged: list[DamagedBlock] = []  # found outside of a step, to be mended between two
+        self._accepting = True
+        self._changed = threading.Condition()  # its lock guards everything that changes
+
+    def create_session(self, tenant: str, *, pinned: bool = False, ttl: float | None = None) -> SessionInfo:
+        """A new, empty session; `pinned` and `ttl` as SessionRegistry.create takes them."""
+        with self._changed:
+            self._check_accepting()
+            ttl = self._session_ttl if ttl is None else ttl
+            return self._info(self._registry.create(tenant, pinned=pinned, ttl=ttl))
+
+    def change_session(
+        self, session_id: str, tenant: str, *, pinned: bool | None = None, ttl: float | None = None
+    ) -> SessionInfo:
+        """Set what is not None; a ttl of 0 means none. Raises SessionNotFound."""
+        with self._changed:
+            session = self._session(session_id, tenant)
+            self._registry.change(session, pinned=pinned, ttl=ttl)
+            return self._info(session)
+
+    def get_session(self, session_id: str, tenant: str) -> SessionInfo:
+        """Raises SessionNotFound."""
+        with self._changed:
+            return self._info(self._session(session_id, tenant))
+
+    @contextlib.contextmanager
+    def holding(self, session_id: str, tenant: str) -> Iterator[SessionInfo]:
+        """A session that nobody changes inside but who holds it; for short work. Raises SessionNotFound."""
+        with self._changed:
+            yield self._info(self._session(session_id, tenant))
+
+    def list_sessions(self, tenant: str) -> list[SessionInfo]:
+        """The tenant's sessions, oldest first."""
+        with self._changed:
+            return [self._info(session) for session in self._registry.named(tenant)]
+
+    def session_tokens(self, session_id: str, tenant: str) -> list[int]:
+        """All text tokens; raises SessionNotFound."""
+        with self._changed:
+            return self._session(session_id, tenant).tokens.tolist()
+
+    def fork_session(self, session_id: str, tenant: str) -> SessionInfo:
+        """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
+        with self._changed:
+            self._check_accepting()
+            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
+
+    def delete_session(self, session_id: str, tenant: str) -> None:
+        """Raises SessionNotFound, SessionBusy."""
+        with self._changed:
+            self._registry.delete(self._idle_session(session_id, tenant))
+
+    # -- what was asked, and taking it back ------------------------------------------------------------------
+
+    def session_turns(self, session_id: str, tenant: str) -> list[TurnInfo]:
+        """The requests that changed a session, oldest first, as far as they are remembered; raises SessionNotFound."""
+        with self._changed:
+            session = self._session(session_id, tenant)
+            turns = session.turns.with_ends(len(session.tokens))
+            return [TurnInfo(turn.index, turn.start, turn.answer, end) for turn, end in turns]
+
+    def rewind_session(
+        self, session_id: str, tenant: str, *, turn: int | None = None, tokens: int | None = None
+    ) -> SessionInfo:
+        """Forget a turn and all that follows, or all but the first `tokens` tokens; one of both is given.
+
+        Raises:
+            SessionNotFound, SessionBusy
+            InvalidParameter: there is no such turn, or there are fewer tokens
+        """
+        with self._changed:
+            self._check_accepting()
+            session = self._idle_session(session_id, tenant)
+            keep = tokens if turn is None else self._start_of(session, turn)
+            held = len(session.tokens)
+            if keep is None or not 0 <= keep <= held:
+                raise InvalidParameter("tokens", f"must lie between 0 and {held}, what the session holds")
+            self._registry.cut(session, keep)
+            return self._info(session)
+
+    def _start_of(self, session: Session, turn: int) -> int:
+        known = {each.index: each.start for each, _ in session.turns.with_ends(len(session.tokens))}
+        if turn not in known:
+            told = f"remembers turns {min(known)} to {max(known)}" if known else "remembers no turn"
+            raise InvalidParameter("turn", f"this session {told}")
+        return known[turn]
+
+    # -- as a file -------------------------------------------------------------------------------------------
+
+    def export_session(self, session_id: str, tenant: str, *, told: Told, kv: bool = True) -> Export:
+        """A session as a file, to be read without the lock, and closed; raises SessionNotFound, SessionBusy."""
+        with self._changed:
+            self._check_accepting()
+            session = self._registry.aside(self._idle_session(session_id, tenant))
+        origin = Origin(self._registry.fingerprint.hex(), told.vocabulary, told.model)
+        return Export(self, session, SessionWriter(session, origin, kv=kv))
+
+    def import_session(self, path: Path, tenant: str, *, told: Told, kv: bool = True) -> tuple[SessionInfo, int]:
+        """A new session that a file holds, and how many of its tokens need no computing.
+
+        Args:
+            kv: use the file's keys and values, if they are of this model and these settings
+
+        Raises:
+            InvalidSessionFile: it cannot be used; nothing was done
+            SessionTooLong, QuotaExceeded, OutOfRoom
+        """
+        file = SessionFile(path)
+        if file.origin().vocabulary != told.vocabulary:
+            came = f"of {file.origin().model[:200]!r} has" if file.origin().model else "has"
+            raise InvalidSessionFile(f"the file's model {came} another vocabulary: its tokens are another text here")
+        self._admission.validate_length(file.length)
+        tokens, turns = file.text(MOST_TURNS)
+        text = tokens.tolist()
+        with self._changed:
+            self._check_accepting()
+            self._admission.validate_text(text, tenant)
+            session = self._registry.anonymous(tenant)
+            session.append(text)
+            session.turns, session.blocks_per_head = Turns(turns), file.blocks_per_head
+            session.ttl = self._session_ttl
+        try:
+            if kv and file.count and file.origin().fingerprint == self._registry.fingerprint.hex():
+                file.check_blocks(session.layout, session.entry_bytes)
+                for _, units, entries in file.blocks():
+                    self._take_in(session, units, entries)
+            with self._changed:
+                self._admission.validate_text(text, tenant)  # of several at a time, the first ones have room
+                restored = session.computed
+                self._registry.add(session)
+                return self._info(session), restored
+        except BaseException:
+            with self._changed:
+                session.close()
+            raise
+
+    def _take_in(self, session: Session, units: Bytes, entries: Bytes) -> None:
+        """Some blocks of a file, beside what runs."""
+        first, archive = len(session.blocks), self._registry.store.archive
+        if archive is not None and (archive.failure or not archive.flush(PATIENCE, left=TOGETHER)):
+            raise OutOfRoom("the disk does not take what is sent; try again later")
+        with self._changed:
+            self._check_accepting()
+            while (taken := len(session.blocks) - first) < len(units):
+                if not self._admission.has_room(len(units) - taken, list(self._running)):
+                    raise OutOfRoom("the cache is full; delete sessions or give it more memory")
+                try:
+                    session.take_in(units[taken:], entries[taken:])
+                except OutOfBlocks as error:
+                    if not self._registry.make_room():
+                        raise OutOfRoom("the cache is full; delete sessions or give it more memory") from error
+
+    # -- under the lock --------------------------------------------------------------------------------------
+
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            raise EngineStopped("the engine is shutting down and takes no requests")
+
+    def _session(self, session_id: str, tenant: str) -> Session:
+        session = self._registry.get(session_id, tenant)
+        if session is None:
+            raise SessionNotFound(f"there is no session {session_id!r}")
+        return session
+
+    def _idle_session(self, session_id: str, tenant: str) -> Session:
+        session = self._session(session_id, tenant)
+        if session_id in self._registry.busy:
+            raise SessionBusy(f"another request is running in session {session_id!r}; wait for its end")
+        return session
+
+    def _info(self, session: Session) -> SessionInfo:
+        return SessionInfo.of(session, busy=session.id in self._registry.busy)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the engine does not know of its model, and files tell.
+
+    Attributes:
+        vocabulary: what token numbers stand for, as a hash
+        model: its name, for people
+    """
+
+    vocabulary: str = ""
+    model: str = ""
+
+
+class Export:
+    """A session on its way out: a past of its own, so that the session can go on meanwhile."""
+
+    def __init__(self, memory: Memory, session: Session, writer: SessionWriter) -> None:
+        self._memory, self._session, self._writer = memory, session, writer
+        self.size = writer.size
+        """Bytes of the file."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file, from its beginning to its end; raises DamagedBlock, whose block is computed again later."""
+        try:
+            yield from self._writer.chunks()
+        except DamagedBlock as damage:
+            with self._memory._changed:
+                self._memory._damaged.append(damage)
+            raise
+
+    def close(self) -> None:
+        """Let go of its blocks; once."""
+        with self._memory._changed:
+            self._session.close()

@@ -1,0 +1,246 @@
+"""A session as one file in the safetensors format: what it holds, in which order, and whether a file can be trusted.
+
+    turns      I64  (turns, 4)      number, first token, first token of the answer, blocks per head before it or -1
+    blocks     the cache's type     (blocks, layers, kv_heads, 2, block_size, head_dim): keys, then values
+    tokens     I32  (tokens,)
+    checksums  U32  (blocks, 2)     CRC-32 of a block and of its entry, each begun with the block's number
+    landmarks  U8   (blocks, entry_bytes): what the indexes keep of a block
+
+A file without keys and values has `turns` and `tokens` only. Sizes are known before a block is read, so a file is
+written from its beginning to its end, block by block. Knows no session that is served, and no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cache import CacheLayout, Session, Turn
+from engine.errors import InvalidSessionFile
+
+Bytes = NDArray[np.uint8]
+FORMAT, VERSION = "cairn.session", "1"
+MOST_HEADER = 64 << 10
+"""Bytes of a header that is still looked at."""
+TOGETHER = 8
+"""Blocks that are read, written or taken in at once."""
+TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+WIDTHS = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U32": 4, "I64": 8}
+TEXT, KEPT = {"turns", "tokens"}, {"blocks", "checksums", "landmarks"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a session comes from: only what agrees can be used.
+
+    Attributes:
+        fingerprint: of model and cache settings; keys and values of another one mean something else
+        vocabulary: what token numbers stand for; tokens of another one are another text
+        model: its name, for people
+    """
+
+    fingerprint: str
+    vocabulary: str
+    model: str
+
+
+def text_checksum(tokens: Tensor, turns: Tensor, raised: str) -> str:
+    """Of what a session was told, with its turns and what an audit has raised."""
+    digest = hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16)
+    digest.update(turns.numpy().tobytes() + raised.encode())
+    return digest.hexdigest()
+
+
+def checksum(number: int, body: bytes | memoryview) -> int:
+    """Of what belongs to block `number`."""
+    return zlib.crc32(body, number & 0xFFFFFFFF)
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+class SessionWriter:
+    """The file of a session that does not change while it is written.
+
+    Args:
+        session: awake; it is only read
+        origin: as the file tells it
+        kv: whether to write keys and values
+    """
+
+    def __init__(self, session: Session, origin: Origin, *, kv: bool) -> None:
+        self._session = session
+        self._blocks = session.sealed if kv else 0
+        self._turns = turns_tensor(session)
+        self._tokens = torch.tensor(session.tokens.tolist(), dtype=torch.int32)
+        raised = json.dumps(session.blocks_per_head)
+        text = text_checksum(self._tokens, self._turns, raised)
+        facts = {"format": FORMAT, "version": VERSION, **vars(origin), "text": text, "blocks_per_head": raised}
+        self._header, body = header(facts, self._shapes())
+        self.size = len(self._header) + body
+        """Bytes of the whole file."""
+
+    def _shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        layout, count = self._session.layout, self._blocks
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {"turns": ("I64", tuple(self._turns.shape))}
+        if count:
+            shapes["blocks"] = (TYPES[layout.dtype], block_shape(layout, count))
+        shapes["tokens"] = ("I32", (len(self._tokens),))
+        if count:
+            shapes["checksums"] = ("U32", (count, 2))
+            shapes["landmarks"] = ("U8", (count, self._session.entry_bytes))
+        return shapes
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file in pieces; raises DamagedBlock."""
+        yield self._header + self._turns.numpy().tobytes()
+        sums = np.zeros((self._blocks, 2), "<u4")
+        for block in range(self._blocks):
+            units = self._session.store.units(self._session.blocks[block]).tobytes()
+            sums[block, 0] = checksum(block, units)
+            yield units
+        yield self._tokens.numpy().tobytes()
+        if not self._blocks:
+            return
+        entries = self._session.entries(0, self._blocks)
+        sums[:, 1] = [checksum(block, entry.data) for block, entry in enumerate(entries)]
+        yield sums.tobytes()
+        yield entries.tobytes()
+
+
+def header(facts: Mapping[str, str], shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """What a file begins with, and how many bytes follow."""
+    tensors: dict[str, Any] = {"__metadata__": dict(facts)}
+    end = 0
+    for name, (kind, shape) in shapes.items():
+        start, end = end, end + WIDTHS[kind] * int(np.prod(shape, dtype=np.int64))
+        tensors[name] = {"dtype": kind, "shape": shape, "data_offsets": (start, end)}
+    told = json.dumps(tensors).encode()
+    told += b" " * (-len(told) % 8)
+    return struct.pack("<Q", len(told)) + told, end
+
+
+def block_shape(layout: CacheLayout, count: int) -> tuple[int, ...]:
+    """Of the tensor of blocks."""
+    return (count, layout.layers, layout.kv_heads, 2, layout.block_size, layout.head_dim)
+
+
+def turns_tensor(session: Session) -> Tensor:
+    """Turns that changed something, as the file has them: (turns, 4)."""
+    rows = [
+        (turn.index, turn.start, turn.answer, -1 if turn.blocks_per_head is None else turn.blocks_per_head)
+        for turn, _ in session.turns.with_ends(len(session.tokens))
+    ]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+class SessionFile:
+    """A file that somebody sent; what is read of it is checked.
+
+    Raises:
+        InvalidSessionFile: it is damaged, or no session's
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._look(path)
+            mapped: Any = safe_open  # without types
+            self._file = mapped(path, framework="pt")
+        except (OSError, SafetensorError, struct.error) as error:
+            raise InvalidSessionFile(f"the file is not in the safetensors format, or not complete: {error}") from error
+        self._facts: dict[str, str] = self._file.metadata() or {}
+        if self._facts.get("format") != FORMAT or self._facts.get("version") != VERSION:
+            raise InvalidSessionFile(f"the file's metadata do not say that it is a {FORMAT} of version {VERSION}")
+        names = set(self._file.keys())
+        if names not in (TEXT, TEXT | KEPT):
+            raise InvalidSessionFile(f"the file must hold {', '.join(sorted(TEXT))}, and either all or none of "
+                                     f"{', '.join(sorted(KEPT))}")  # fmt: skip
+        self.count = self._shape("checksums")[0] if names > TEXT else 0
+        """Blocks whose keys and values are in the file."""
+        self.length = self._expect("tokens", "I32", (None,))[0]
+        """Text tokens."""
+
+    def _look(self, path: Path) -> None:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+        if size > MOST_HEADER:
+            raise InvalidSessionFile(f"the file's header would take {size} bytes, the limit is {MOST_HEADER}")
+
+    def _shape(self, name: str) -> list[int]:
+        shape: list[int] = self._file.get_slice(name).get_shape()
+        return shape or [0]
+
+    def _expect(self, name: str, kind: str, shape: tuple[int | None, ...]) -> list[int]:
+        """The shape of a tensor, which must be of this type and have these sizes where one is given."""
+        found, told = self._shape(name), self._file.get_slice(name).get_dtype()
+        fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
+        if told != kind or not fits:
+            raise InvalidSessionFile(f"{name}: is {told} of shape {found}, must be {kind} of {list(shape)}")
+        return found
+
+    def origin(self) -> Origin:
+        """Where it says that it comes from."""
+        return Origin(*(self._facts.get(name, "") for name in ("fingerprint", "vocabulary", "model")))
+
+    def text(self, most_turns: int) -> tuple[Tensor, list[Turn]]:
+        """Tokens (tokens,) and turns; their checksum is right, and what they say makes sense."""
+        count = self._expect("turns", "I64", (None, 4))[0]
+        if count > most_turns:
+            raise InvalidSessionFile(f"turns: there are {count}, the limit is {most_turns}")
+        tokens, turns = self._file.get_tensor("tokens"), self._file.get_tensor("turns")
+        if text_checksum(tokens, turns, self._facts.get("blocks_per_head", "")) != self._facts.get("text"):
+            raise InvalidSessionFile("tokens: the text has a wrong checksum, the file is damaged")
+        rows = turns.tolist()
+        told = [Turn(index, start, answer, None if raised < 0 else raised) for index, start, answer, raised in rows]
+        edges = [edge for turn in told for edge in (turn.start, turn.answer)]
+        numbers = [turn.index for turn in told]
+        sensible = edges == sorted(edges) and len({turn.start for turn in told}) == len(told)
+        follows = numbers == list(range(*(numbers[0], numbers[0] + len(told)))) if numbers else True
+        if not (sensible and follows and all(0 <= edge <= self.length for edge in edges)):
+            raise InvalidSessionFile("turns: they overlap, or lie behind the text")
+        return tokens, told
+
+    @property
+    def blocks_per_head(self) -> int | None:
+        """What an audit had raised it to."""
+        told = self._facts.get("blocks_per_head", "null")
+        return int(told) if told.isdecimal() and len(told) < 6 else None
+
+    def check_blocks(self, layout: CacheLayout, entry_bytes: int) -> None:
+        """Read all blocks, for such a cache; InvalidSessionFile names the first that is wrong."""
+        if self.count > self.length // layout.text_per_block:
+            raise InvalidSessionFile(f"blocks: there are {self.count}, more than {self.length} tokens fill")
+        self._expect("checksums", "U32", (self.count, 2))
+        self._expect("landmarks", "U8", (self.count, entry_bytes))
+        self._expect("blocks", TYPES[layout.dtype], block_shape(layout, self.count))
+        sums = self._file.get_tensor("checksums").numpy()
+        for first, units, entries in self.blocks():
+            for number, (block, entry) in enumerate(zip(units, entries, strict=True), first):
+                if (checksum(number, block.data), checksum(number, entry.data)) != tuple(sums[number].tolist()):
+                    raise InvalidSessionFile(f"block {number} has a wrong checksum, the file is damaged", number)
+
+    def blocks(self) -> Iterator[tuple[int, Bytes, Bytes]]:
+        """Some blocks at a time: the first's number, keys and values, and entries, as Session.take_in has them."""
+        blocks, landmarks = self._file.get_slice("blocks"), self._file.get_slice("landmarks")
+        for first in range(0, self.count, TOGETHER):
+            last = min(first + TOGETHER, self.count)
+            values = blocks[first:last]
+            if not values.isfinite().all():
+                raise InvalidSessionFile(f"blocks {first} to {last - 1} hold what is no number", first)
+            units = values.flatten(3).contiguous().view(torch.uint8).numpy()
+            yield first, units, landmarks[first:last].numpy()
