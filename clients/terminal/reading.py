@@ -10,7 +10,8 @@ from pathlib import Path
 from cairn_client import Appended, Cairn, Session
 from cairn_client import Progress as Step
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 Moved = Callable[[int, int | None], None]
 
@@ -18,7 +19,7 @@ Moved = Callable[[int, int | None], None]
 def read(console: Console, cairn: Cairn, session: Session, file: str | bytes, name: str) -> Appended:
     """Read a file into the session, and tell how far that is."""
     start = time.monotonic()
-    with _bar(console, f"reading {name}", TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens")) as moved:
+    with _bar(console, f"reading {name}", _Tokens()) as moved:
 
         def heard(step: Step) -> None:
             moved(step.processed, step.total)
@@ -38,8 +39,13 @@ def moving(console: Console, what: str) -> Iterator[Moved]:
         yield moved
 
 
+class _Tokens(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f} tokens")
+
+
 @contextlib.contextmanager
-def _bar(console: Console, what: str, amount: TextColumn | DownloadColumn) -> Iterator[Moved]:
+def _bar(console: Console, what: str, amount: ProgressColumn) -> Iterator[Moved]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(24), amount, TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)

@@ -73,12 +73,20 @@ TURN_COLUMNS = ("#", "from token", "read", "generated")
 def passages(console: Console, found: Sequence[Passage]) -> None:
     """Each passage: its share of the attention, where it is, and its text."""
     for number, passage in enumerate(found, 1):
-        place = f"tokens {passage.start_token:,} to {passage.end_token:,}"
+        place = f"tokens {passage.start_token:,} to {passage.end_token:,}{_source(passage)}"
         head = Text.assemble((f"{number:2}. ", "cyan"), (f"{passage.share:.1%}", "bold"), f" of attention, {place}")
         console.print(head)
         console.print(Text("    " + one_line(passage.text, EXCERPT), style="dim"), soft_wrap=False)
     if not found:
         console.print("No passages: the text is so short that all of it is always read.")
+
+
+def _source(passage: Passage) -> str:
+    """The document that it lies in, and its page."""
+    if passage.document is None:
+        return ""
+    page = "" if passage.page is None else f", page {passage.page}"
+    return f" of {one_line(passage.document, 60)}{page}"
 
 
 def age(then: float) -> str:

@@ -17,7 +17,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_an_example_runs(number: int, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs) -> None:
-    for call, path in (("add_document", "documents"), ("turns", "turns"), ("export", "export"), ("search", "search")):
+    for call, path in (("export", "export"), ("search", "search")):
         if f"sessions.{call}(" in EXAMPLES[number]:
             needs(path)
     (tmp_path / "README.md").write_text(README)

@@ -112,3 +112,17 @@ def test_a_server_that_went_away_is_told(terminal: Start, cairn: Cairn) -> None:
     screen = terminal("chat", "--url", "http://127.0.0.1:9")
     screen.wait_for("no server can be reached")
     assert screen.end() == 3
+
+
+def test_a_file_is_attached_and_a_turn_is_forgotten(run: Run, cairn: Cairn, tmp_path: Path) -> None:
+    (tmp_path / "my book.txt").write_text("The sea is wide. " * 40)
+    session = cairn.sessions.create()
+    said = "/attach my book.txt\nIs it?\n/passages\n/turns\n/rewind\n/fork\n/sessions\n/rewind 0\n"
+    result = run("chat", session.id, "--max-tokens", "3", stdin=said)
+    assert result.returncode == 0, result.stderr
+    assert "read my book.txt" in result.stdout
+    assert "of my book.txt" in result.stdout
+    assert "turn 1 and all after it are forgotten" in result.stdout
+    assert cairn.sessions.text(session).text == "The sea is wide. " * 40
+    assert f"fork of {session.id}" in result.stdout
+    assert "0 tokens are left" in result.stdout

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from cairn_client import Cairn
 
+from tests.clients.conftest import Needs
 from tests.clients.terminal.conftest import Run
 
 TEXT = "The grass is green, the sky is blue, and the sun is yellow. "
@@ -53,3 +55,35 @@ def test_a_text_can_not_command_the_terminal(run: Run, cairn: Cairn) -> None:
     assert "\x1b" not in shown
     assert "\x07" not in shown
     assert "bell\ttab\n" in shown
+
+
+def test_turns_and_rewind(run: Run, cairn: Cairn) -> None:
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT)
+    cairn.chat("What?", session=session, max_tokens=3)
+    turns = [line.split("\t") for line in run("sessions", "show", session.id, "--turns").stdout.splitlines()]
+    assert [(turn[0], turn[3]) for turn in turns] == [("0", "0"), ("1", "3")]
+    left = run("sessions", "rewind", session.id, "--turn", "1")
+    assert left.stdout == f"{cairn.sessions.get(session).tokens} tokens are left\n"
+    assert cairn.sessions.text(session).text == TEXT
+    assert run("sessions", "rewind", session.id, "--turn", "7").returncode == 4
+
+
+def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) -> None:
+    needs("export")
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT)
+    exported = run("sessions", "export", session.id)
+    assert exported.stderr.startswith(f"{session.id}.cairn: ")
+    imported = run("sessions", "import", tmp_path / f"{session.id}.cairn")
+    assert "need no computing" in imported.stderr
+    assert cairn.sessions.text(imported.stdout.strip()).text == TEXT
+    assert run("sessions", "import", "nothing").returncode == 1
+
+
+def test_search(run: Run, cairn: Cairn, needs: Needs) -> None:
+    needs("search")
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT * 20)
+    assert "of attention, tokens" in run("sessions", "search", session.id, "What is green?").stdout
+    assert json.loads(run("sessions", "search", session.id, "green", "--json", "--passages", "1").stdout)

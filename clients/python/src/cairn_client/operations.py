@@ -258,8 +258,9 @@ def rewind(session: SessionLike, turn: int | None, tokens: int | None, if_match:
     return Call(Request("POST", _path(session, "rewind"), body, headers=headers, repeatable=False), _session)
 
 
-def search(session: SessionLike, query: str, passages: int) -> Call[Found]:
-    body = {"query": query, "passages": passages}
+def search(session: SessionLike, query: str, passages: int, blocks_per_head: int | None) -> Call[Found]:
+    body: Json = {"query": query, "passages": passages}
+    body |= {} if blocks_per_head is None else {"blocks_per_head": blocks_per_head}
     return Call(Request("POST", _path(session, "search"), body), lambda reply: reading.found(reply.json()))
 
 
@@ -267,10 +268,10 @@ def export(session: SessionLike, kv: bool) -> Request:
     return Request("GET", _path(session, "export"), query={} if kv else {"kv": "false"})
 
 
-def import_from(upload: Upload, key: str | None) -> Call[Session]:
+def import_from(upload: Upload, kv: bool, key: str | None) -> Call[Session]:
     headers = {"Content-Type": "application/vnd.cairn.session", **_once(key)}
-    request = Request("POST", "/v1/sessions/import", headers=headers, upload=upload, repeatable=upload.again)
-    return Call(request, _session)
+    path, query = "/v1/sessions/import", {} if kv else {"kv": "false"}
+    return Call(Request("POST", path, query=query, headers=headers, upload=upload, repeatable=upload.again), _session)
 
 
 def session_id(session: SessionLike) -> str:

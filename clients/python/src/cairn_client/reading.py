@@ -138,7 +138,8 @@ def _passages(body: Json) -> tuple[Passage, ...]:
 def _passage(item: Json) -> Passage:
     start, end = item.get("start_char", item.get("start")), item.get("end_char", item.get("end"))
     edges = (int(item["start_token"]), int(item["end_token"]), int(start or 0), int(end or 0))
-    return Passage(*edges, text=str(item["text"]), share=float(item["share"]))
+    where = (item.get("document"), item.get("page"))
+    return Passage(*edges, str(item["text"]), float(item["share"]), *where)
 
 
 def _audit(told: Json | None) -> Audit | None:
@@ -151,4 +152,5 @@ def _document(told: Json | None) -> Document | None:
     if not told:
         return None
     start, end, count = int(told["start_token"]), int(told["end_token"]), int(told.get("characters") or 0)
-    return Document(str(told["name"]), str(told["media_type"]), count, told.get("pages"), start, end)
+    kind, pages, encoding = str(told["media_type"]), told.get("pages"), told.get("encoding")
+    return Document(str(told["name"]), kind, count, pages, start, end, encoding)

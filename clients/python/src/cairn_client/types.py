@@ -80,7 +80,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a session: its tokens, its characters, its text, and its share of the attention (0 to 1)."""
+    """A part of a session: its tokens, its characters, its text, and its share of the attention (0 to 1).
+
+    `document` is the name of the one in which most of it lies, `page` the one on which it begins, where there are any.
+    """
 
     start_token: int
     end_token: int
@@ -88,6 +91,8 @@ class Passage:
     end_char: int
     text: str
     share: float
+    document: str | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ class Document:
     pages: int | None
     start_token: int
     end_token: int
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)

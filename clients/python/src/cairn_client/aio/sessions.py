@@ -126,9 +126,11 @@ class AsyncSessions:
         """Forget everything from the start of `turn` on, or all but the first `tokens`. Forks stay as they are."""
         return await self._sender.call(operations.rewind(session, turn, tokens, if_match))
 
-    async def search(self, session: SessionLike, query: str, *, passages: int = 5) -> Found:
+    async def search(
+        self, session: SessionLike, query: str, *, passages: int = 5, blocks_per_head: int | None = None
+    ) -> Found:
         """The passages that reading `query` there would read most; the session does not change."""
-        return await self._sender.call(operations.search(session, query, passages))
+        return await self._sender.call(operations.search(session, query, passages, blocks_per_head))
 
     async def export(
         self, session: SessionLike, target: Target, *, kv: bool = True, progress: Moved | None = None
@@ -145,10 +147,17 @@ class AsyncSessions:
         return written
 
     async def import_from(
-        self, source: Source, *, progress: Moved | None = None, idempotency_key: str | None = None
+        self,
+        source: Source,
+        *,
+        kv: bool = True,
+        progress: Moved | None = None,
+        idempotency_key: str | None = None,
     ) -> Session:
-        """A session from what `export` wrote; `restored_tokens` of it need no computing."""
-        return await self._sender.call(operations.import_from(upload(source, None, moved=progress), idempotency_key))
+        """A session from what `export` wrote; `restored_tokens` of it need no computing, none of it if not `kv`."""
+        return await self._sender.call(
+            operations.import_from(upload(source, None, moved=progress), kv, idempotency_key)
+        )
 
 
 async def _read(stream: AsyncStream[Progress, Appended], progress: Callable[[Progress], object] | None) -> Appended:

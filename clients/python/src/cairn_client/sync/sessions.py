@@ -125,9 +125,11 @@ class Sessions:
         """Forget everything from the start of `turn` on, or all but the first `tokens`. Forks stay as they are."""
         return self._sender.call(operations.rewind(session, turn, tokens, if_match))
 
-    def search(self, session: SessionLike, query: str, *, passages: int = 5) -> Found:
+    def search(
+        self, session: SessionLike, query: str, *, passages: int = 5, blocks_per_head: int | None = None
+    ) -> Found:
         """The passages that reading `query` there would read most; the session does not change."""
-        return self._sender.call(operations.search(session, query, passages))
+        return self._sender.call(operations.search(session, query, passages, blocks_per_head))
 
     def export(self, session: SessionLike, target: Target, *, kv: bool = True, progress: Moved | None = None) -> int:
         """Write it to a path or an open binary file, without its keys and values if not `kv`; the bytes written."""
@@ -140,10 +142,15 @@ class Sessions:
         return written
 
     def import_from(
-        self, source: Source, *, progress: Moved | None = None, idempotency_key: str | None = None
+        self,
+        source: Source,
+        *,
+        kv: bool = True,
+        progress: Moved | None = None,
+        idempotency_key: str | None = None,
     ) -> Session:
-        """A session from what `export` wrote; `restored_tokens` of it need no computing."""
-        return self._sender.call(operations.import_from(upload(source, None, moved=progress), idempotency_key))
+        """A session from what `export` wrote; `restored_tokens` of it need no computing, none of it if not `kv`."""
+        return self._sender.call(operations.import_from(upload(source, None, moved=progress), kv, idempotency_key))
 
 
 def _read(stream: Stream[Progress, Appended], progress: Callable[[Progress], object] | None) -> Appended:
