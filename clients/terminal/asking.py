@@ -6,17 +6,20 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from cairn_client import Answer, Cairn, CairnError, Session
+from cairn_client import Answer, Busy, Cairn, CairnError, Session
 from rich.console import Console
 
 from clients.terminal import exits, screen
 from clients.terminal.connecting import connected, sampling
 from clients.terminal.reading import read
 from clients.terminal.remembered import Remembered, state_folder
+
+PATIENCE = 5.0  # seconds until a session that nobody needs any more is left to the server
 
 
 def ask(options: Namespace) -> int:
@@ -40,8 +43,7 @@ def _held(cairn: Cairn, content: bytes, name: str, again: bool) -> Session:
     try:
         held = read(screen.notes(), cairn, session, content, name).session
     except BaseException:  # also Ctrl-C: a half of a file is of no use
-        with contextlib.suppress(CairnError):
-            cairn.sessions.delete(session)
+        _forget(cairn, session)
         raise
     remembered.keep(cairn, content, held)
     return held
@@ -54,8 +56,21 @@ def _fork(cairn: Cairn, session: Session, *, keep: bool) -> Iterator[Session]:
         yield fork
     finally:
         if not keep:
-            with contextlib.suppress(CairnError):
-                cairn.sessions.delete(fork)
+            _forget(cairn, fork)
+
+
+def _forget(cairn: Cairn, session: Session) -> None:
+    """Delete a session, whose last request may have to hear first that we left it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return cairn.sessions.delete(session)
+        except Busy:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+        except CairnError:  # what went wrong before is what is told
+            return None
 
 
 def _answer(cairn: Cairn, session: Session, options: Namespace) -> Answer:

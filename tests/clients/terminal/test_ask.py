@@ -87,3 +87,17 @@ def test_a_bar_on_a_terminal(terminal: Callable[..., Terminal], book: Path) -> N
     screen.wait_for("reading book.txt")
     screen.wait_for("tokens/s")
     assert screen.end() == 0
+
+
+def test_an_interrupted_reading_leaves_nothing_behind(
+    terminal: Callable[..., Terminal], cairn: Cairn, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("word " * 14_000)
+    before = sessions(cairn)
+    screen = terminal("ask", "long.txt", "What is it?")
+    screen.wait_for("reading long.txt")
+    screen.wait_for("of 14,0")
+    screen.send("\x03")
+    assert screen.end() == 130
+    assert "Traceback" not in screen.shown
+    assert sessions(cairn) == before
