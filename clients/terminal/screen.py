@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cairn_client import Passage, Session, Turn
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -76,7 +77,7 @@ def passages(console: Console, found: Sequence[Passage]) -> None:
         place = f"tokens {passage.start_token:,} to {passage.end_token:,}{_source(passage)}"
         head = Text.assemble((f"{number:2}. ", "cyan"), (f"{passage.share:.1%}", "bold"), f" of attention, {place}")
         console.print(head)
-        console.print(Text("    " + one_line(passage.text, EXCERPT), style="dim"), soft_wrap=False)
+        console.print(Padding(Text(one_line(passage.text, EXCERPT), style="dim"), (0, 0, 0, 4)), soft_wrap=False)
     if not found:
         console.print("No passages: the text is so short that all of it is always read.")
 
