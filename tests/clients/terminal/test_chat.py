@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cairn_client import Cairn
 
+from tests.clients.conftest import Needs
 from tests.clients.terminal.conftest import Run, Terminal
 
 Start = Callable[..., Terminal]
@@ -126,3 +127,14 @@ def test_a_file_is_attached_and_a_turn_is_forgotten(run: Run, cairn: Cairn, tmp_
     assert cairn.sessions.text(session).text == "The sea is wide. " * 40
     assert f"fork of {session.id}" in result.stdout
     assert "0 tokens are left" in result.stdout
+
+
+def test_searching_and_exporting(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) -> None:
+    needs("search")
+    needs("export")
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, "The sea is wide. " * 200)
+    result = run("chat", session.id, stdin="/search How wide is it?\n/export sea.cairn\n")
+    assert result.returncode == 0, result.stderr
+    assert "of attention, tokens" in result.stdout
+    assert cairn.sessions.text(cairn.sessions.import_from(tmp_path / "sea.cairn")).text == "The sea is wide. " * 200
