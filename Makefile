@@ -52,7 +52,7 @@ format: .venv/installed-dev  ## format and fix what ruff can
 	$(BIN)/ruff check --fix .
 
 constraints: .venv/installed-dev  ## write constraints.txt from what is installed
-	$(BIN)/pip freeze --all --exclude cairn-server --exclude torch --exclude pip > constraints.new
+	$(BIN)/pip freeze --all --exclude cairn-server --exclude cairn-client --exclude torch --exclude pip > constraints.new
 	(echo "# Exact versions of everything that Cairn and its tests install; \`make constraints\` writes it anew."; \
 	 echo "torch==2.13.0"; cat constraints.new) > constraints.txt && rm constraints.new
 
