@@ -14,7 +14,7 @@ import pytest
 from cairn_client import Cairn
 
 from clients.terminal.completion import script
-from clients.terminal.parser import build
+from clients.terminal.parser import SERVER_COMMANDS, build
 from tests.clients.conftest import ROOT
 from tests.clients.terminal.conftest import CAIRN, Run
 
@@ -29,7 +29,7 @@ def parsers(parser: argparse.ArgumentParser, name: str = "cairn") -> dict[str, a
     return found
 
 
-OURS = {name: parser for name, parser in parsers(build()).items() if name.split()[-1] not in ("serve", "check")}
+OURS = {name: parser for name, parser in parsers(build()).items() if name.split()[-1] not in SERVER_COMMANDS}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -42,6 +42,8 @@ def test_help_shows_examples(name: str) -> None:
 
 def test_the_documentation_tells_every_command_and_option() -> None:
     told = (ROOT / "docs" / "cli.md").read_text()
+    for name in SERVER_COMMANDS:
+        assert f"`cairn {name}`" in told
     for name, parser in OURS.items():
         assert f"`{name}" in told
         for option in parser._option_string_actions:
@@ -90,6 +92,7 @@ def test_the_servers_own_commands(program: Run) -> None:
     refused = program("serve", "--model", "nowhere")
     assert refused.returncode == 2
     assert "cairn: model: there is no folder nowhere" in refused.stderr
+    assert program("keys", "create", "acme", "--keys-file", "keys.json").stdout.startswith("cairn-")
 
 
 def test_the_version(run: Run) -> None:
