@@ -92,7 +92,7 @@ def test_the_servers_own_commands(program: Run) -> None:
     refused = program("serve", "--model", "nowhere")
     assert refused.returncode == 2
     assert "cairn: model: there is no folder nowhere" in refused.stderr
-    assert program("keys", "create", "acme", "--keys-file", "keys.json").stdout.startswith("cairn-")
+    assert program("keys", "create", "acme", "--keys-file", "keys.json").stdout.startswith("cairn_")
 
 
 def test_the_version(run: Run) -> None:
