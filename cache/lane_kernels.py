@@ -64,6 +64,14 @@ def at(builder: Any, address: Any, step: Any, width: int = 4) -> Any:
     return builder.add(address, builder.mul(step, I64(width * LANES)))
 
 
+def ask(builder: Any, address: Any) -> None:
+    """Ask memory for what lies at an address, which need not exist."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, pointer), I32(0), I32(3), I32(1)])  # to read, to keep, data
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def address(context: Any, array: Any) -> Any:
     """Of an array's first number, as a signed integer: Numba's own is unsigned, and adding to that makes a float."""

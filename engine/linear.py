@@ -9,8 +9,10 @@ true ones than torch's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +23,8 @@ FEW = 16
 PIECE_BYTES = 8 << 20
 """Of the matrix that is widened at once: what a processor's cache holds."""
 LANES = 16
+SEVERAL = 8
+"""For more rows than so many arithmetic takes longer than reading the matrix."""
 
 
 def helps(dtype: torch.dtype) -> bool:
@@ -57,27 +61,45 @@ class Product:
         from engine import linear_kernels
 
         self._layer = layer
-        self._multiply = linear_kernels.multiply
+        self._kernels = linear_kernels
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self._layer.weight, self._layer.bias
         rows = x.reshape(-1, x.shape[-1]).float()
-        product = self._few(rows, weight) if len(rows) <= FEW else many(rows, weight)
+        if len(rows) <= SEVERAL:
+            product = self._few(rows, weight)
+        else:
+            product = self._several(rows, weight) if len(rows) <= FEW else many(rows, weight)
         if bias is not None:
             product += bias
         return product.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _few(self, rows: Tensor, weight: Tensor) -> Tensor:
-        bits = weight.detach().view(torch.uint16 if weight.dtype == torch.bfloat16 else torch.int16).numpy()
         rows, product = rows.contiguous(), torch.empty(len(rows), len(weight))
-        arrays = (bits, rows.data_ptr(), 4 * rows.shape[1])
+        arrays = (bits(weight), rows.data_ptr(), 4 * rows.shape[1])
         to, to_apart = product.data_ptr(), 4 * len(weight)
 
         def work(some: slice) -> None:
-            self._multiply(*arrays, to + 4 * some.start, to_apart, len(rows), some.start, some.stop)
+            self._kernels.multiply(*arrays, to + 4 * some.start, to_apart, len(rows), some.start, some.stop)
 
         over_heads(work, len(weight), rows.shape[1] // 64)
         return product
+
+    def _several(self, rows: Tensor, weight: Tensor) -> Tensor:
+        columns, product = torch.zeros(rows.shape[1], FEW), torch.empty(len(weight), FEW)
+        columns[:, : len(rows)] = rows.T
+        arrays = (bits(weight), columns.numpy(), product.numpy())
+
+        def work(some: slice) -> None:
+            self._kernels.multiply_columns(*arrays, some.start, some.stop)
+
+        over_heads(work, len(weight), rows.shape[1] // 16)
+        return product[:, : len(rows)].T
+
+
+def bits(weight: Tensor) -> NDArray[Any]:
+    """A matrix of 16-bit weights as kernels take it."""
+    return weight.detach().view(torch.uint16 if weight.dtype == torch.bfloat16 else torch.int16).numpy()
 
 
 def many(rows: Tensor, weight: Tensor) -> Tensor:

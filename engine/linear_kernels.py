@@ -1,35 +1,38 @@
 """CPU kernels that multiply a few rows with a matrix of 16-bit weights, compiled by Numba when they are first called.
 
 A decoded token reads every weight once, so the memory's bandwidth is the limit; what it takes is to widen the weights
-on the way and to read each once for all rows. The inner loop is written for LLVM itself, so that sums stay in
+on the way and to read each once for all rows. The inner loops are written for LLVM itself, so that sums stay in
 registers. Measured beside torch on a CPU without bf16 instructions, two threads: as fast as `torch.mv` for one row
 (1.5 times `linear`), 5 times `linear` for 4 rows and 4 times for 8.
+
+For more rows than eight arithmetic is the limit, and vectors across channels, which must be summed up in the end, are
+not the best any more: there a vector holds one channel of 16 rows, and every weight, widened before in a piece that
+stays in the nearest cache, is multiplied with all of them. For 16 rows that is 1.3 times as fast.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cache import compiled
+from cache import compiled, kernels
 
-LANES = 16
+lanes = kernels("lane")
+LANES, I32, I64, F32, REALS = lanes.LANES, lanes.I32, lanes.I64, lanes.F32, lanes.REALS
+FAST, load, store, address, at = lanes.FAST, lanes.load, lanes.store, lanes.address, lanes.at
 TALL = 4
 """Rows of the matrix that are read together."""
-I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-HALVES, BITS, REALS = (ir.VectorType(kind, LANES) for kind in (ir.IntType(16), I32, F32))
-FAST = ("fast",)
-
-
-def load(builder: Any, address: Any, kind: Any, align: int) -> Any:
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    value.align = align
-    return value
+HIGH = 16
+"""Rows of the matrix that are multiplied together with 16 inputs."""
+PIECE = 128
+"""Channels of them that are widened at once."""
+HALVES, BITS = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(I32, LANES)
 
 
 def widened(builder: Any, address: Any, kind: Any) -> Any:
@@ -78,8 +81,7 @@ def tile_kernel(tall: int, rows: int) -> Any:
             for row in range(rows):
                 for i in range(tall):
                     total = b.call(add, [ir.Constant(F32, 0.0), b.load(sums[i][row])], fastmath=FAST)
-                    place = b.add(b.add(to, b.mul(to_apart, I64(row))), I64(4 * i))
-                    b.store(total, b.inttoptr(place, F32.as_pointer()))
+                    store(b, total, b.add(b.add(to, b.mul(to_apart, I64(row))), I64(4 * i)))
             return context.get_dummy_value()
 
         return types.void(weights, *[types.intp] * 7), generate
@@ -129,3 +131,69 @@ def multiply(
                     flat_one(weights, at, apart, x, inputs_apart, steps, place, to_apart)
                 row += 1
         output += tall
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widen(context: Any, weights: Any, offset: Any, to: Any, steps: Any, ahead: Any) -> Any:
+    """Write 16 * steps weights as fp32, from one so many bytes behind the first; ask for those `ahead` bytes on."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        array, offset, to, steps, ahead = arguments
+        kind = signature.args[0]
+        width = kind.dtype.bitwidth // 8
+        start = b.add(b.ptrtoint(context.make_array(kind)(context, b, array).data, I64), offset)
+        with cgutils.for_range(b, steps) as loop:
+            here = at(b, start, loop.index, width)
+            lanes.ask(b, b.add(here, ahead))
+            store(b, widened(b, here, kind.dtype), at(b, to, loop.index))
+        return context.get_dummy_value()
+
+    return types.void(weights, *[types.intp] * 4), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_products(context: Any, wide: Any, apart: Any, columns: Any, steps: Any, to: Any) -> Any:
+    """Add products of HIGH rows of fp32 weights, so many bytes apart, with `steps` channels of 16 inputs.
+
+    Takes the addresses of the weights, of the inputs (steps, 16), and of the sums (HIGH, 16).
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        wide, apart, columns, steps, to = arguments
+        sums = [cgutils.alloca_once_value(b, load(b, at(b, to, I64(i)), REALS)) for i in range(HIGH)]
+        with cgutils.for_range(b, steps) as loop:
+            inputs, weight = load(b, at(b, columns, loop.index), REALS), b.add(wide, b.mul(loop.index, I64(4)))
+            for i in range(HIGH):
+                factor = lanes.spread(b, load(b, b.add(weight, b.mul(apart, I64(i))), F32), REALS)
+                b.store(b.fadd(b.load(sums[i]), b.fmul(factor, inputs, FAST), FAST), sums[i])
+        for i in range(HIGH):
+            store(b, b.load(sums[i]), at(b, to, I64(i)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@compiled
+def multiply_columns(
+    weights: NDArray[Any], columns: NDArray[Any], products: NDArray[Any], first: int, last: int
+) -> None:
+    """Products of 16 inputs with rows first, …, last - 1 of the matrix.
+
+    Args:
+        weights: (outputs, channels), as in `multiply`
+        columns: the inputs fp32 (channels, 16)
+        products: (outputs, 16) fp32, filled
+    """
+    channels, width = weights.shape[1], weights.itemsize
+    wide, room = np.empty((HIGH, PIECE + LANES), np.float32), np.empty((HIGH, LANES), np.float32)
+    for output in range(first, last, HIGH):
+        tall = min(HIGH, last - output)
+        room[:] = 0.0
+        for channel in range(0, channels, PIECE):
+            steps = min(PIECE, channels - channel)
+            for i in range(tall):
+                start = width * ((output + i) * channels + channel)
+                widen(weights, start, address(wide) + 4 * i * wide.shape[1], steps // LANES, width * HIGH * channels)
+            begin = address(columns) + 4 * LANES * channel
+            add_products(address(wide), 4 * wide.shape[1], begin, steps, address(room))
+        products[output : output + tall] = room[:tall]

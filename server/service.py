@@ -5,6 +5,7 @@ Owns the loaded parts and the count of running requests. Knows no HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import threading
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from engine import EngineConfig, ModelDescription, load_engine
+from engine import Engine, EngineConfig, ModelDescription, load_engine
 from server.async_engine import AsyncEngine
 from server.chat import Conversations
 from server.documents.base import Limits
@@ -108,6 +109,14 @@ class Service:
         given = {name: getattr(self.settings, name) for name in ENGINE_SETTINGS}
         config = EngineConfig(**given, kv_bytes=self.settings.kv_bytes or self.settings.host_kv_bytes)
         engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(engine.stop)
+            model = self._around(engine)
+            on_error.pop_all()
+        return model
+
+    def _around(self, engine: Engine) -> Model:
+        """What goes with an engine, which begins to run."""
         description = engine.description
         tokenizer, renderer = load_tokenizer(
             self.settings.model, description.landmark_token_id, description.eos_token_ids
@@ -116,10 +125,10 @@ class Service:
         conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
         forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
         self.incoming = None if self._folder is None else emptied(self._folder)
+        kept = Idempotency(self._folder), Library(self._folder)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
-        kept = Idempotency(self._folder), Library(self._folder)
         return Model(wrapped, tokenizer, conversations, description, forms, *kept)
 
     @property

@@ -15,6 +15,8 @@ from typing import Any
 
 from engine import StoreError
 
+REMEDY = "see that the disk has room and that this user may write the file, or move it away: sessions do not need it"
+
 
 class Store:
     """A small database for any number of threads; what SQLite cannot do comes out as StoreError.
@@ -74,4 +76,4 @@ class Store:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self._name}: {error}") from error
+            raise StoreError(f"{self._name}: {error}; {REMEDY}") from error

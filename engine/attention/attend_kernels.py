@@ -47,12 +47,8 @@ def prefetch(context: Any, start: Any, length: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         start, length = arguments
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer] + [ir.IntType(32)] * 3)
-        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        with cgutils.for_range(b, b.sdiv(length, ir.IntType(64)(LINE))) as loop:
-            line = b.inttoptr(b.add(start, b.mul(loop.index, ir.IntType(64)(LINE))), pointer)
-            b.call(function, [line, *(ir.IntType(32)(flag) for flag in (0, 3, 1))])  # to read, to keep, data
+        with cgutils.for_range(b, b.sdiv(length, lanes.I64(LINE))) as loop:
+            lanes.ask(b, b.add(start, b.mul(loop.index, lanes.I64(LINE))))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate

@@ -19,7 +19,7 @@ def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("outputs", [1, 3, 64, 1003])
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 17, 100])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 9, 16, 17, 100])
 def test_products_are_those_of_wide_numbers(dtype: torch.dtype, outputs: int, rows: int) -> None:
     torch.manual_seed(rows)
     layer = nn.Linear(96, outputs, bias=rows % 2 == 0).to(dtype)

@@ -20,6 +20,7 @@ CHANGES: dict[str, Change] = {
     "document": lambda client, at, headers: client.post(
         f"{at}/documents", files={"file": ("more.txt", b"More.")}, headers=headers
     ),
+    "rewind": lambda client, at, headers: client.post(f"{at}/rewind", json={"tokens": 1}, headers=headers),
     "patch": lambda client, at, headers: client.patch(at, json={"pinned": True}, headers=headers),
     "delete": lambda client, at, headers: client.delete(at, headers=headers),
 }
@@ -49,6 +50,17 @@ def test_a_tag_changes_with_the_tokens_and_the_settings_alone(tiny: httpx.Client
     tiny.post(f"/v1/sessions/{session}/fork")
     assert tag(tiny, session) == seen[-1]
     assert tag(tiny, session, "/text") == seen[-1]
+
+
+def test_another_text_of_the_same_length_is_another_state(tiny: httpx.Client) -> None:
+    session = create(tiny)
+    append(tiny, session, "Seven.")
+    first = tag(tiny, session)
+    assert tiny.post(f"/v1/sessions/{session}/rewind", json={"turn": 0}).status_code == 200
+    append(tiny, session, "Seven.".replace("S", "R"))
+    assert tag(tiny, session, "/text") != first
+    tokens = tiny.get(f"/v1/sessions/{session}").json()["tokens"]
+    assert tokens == len(tiny.post("/tokenize", json={"prompt": "Seven."}).json()["tokens"])
 
 
 @pytest.mark.parametrize("path", ["", "/text", "/text?start_token=0&end_token=1"])

@@ -12,7 +12,7 @@ import pytest
 
 from server import idempotency
 from server.cli import main
-from tests.server.test_durability import served
+from tests.server.test_durability import refused, served
 from tests.server.test_sessions import append, create
 
 
@@ -85,7 +85,9 @@ def test_equal_requests_at_the_same_moment_make_one_session(tiny: httpx.Client) 
 def test_keys_of_two_tenants_have_nothing_to_do_with_each_other(guarded: httpx.Client) -> None:
     def made(tenant: str) -> str:
         headers = {"Authorization": f"Bearer {tenant}-key", "Idempotency-Key": "shared"}
-        return of(guarded.post("/v1/sessions", headers=headers))
+        session = of(guarded.post("/v1/sessions", headers=headers))
+        guarded.delete(f"/v1/sessions/{session}", headers=headers)
+        return session
 
     assert made("first") == made("first") != made("second")
 
@@ -109,6 +111,21 @@ def test_a_restart_keeps_the_keys(tiny_folder: Path, kept: dict[str, Any]) -> No
         with sqlite3.connect(file) as db:  # a day goes by
             db.execute("UPDATE answers SET created = created - ?", (idempotency.SECONDS,))
         assert of(make(client, "kept", pinned=True)) != session
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"no database at all" * 99, "move it away"), (None, "use a newer one")])
+def test_a_file_that_cannot_be_used_is_named(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, says: str
+) -> None:
+    file = tmp_path / idempotency.FILE
+    if content is None:
+        with sqlite3.connect(file) as db:
+            db.execute("PRAGMA user_version = 99")
+    else:
+        file.write_bytes(content)
+    line = refused(capsys, "--model", tiny_folder, "--disk-kv-path", tmp_path, "--disk-kv-bytes", "64MiB")
+    assert idempotency.FILE in line
+    assert says in line
 
 
 def test_the_oldest_keys_of_a_tenant_make_room(
