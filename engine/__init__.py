@@ -15,6 +15,7 @@ from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -41,6 +42,7 @@ from engine.requests import (
     Progress,
     RetrievalParams,
     RetrievalReport,
+    Scored,
     Search,
     Timing,
     Token,
@@ -55,6 +57,7 @@ __all__ = [
     "Attention",
     "AuditReport",
     "Constraint",
+    "ConstraintFailed",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -86,6 +89,7 @@ __all__ = [
     "RetrievalReport",
     "RetrievalSettings",
     "SamplingParams",
+    "Scored",
     "Search",
     "SessionBusy",
     "SessionInfo",

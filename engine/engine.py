@@ -21,12 +21,12 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
-from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
+from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
 from engine.memory import Memory
 from engine.requests import Event, Failed, Finished, Generation, Search, Timing, Usage
 from engine.runner import ModelRunner
-from engine.sampler import Sampler
+from engine.sampler import Sampler, score
 from engine.scheduler import Scheduler, step_of
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
@@ -209,7 +209,7 @@ class Engine(Memory):
             waiting.aside.append(generation.tokens)
             session = waiting.aside
         elif session is None:
-            use_prefix = self._config.prefix_cache
+            use_prefix = self._config.prefix_cache and generation.sampling.prompt_logprobs is None
             start = self._registry.match if use_prefix else self._registry.unmatched
             session = start(generation.tokens, generation.tenant)
             session.append(generation.tokens[len(session.tokens) :])
@@ -244,7 +244,7 @@ class Engine(Memory):
     def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
         """One forward pass and what follows from it."""
         begun = time.perf_counter()
-        step, rows = step_of(planned)
+        step, rows, counts = step_of(planned)
         try:
             logits = self._runner.run(step, rows)
         except DamagedBlock as damage:  # nothing has advanced: what is lost is computed again, then this
@@ -262,20 +262,24 @@ class Engine(Memory):
         if self._observe:
             self._observe(step.report)
         with self._changed:
-            for (sequence, _), row in zip(planned, logits, strict=True):
-                self._after_or_fail(sequence, row)
+            for (sequence, _), own in zip(planned, logits.split(counts), strict=True):
+                self._after_or_fail(sequence, own)
 
     def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
         """`_after`; what goes wrong for one sequence is its own."""
         try:
             self._after(sequence, logits)
+        except ConstraintFailed as error:
+            self._end(sequence, Failed(error))
         except Exception as error:
             logger.exception("a sequence failed")
             if sequence in self._running:
                 self._end(sequence, Failed(EngineError(f"the answer failed: {error}")))
 
     def _after(self, sequence: Sequence, logits: Tensor) -> None:
-        """Report progress, or draw a token once everything so far is computed; logits (vocabulary,)."""
+        """Report progress, or draw a token once everything so far is computed; logits (rows, vocabulary)."""
+        if sequence.scores:
+            sequence.deliver(score(sequence, logits, self._hidden))
         if sequence.reading:
             sequence.deliver(sequence.progress())
         if sequence.remaining or sequence in self._cancelled:
@@ -283,16 +287,14 @@ class Engine(Memory):
         if not sequence.samples:
             self._end(sequence, sequence.finished("length"))
             return
-        if sequence.reading and sequence.index == 0:
-            for choice in self._branch(sequence):
-                self._draw(choice, logits)
-        self._draw(sequence, logits)
+        for choice in (*self._branch(sequence), sequence):
+            self._draw(choice, logits[-1])
 
     def _branch(self, sequence: Sequence) -> list[Sequence]:
-        """The other choices of a generation whose prompt has just been read."""
+        """The other choices that a sequence stands for: those of a generation whose prompt has just been read."""
         generation = sequence.generation
         choices = []
-        for index in range(1, generation.n):
+        for index in range(1, sequence.choices):
             session = self._registry.branch(sequence.session)
             choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted)
             choice.cached = sequence.cached

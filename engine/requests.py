@@ -1,7 +1,8 @@
 """What the engine is asked and what it answers: plain values that cross from thread to thread.
 
-`Generation` goes in; for each one a stream of events comes out: `Progress` while the prompt is read,
-`Token` for each generated token, then exactly one `Finished` or `Failed`. Knows no text, no HTTP, no torch.
+`Generation` goes in; for each one a stream of events comes out: `Progress` while the prompt is read, with `Scored` if
+its log-probabilities were asked for, `Token` for each generated token, then exactly one `Finished` or `Failed`.
+Knows no text, no HTTP, no torch.
 """
 
 from __future__ import annotations
@@ -110,6 +111,13 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The next tokens of the prompt, as Token tells those of an answer; the very first has no log-probability."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
 class Passage:
     """Text tokens [start, end) of the session, and the share of attention which the answer gave them."""
 
@@ -190,4 +198,4 @@ class Failed:
     error: EngineError
 
 
-Event = Progress | Token | Finished | Failed
+Event = Progress | Scored | Token | Finished | Failed

@@ -16,6 +16,9 @@ from engine.requests import AuditReport, Event, Finished, Generation, Progress, 
 from engine.step import Span, with_landmarks
 from engine.tally import Lookup, Tally
 
+SCORED = 128
+"""Tokens of a step when the prompt is scored: each has a row as long as the vocabulary."""
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -60,6 +63,7 @@ class Sequence:
         self.prompt = len(session.tokens)
         self.cached = session.computed
         self.generated: list[int] = []
+        self.scored = 0  # tokens of the prompt whose log-probabilities are told
         self.constraint = generation.constraint() if generation.constraint else None
         retrieval = generation.retrieval
         self.tally: Tally | None = Tally() if retrieval.provenance else None
@@ -98,6 +102,11 @@ class Sequence:
         return self.generation.n if self.reading and self.index == 0 else 1
 
     @property
+    def scores(self) -> bool:
+        """Wants the log-probabilities of its prompt, and is reading it."""
+        return self.reading and self.generation.sampling.prompt_logprobs is not None
+
+    @property
     def samples(self) -> bool:
         """Wants a token after its prompt is read."""
         return self.generation.sampling.max_tokens > 0
@@ -110,6 +119,8 @@ class Sequence:
         """The next at most `budget` text tokens."""
         start = self.session.computed
         end = min(len(self.session.tokens), start + budget)
+        if self.scores:
+            end = min(end, start + SCORED)
         if self.tally or self.audit:
             end = min([end, *(edge for edge in self.counted if edge > start)])
         answers = self.counted[0] <= start < self.counted[1]

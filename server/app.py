@@ -18,6 +18,7 @@ from server.routes import (
     metrics,
     models,
     probes,
+    responses,
     search,
     sessions,
     tokenize,
@@ -43,7 +44,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     sessional = (sessions, documents, history, search, transfer)
-    for route in (chat, completions, models, tokenize, *sessional, probes, metrics):
+    for route in (chat, completions, responses, models, tokenize, *sessional, probes, metrics):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -76,6 +77,7 @@ class Problem:
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (ConstraintFailed, 400, "constraint_failed"),
     (EmptyPrompt, 400, "empty_prompt"),
     (InvalidParameter, 400, "invalid_parameter"),
     (InvalidSessionFile, 400, "invalid_session_file"),

@@ -23,6 +23,7 @@ from server.grammar import Grammars
 from server.idempotency import Idempotency
 from server.library import Library
 from server.metrics import Metrics
+from server.responses.store import ResponseStore
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
 from server.tools import Forms
@@ -48,6 +49,7 @@ class Model:
     forms: Forms
     idempotency: Idempotency
     library: Library
+    responses: ResponseStore
 
 
 class Service:
@@ -87,6 +89,7 @@ class Service:
         self.drain()
         if self._loaded is not None:
             self._loaded.engine.stop()
+            self._loaded.responses.close()
             self._loaded.idempotency.close()
             self._loaded.library.close()
 
@@ -124,8 +127,10 @@ class Service:
         ends, landmark = description.eos_token_ids, description.landmark_token_id
         conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
         forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
-        self.incoming = None if self._folder is None else emptied(self._folder)
-        kept = Idempotency(self._folder), Library(self._folder)
+        folder, settings = self._folder, self.settings
+        responses = ResponseStore(folder, settings.max_responses, settings.max_response_bytes)
+        kept = Idempotency(folder), Library(folder), responses
+        self.incoming = None if folder is None else emptied(folder)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)

@@ -47,6 +47,8 @@ class Settings:
     max_transfers: int = _setting(4, "session files that are sent or received at once", 1)
     max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
     default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
+    max_responses: int = _setting(1000, "responses kept for each key; the oldest go first", 1)
+    max_response_bytes: int = _setting(256 << 20, "bytes of their texts", 1)
     tool_format: str = _setting("auto", "how the model writes calls of tools: hermes, llama3_json or mistral")
     event_capacity: int = _setting(8192, "events kept for a client that reads slowly, before it is cut off", 16)
     keepalive_seconds: float = _setting(10.0, "silence in a stream after which a comment is sent", 0.01)
