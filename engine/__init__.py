@@ -15,6 +15,7 @@ from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -42,6 +43,7 @@ from engine.requests import (
     RetrievalParams,
     RetrievalReport,
     Scored,
+    Search,
     Timing,
     Token,
     Usage,
@@ -55,6 +57,7 @@ __all__ = [
     "Attention",
     "AuditReport",
     "Constraint",
+    "ConstraintFailed",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "RetrievalSettings",
     "SamplingParams",
     "Scored",
+    "Search",
     "SessionBusy",
     "SessionInfo",
     "SessionNotFound",

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
-from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
+from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
 from engine.memory import Memory
-from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
+from engine.requests import Event, Failed, Finished, Generation, Search, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler, score
 from engine.scheduler import Scheduler, step_of
@@ -92,13 +93,29 @@ class Engine(Memory):
             self._check_accepting()
             name = generation.session_id
             session = None if name is None else self._idle_session(name, generation.tenant)
+            if generation.search is not None:
+                generation = self._apart(generation, session)
             self._admission.validate(generation, session)
             if len(self._waiting) >= max(self._config.max_waiting, 1):
                 raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
-            if name is not None:
+            aside = None
+            if session is not None and generation.search is not None:
+                aside = self._registry.aside(session)
+            elif name is not None:
                 self._registry.busy.add(name)
-            self._waiting.append(Waiting(generation, deliver, time.perf_counter()))
+            self._waiting.append(Waiting(generation, deliver, time.perf_counter(), aside))
             self._changed.notify_all()
+
+    def _apart(self, generation: Generation, session: Session | None) -> Generation:
+        """A search with so much of the session's end once more before its prompt that no block of it is recent."""
+        assert session is not None, "what is looked up is looked up in a session"
+        assert generation.search is not None
+        layout, held = self._store.layout, len(session.tokens)
+        blocks = -(-held // layout.text_per_block) + self.description.retrieval.recent_blocks
+        count = blocks * layout.text_per_block - held if held else 0
+        again = tuple(islice(cycle(session.tokens[-count:]), count))
+        first, last = generation.search.first + count, generation.search.last + count
+        return dataclasses.replace(generation, tokens=again + generation.tokens, search=Search(first, last, held))
 
     def cancel(self, generation_id: str, index: int | None = None) -> None:
         """End a generation, or one choice of it; one that has ended already is left alone."""
@@ -163,8 +180,9 @@ class Engine(Memory):
         """Start waiting generations, first come first served, while they fit."""
         while self._waiting and self._choices() + self._waiting[0].generation.n <= self._config.max_running:
             generation = self._waiting[0].generation
-            name = generation.session_id
-            session = None if name is None else self._session(name, generation.tenant)
+            name, session = generation.session_id, self._waiting[0].aside
+            if session is None and name is not None:
+                session = self._session(name, generation.tenant)
             if not self._admission.fits(generation, session, list(self._running)):
                 if self._running:
                     return  # what runs will give room back
@@ -187,7 +205,10 @@ class Engine(Memory):
 
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
         generation = waiting.generation
-        if session is None:
+        if waiting.aside is not None:
+            waiting.aside.append(generation.tokens)
+            session = waiting.aside
+        elif session is None:
             use_prefix = self._config.prefix_cache and generation.sampling.prompt_logprobs is None
             start = self._registry.match if use_prefix else self._registry.unmatched
             session = start(generation.tokens, generation.tenant)
@@ -248,6 +269,8 @@ class Engine(Memory):
         """`_after`; what goes wrong for one sequence is its own."""
         try:
             self._after(sequence, logits)
+        except ConstraintFailed as error:
+            self._end(sequence, Failed(error))
         except Exception as error:
             logger.exception("a sequence failed")
             if sequence in self._running:
@@ -300,7 +323,9 @@ class Engine(Memory):
         del self._running[sequence]
         self._cancelled.discard(sequence)
         session = sequence.session
-        if sequence.generation.session_id is not None:
+        if sequence.generation.search is not None:
+            session.close()
+        elif sequence.generation.session_id is not None:
             self._registry.busy.discard(session.id)
             self._registry.rest(session)
         elif self._config.prefix_cache and sequence.index == 0:
@@ -316,7 +341,10 @@ class Engine(Memory):
     def _end_waiting(self, waiting: Waiting, error: EngineError | None) -> None:
         """Answer a generation that never started."""
         generation = waiting.generation
-        self._registry.busy.discard(generation.session_id or "")
+        if waiting.aside is not None:
+            waiting.aside.close()
+        else:
+            self._registry.busy.discard(generation.session_id or "")
         self._changed.notify_all()
         if error is not None:
             waiting.deliver(Failed(error))

@@ -52,6 +52,20 @@ class RetrievalParams:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The prompt is read over a copy of the session, which does not change, to see what its tokens look up.
+
+    Attributes:
+        first, last: tokens [first, last) of the prompt are those that look
+        held: tokens of the session, once it is known
+    """
+
+    first: int
+    last: int
+    held: int = 0
+
+
+@dataclass(frozen=True)
 class Generation:
     """One request to read `tokens` and generate.
 
@@ -62,6 +76,7 @@ class Generation:
         tenant: whose session and whose shared prefixes
         n: how many answers to one prompt; above 1 only without a session
         constraint: makes what each answer must keep to; None leaves them free
+        search: look something up in the session, instead of continuing it
     """
 
     id: str
@@ -72,6 +87,7 @@ class Generation:
     tenant: str = ""
     n: int = 1
     constraint: Callable[[], Constraint] | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True)

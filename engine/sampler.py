@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.errors import EngineError
+from engine.errors import ConstraintFailed, EngineError
 from engine.requests import Scored, Token
 from engine.sampling import SamplingParams
 from engine.sequence import Sequence
@@ -49,7 +49,7 @@ class Sampler:
         if adjusted.max().isnan():
             raise EngineError("the model's logits are not numbers")
         if adjusted.max() == -torch.inf:
-            raise EngineError("no token of the vocabulary can go on with this answer")
+            raise ConstraintFailed("no token of the vocabulary can go on with this answer")
         if params.temperature < GREEDY_BELOW:
             token = int(adjusted.argmax())
         else:

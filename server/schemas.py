@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from server.structured_schemas import ResponseFormat, StructuredOutputs
 from server.tool_schemas import MAX_CALLS, Choice, Legacy, ToolCall, Tools, check_choice
@@ -60,7 +68,7 @@ class Message(Wire):
     tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_CALLS)
     content: Text | None = Field(default=None, validate_default=True)
     tool_call_id: str | None = Field(default=None, max_length=256, validate_default=True)
-    name: str | None = Field(default=None, max_length=64)
+    name: str | None = Field(default=None, max_length=64)  # of the function, with the role tool
     refusal: None = None
     annotations: list[None] | None = Field(default=None, max_length=0)
     audio: None = None
@@ -80,6 +88,13 @@ class Message(Wire):
             raise ValueError("Field required")
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _of_a_function(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("role") != "tool":
+            raise ValueError("only taken with the role tool")
+        return value
+
     @field_validator("tool_call_id")
     @classmethod
     def _of_a_call(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -94,7 +109,7 @@ class Message(Wire):
         if self.tool_calls:
             told["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
         if self.role == "tool":
-            told |= {"tool_call_id": self.tool_call_id, "name": self.name or ""}
+            told |= {"tool_call_id": self.tool_call_id} | ({"name": self.name} if self.name else {})
         return told
 
 
@@ -285,12 +300,21 @@ class RewindRequest(Wire):
         return self
 
 
+class SearchRequest(Wire):
+    """Body of /v1/sessions/{id}/search."""
+
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8192)]
+    passages: int = Field(default=5, ge=1, le=100)
+    blocks_per_head: int | None = Field(default=None, ge=1, le=4096)
+
+
 class TokenizeRequest(Wire):
     """Body of /tokenize: a text or a conversation."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    tools: Tools = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 

@@ -63,6 +63,9 @@ class Service:
         self.failure: str | None = None
         self.created = int(time.time())
         self.running = 0  # requests in flight, probes left out
+        self.transfers = 0  # session files on their way
+        self.incoming: Path | None = None
+        """Where files are put that are received; None where the system puts them."""
         self._loaded: Model | None = None
         self._thread = threading.Thread(target=self._load, name="cairn-load", daemon=True)
 
@@ -127,6 +130,7 @@ class Service:
         folder, settings = self._folder, self.settings
         responses = ResponseStore(folder, settings.max_responses, settings.max_response_bytes)
         kept = Idempotency(folder), Library(folder), responses
+        self.incoming = None if folder is None else emptied(folder)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
@@ -148,3 +152,12 @@ def _limits(settings: Settings) -> Limits:
         seconds=settings.document_seconds,
         memory_bytes=settings.document_memory_bytes,
     )
+
+
+def emptied(store: Path) -> Path:
+    """A place for received files in a store that this process alone has, without what a crash left there."""
+    place = store / "incoming"
+    place.mkdir(mode=0o700, exist_ok=True)
+    for left in place.glob("*.cairn"):
+        left.unlink()
+    return place

@@ -43,6 +43,8 @@ class Settings:
     max_document_pages: int = _setting(2000, "most pages of a PDF", 1)
     document_seconds: float = _setting(120.0, "time in which a file has become text", 0.01)
     document_memory_bytes: int = _setting(1 << 30, "memory of the process that reads a file", 64 << 20)
+    max_import_bytes: int = _setting(4 << 30, "largest session file that may be sent", 1024)
+    max_transfers: int = _setting(4, "session files that are sent or received at once", 1)
     max_choices: int = _setting(16, "most answers to one request (prompts times n)", 1, 1024)
     default_max_tokens: int = _setting(1024, "tokens of a chat answer when the request does not say", 1)
     max_responses: int = _setting(1000, "responses kept for each key; the oldest go first", 1)
