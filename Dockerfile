@@ -16,7 +16,8 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
         > requirements.txt \
     && pip install ${PIP_FLAGS} -c constraints.txt -r requirements.txt
 # The `cairn` command and the version: an installation that points to the packages in /app, empty here, filled below.
-RUN python -c "import os, tomllib; [os.makedirs(name.replace('.', '/'), exist_ok=True) for name in tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']['packages']]" \
+# Without an __init__.py each would be taken for a namespace, and stay one.
+RUN python -c "import pathlib, tomllib; told = tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']; places = [pathlib.Path(told['package-dir'].get(top, top), *rest) for top, *rest in (name.split('.') for name in told['packages'])]; [(place.mkdir(parents=True, exist_ok=True), (place / '__init__.py').touch()) for place in places]" \
     && touch README.md \
     && pip install --no-deps --no-build-isolation -e .
 
@@ -27,6 +28,7 @@ COPY pyproject.toml ./
 COPY cache/ cache/
 COPY engine/ engine/
 COPY server/ server/
+COPY clients/ clients/
 # A model that was just trained may be readable by its owner only.
 RUN chmod -R a+rX,go-w .
 

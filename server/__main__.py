@@ -1,4 +1,4 @@
-"""`python -m server`: the same as the command `cairn`."""
+"""`python -m server serve` and `check`: what the command `cairn` runs for them."""
 
 from server.cli import main
 

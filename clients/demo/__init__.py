@@ -4,8 +4,7 @@ errors.py   what can go wrong before an answer can be judged
 text.py     the long text, cut or repeated to a wanted number of tokens
 facts.py    what is hidden in it, where, and whether an answer tells it
 process.py  the server as a child process that always ends
-sse.py      bytes of an event stream -> JSON values
-api.py      the few calls that the demo makes
+asking.py   a question, and how long its answer took
 metrics.py  Prometheus text -> numbers
 excerpt.py  the part of a passage that is worth a line
 screen.py   all that is printed; progress.py how far the reading is

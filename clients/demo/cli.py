@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from cairn_client import CairnError
 from rich.console import Console
 
 from clients.demo.errors import DemoError, ServerError
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG if tour(options, screen) else RIGHT
     except ServerError as error:
         screen.failed(str(error), error.log)
-    except DemoError as error:
+    except (DemoError, CairnError) as error:
         screen.failed(str(error))
     except KeyboardInterrupt:
         screen.failed("interrupted")

@@ -1,9 +1,8 @@
-"""What can go wrong before an answer can be judged.
+"""What can go wrong before an answer can be judged; what the client raises for a running server comes on top.
 
 DemoError
 ├── TextError     the text is missing, not UTF-8, or too short for the facts
-├── ServerError   the server process ended by itself, or was never ready; carries the end of its log
-└── RequestError  the server answered with an error, broke a stream off, or can not be reached
+└── ServerError   the server process ended by itself, or was never ready; carries the end of its log
 """
 
 from __future__ import annotations
@@ -15,10 +14,6 @@ class DemoError(Exception):
 
 class TextError(DemoError):
     """The text is missing, not UTF-8, or too short for the facts."""
-
-
-class RequestError(DemoError):
-    """The server answered with an error, broke a stream off, or can not be reached."""
 
 
 class ServerError(DemoError):

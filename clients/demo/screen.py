@@ -6,10 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from cairn_client import Passage
 from rich.console import Console
 from rich.text import Text
 
-from clients.demo.api import Answer, Passage
+from clients.demo.asking import Told
 from clients.demo.excerpt import excerpt
 from clients.demo.facts import Fact, Hidden
 from clients.demo.metrics import Metrics
@@ -68,7 +69,7 @@ class Screen:
         shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in piece)
         self._console.print(Text(shown), end="", soft_wrap=True)
 
-    def answered(self, fact: Fact, answer: Answer, tokens_per_second: float) -> None:
+    def answered(self, fact: Fact, answer: Told, tokens_per_second: float) -> None:
         self._console.print()
         right = fact.answered_by(answer.text)
         verdict = Text("right", style="bold green") if right else Text(f"wrong: it is {fact.key}", style="bold red")
@@ -112,8 +113,8 @@ class Screen:
 
     def _passage(self, label: str, passage: Passage, fact: Fact, tokens: int) -> None:
         """Two rows or three: where and how much, and what is written there."""
-        place = passage.start / max(1, tokens)
-        span = f"tokens {passage.start:,} to {passage.end:,}"
+        place = passage.start_token / max(1, tokens)
+        span = f"tokens {passage.start_token:,} to {passage.end_token:,}"
         self._row(label, f"{passage.share:.1%} of attention to {span}, {place:.0%} into the text")
         part = excerpt(passage.text, fact)
         if not part.fact:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 
+from cairn_client import Passage
 from rich.console import Console
 
-from clients.demo.api import Answer, Passage
+from clients.demo.asking import Told
 from clients.demo.facts import Fact, Hidden
 from clients.demo.metrics import Metrics
 from clients.demo.progress import Tenths
 from clients.demo.screen import Screen
 
 LISBON = Fact("Lisbon", "71432")
-ANSWER = Answer(
-    "The pass key for Lisbon is 71432.", 0.21, 0.9, 100_012, 100_000, (Passage(900, 950, f"a\n{LISBON.told}\nb", 0.42),)
+ANSWER = Told(
+    "The pass key for Lisbon is 71432.",
+    0.21,
+    0.9,
+    100_012,
+    100_000,
+    (Passage(900, 950, 0, 0, f"a\n{LISBON.told}\nb", 0.42),),
 )
 SCRAPE = Metrics(
     'cairn_kv_tier_usage_bytes{tier="device"} 4.2e8\ncairn_kv_tier_blocks{tier="device"} 1234\n'
@@ -84,7 +90,7 @@ def test_a_terminal_shows_the_fact_in_colour() -> None:
 
 def test_a_wrong_answer_is_named() -> None:
     screen, log = plain()
-    screen.answered(LISBON, Answer("It is 5.", 0.1, 0.1, 10, 0, ()), 2000.0)
+    screen.answered(LISBON, Told("It is 5.", 0.1, 0.1, 10, 0, ()), 2000.0)
     screen.closing([LISBON], 3)
     assert "wrong: it is 71432" in log.getvalue()
     assert "did not tell which passages" in log.getvalue()

@@ -123,6 +123,16 @@ def test_the_builder_installs_our_dependencies() -> None:
     assert listed.splitlines() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 
 
+def test_the_command_is_installed_for_packages_that_are_filled_later(tmp_path: Path) -> None:
+    build = shlex.split(next(rest for name, rest in instructions() if name == "RUN" and "touch README.md" in rest))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run([sys.executable, "-c", build[build.index("-c") + 1]], cwd=tmp_path, check=True)
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("__init__.py")}
+    copied = tuple(f"{source.rstrip('/')}/" for source, _ in runtime_copies())
+    ours = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/**/__init__.py")}
+    assert {path for path in made if path.startswith(copied)} == {path for path in ours if path.startswith(copied)}
+
+
 def test_the_image_holds_every_package_of_ours_that_its_code_imports() -> None:
     ours = {p.name for p in ROOT.iterdir() if (p / "__init__.py").exists()}
     copied = {source.rstrip("/") for source, _ in runtime_copies()}

@@ -1,0 +1,89 @@
+"""`cairn sessions`, through pipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cairn_client import Cairn
+
+from tests.clients.conftest import Needs
+from tests.clients.terminal.conftest import Run
+
+TEXT = "The grass is green, the sky is blue, and the sun is yellow. "
+
+
+def test_list(run: Run, cairn: Cairn) -> None:
+    session = cairn.sessions.create(pinned=True)
+    cairn.sessions.append(session, TEXT)
+    rows = [line.split("\t") for line in run("sessions", "list").stdout.splitlines()]
+    [row] = [row for row in rows if row[0] == session.id]
+    tokens = cairn.sessions.get(session).tokens
+    assert row[1] == str(tokens)
+    assert row[2].endswith("ago")
+    assert row[3] == "pinned"
+    told = json.loads(run("sessions", "list", "--json", "--limit", "1").stdout)
+    assert len(told) == 1
+    assert told[0]["object"] == "session"
+    cairn.sessions.delete(session)
+
+
+def test_show(run: Run, cairn: Cairn) -> None:
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT)
+    assert run("sessions", "show", session.id, "--text").stdout == TEXT + "\n"
+    shown = run("sessions", "show", session.id).stdout
+    assert session.id in shown
+    assert "until it is deleted" in shown
+    assert json.loads(run("sessions", "show", session.id, "--json").stdout)["id"] == session.id
+
+
+def test_fork_and_delete(run: Run, cairn: Cairn) -> None:
+    session = cairn.sessions.create()
+    fork = run("sessions", "fork", session.id).stdout.strip()
+    assert cairn.sessions.get(fork).parent == session.id
+    assert run("sessions", "delete", session.id, fork).returncode == 0
+    gone = run("sessions", "delete", session.id)
+    assert gone.returncode == 4
+    assert session.id in gone.stderr
+
+
+def test_a_text_can_not_command_the_terminal(run: Run, cairn: Cairn) -> None:
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, "red \x1b[31m and \x07 bell\ttab\n")
+    shown = run("sessions", "show", session.id, "--text").stdout
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "bell\ttab\n" in shown
+
+
+def test_turns_and_rewind(run: Run, cairn: Cairn) -> None:
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT)
+    cairn.chat("What?", session=session, max_tokens=3)
+    turns = [line.split("\t") for line in run("sessions", "show", session.id, "--turns").stdout.splitlines()]
+    assert [(turn[0], turn[3]) for turn in turns] == [("0", "0"), ("1", "3")]
+    left = run("sessions", "rewind", session.id, "--turn", "1")
+    assert left.stdout == f"{cairn.sessions.get(session).tokens} tokens are left\n"
+    assert cairn.sessions.text(session).text == TEXT
+    assert run("sessions", "rewind", session.id, "--turn", "7").returncode == 4
+
+
+def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) -> None:
+    needs("export")
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT)
+    exported = run("sessions", "export", session.id)
+    assert exported.stderr.startswith(f"{session.id}.cairn: ")
+    imported = run("sessions", "import", tmp_path / f"{session.id}.cairn")
+    assert "need no computing" in imported.stderr
+    assert cairn.sessions.text(imported.stdout.strip()).text == TEXT
+    assert run("sessions", "import", "nothing").returncode == 1
+
+
+def test_search(run: Run, cairn: Cairn, needs: Needs) -> None:
+    needs("search")
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, TEXT * 20)
+    assert "of attention, tokens" in run("sessions", "search", session.id, "What is green?").stdout
+    assert json.loads(run("sessions", "search", session.id, "green", "--json", "--passages", "1").stdout)
