@@ -15,6 +15,7 @@ from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
 from engine.engine import Engine, load_engine
 from engine.errors import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -41,6 +42,8 @@ from engine.requests import (
     Progress,
     RetrievalParams,
     RetrievalReport,
+    Scored,
+    Search,
     Timing,
     Token,
     Usage,
@@ -54,6 +57,7 @@ __all__ = [
     "Attention",
     "AuditReport",
     "Constraint",
+    "ConstraintFailed",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -85,6 +89,8 @@ __all__ = [
     "RetrievalReport",
     "RetrievalSettings",
     "SamplingParams",
+    "Scored",
+    "Search",
     "SessionBusy",
     "SessionInfo",
     "SessionNotFound",

@@ -48,6 +48,8 @@ class Admission:
             raise InvalidParameter("n", f"must lie between 1 and {self._max_choices}")
         if generation.n > 1 and session is not None:
             raise InvalidParameter("n", "must be 1 in a session, which has one future; fork it for more")
+        if session is not None and generation.sampling.prompt_logprobs is not None:
+            raise InvalidParameter("prompt_logprobs", "a session's past is not computed again; leave it out")
         more = len(generation.tokens) + generation.sampling.max_tokens
         self.validate_length(held + more)
         if session is not None:  # a prompt of its own is not kept

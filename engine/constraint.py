@@ -20,10 +20,10 @@ class Constraint(Protocol):
         """One byte for each token id, 0 where the token may not come now; ids beyond its length may not.
 
         Raises:
-            EngineError: it cannot tell any more; the answer fails
+            ConstraintFailed: it cannot tell any more; the answer ends in this error
         """
         ...
 
     def accept(self, token: int) -> None:
-        """The answer goes on with this token, one of those allowed; raises EngineError like `allowed`."""
+        """The answer goes on with this token, one of those allowed; raises ConstraintFailed like `allowed`."""
         ...

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -20,12 +21,12 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
-from engine.errors import EngineError, EngineStopped, OutOfRoom, QueueFull
+from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel, load_model
 from engine.memory import Memory
-from engine.requests import Event, Failed, Finished, Generation, Timing, Usage
+from engine.requests import Event, Failed, Finished, Generation, Search, Timing, Usage
 from engine.runner import ModelRunner
-from engine.sampler import Sampler
+from engine.sampler import Sampler, score
 from engine.scheduler import Scheduler, step_of
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
@@ -92,13 +93,29 @@ class Engine(Memory):
             self._check_accepting()
             name = generation.session_id
             session = None if name is None else self._idle_session(name, generation.tenant)
+            if generation.search is not None:
+                generation = self._apart(generation, session)
             self._admission.validate(generation, session)
             if len(self._waiting) >= max(self._config.max_waiting, 1):
                 raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
-            if name is not None:
+            aside = None
+            if session is not None and generation.search is not None:
+                aside = self._registry.aside(session)
+            elif name is not None:
                 self._registry.busy.add(name)
-            self._waiting.append(Waiting(generation, deliver, time.perf_counter()))
+            self._waiting.append(Waiting(generation, deliver, time.perf_counter(), aside))
             self._changed.notify_all()
+
+    def _apart(self, generation: Generation, session: Session | None) -> Generation:
+        """A search with so much of the session's end once more before its prompt that no block of it is recent."""
+        assert session is not None, "what is looked up is looked up in a session"
+        assert generation.search is not None
+        layout, held = self._store.layout, len(session.tokens)
+        blocks = -(-held // layout.text_per_block) + self.description.retrieval.recent_blocks
+        count = blocks * layout.text_per_block - held if held else 0
+        again = tuple(islice(cycle(session.tokens[-count:]), count))
+        first, last = generation.search.first + count, generation.search.last + count
+        return dataclasses.replace(generation, tokens=again + generation.tokens, search=Search(first, last, held))
 
     def cancel(self, generation_id: str, index: int | None = None) -> None:
         """End a generation, or one choice of it; one that has ended already is left alone."""
@@ -163,8 +180,9 @@ class Engine(Memory):
         """Start waiting generations, first come first served, while they fit."""
         while self._waiting and self._choices() + self._waiting[0].generation.n <= self._config.max_running:
             generation = self._waiting[0].generation
-            name = generation.session_id
-            session = None if name is None else self._session(name, generation.tenant)
+            name, session = generation.session_id, self._waiting[0].aside
+            if session is None and name is not None:
+                session = self._session(name, generation.tenant)
             if not self._admission.fits(generation, session, list(self._running)):
                 if self._running:
                     return  # what runs will give room back
@@ -187,8 +205,11 @@ class Engine(Memory):
 
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
         generation = waiting.generation
-        if session is None:
-            use_prefix = self._config.prefix_cache
+        if waiting.aside is not None:
+            waiting.aside.append(generation.tokens)
+            session = waiting.aside
+        elif session is None:
+            use_prefix = self._config.prefix_cache and generation.sampling.prompt_logprobs is None
             start = self._registry.match if use_prefix else self._registry.unmatched
             session = start(generation.tokens, generation.tenant)
             session.append(generation.tokens[len(session.tokens) :])
@@ -223,7 +244,7 @@ class Engine(Memory):
     def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
         """One forward pass and what follows from it."""
         begun = time.perf_counter()
-        step, rows = step_of(planned)
+        step, rows, counts = step_of(planned)
         try:
             logits = self._runner.run(step, rows)
         except DamagedBlock as damage:  # nothing has advanced: what is lost is computed again, then this
@@ -241,20 +262,24 @@ class Engine(Memory):
         if self._observe:
             self._observe(step.report)
         with self._changed:
-            for (sequence, _), row in zip(planned, logits, strict=True):
-                self._after_or_fail(sequence, row)
+            for (sequence, _), own in zip(planned, logits.split(counts), strict=True):
+                self._after_or_fail(sequence, own)
 
     def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
         """`_after`; what goes wrong for one sequence is its own."""
         try:
             self._after(sequence, logits)
+        except ConstraintFailed as error:
+            self._end(sequence, Failed(error))
         except Exception as error:
             logger.exception("a sequence failed")
             if sequence in self._running:
                 self._end(sequence, Failed(EngineError(f"the answer failed: {error}")))
 
     def _after(self, sequence: Sequence, logits: Tensor) -> None:
-        """Report progress, or draw a token once everything so far is computed; logits (vocabulary,)."""
+        """Report progress, or draw a token once everything so far is computed; logits (rows, vocabulary)."""
+        if sequence.scores:
+            sequence.deliver(score(sequence, logits, self._hidden))
         if sequence.reading:
             sequence.deliver(sequence.progress())
         if sequence.remaining or sequence in self._cancelled:
@@ -262,16 +287,14 @@ class Engine(Memory):
         if not sequence.samples:
             self._end(sequence, sequence.finished("length"))
             return
-        if sequence.reading and sequence.index == 0:
-            for choice in self._branch(sequence):
-                self._draw(choice, logits)
-        self._draw(sequence, logits)
+        for choice in (*self._branch(sequence), sequence):
+            self._draw(choice, logits[-1])
 
     def _branch(self, sequence: Sequence) -> list[Sequence]:
-        """The other choices of a generation whose prompt has just been read."""
+        """The other choices that a sequence stands for: those of a generation whose prompt has just been read."""
         generation = sequence.generation
         choices = []
-        for index in range(1, generation.n):
+        for index in range(1, sequence.choices):
             session = self._registry.branch(sequence.session)
             choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted)
             choice.cached = sequence.cached
@@ -300,7 +323,9 @@ class Engine(Memory):
         del self._running[sequence]
         self._cancelled.discard(sequence)
         session = sequence.session
-        if sequence.generation.session_id is not None:
+        if sequence.generation.search is not None:
+            session.close()
+        elif sequence.generation.session_id is not None:
             self._registry.busy.discard(session.id)
             self._registry.rest(session)
         elif self._config.prefix_cache and sequence.index == 0:
@@ -316,7 +341,10 @@ class Engine(Memory):
     def _end_waiting(self, waiting: Waiting, error: EngineError | None) -> None:
         """Answer a generation that never started."""
         generation = waiting.generation
-        self._registry.busy.discard(generation.session_id or "")
+        if waiting.aside is not None:
+            waiting.aside.close()
+        else:
+            self._registry.busy.discard(generation.session_id or "")
         self._changed.notify_all()
         if error is not None:
             waiting.deliver(Failed(error))

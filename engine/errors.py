@@ -2,7 +2,8 @@
 
 EngineError
 ├── ModelError            the model folder cannot be served (missing, unsupported, damaged)
-├── RequestError          the request cannot be run as it stands; nothing was done
+├── RequestError          the request cannot be run as it stands
+│   ├── ConstraintFailed  what an answer must keep to cannot be followed any further; the answer ends there
 │   ├── EmptyPrompt
 │   ├── InvalidParameter  a parameter is out of its range; `.parameter` names it
 │   ├── InvalidSessionFile  it holds no session that can be taken; `.block` if one of its blocks is damaged
@@ -28,6 +29,10 @@ class ModelError(EngineError):
 
 class RequestError(EngineError):
     """The request cannot be run; nothing was done."""
+
+
+class ConstraintFailed(RequestError):
+    """The answer cannot go on within its constraint: nothing may come next, or it takes too long to tell what may."""
 
 
 class EmptyPrompt(RequestError):

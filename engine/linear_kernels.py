@@ -46,6 +46,29 @@ def widened(builder: Any, address: Any, kind: Any) -> Any:
     return builder.fpext(builder.bitcast(halves, ir.VectorType(ir.HalfType(), LANES)), REALS)
 
 
+def lane_sums(builder: Any, vectors: list[Any]) -> Any:
+    """The sum over the lanes of each of 1, 2, 4, 8 or 16 vectors, as one vector of that many lanes.
+
+    Two vectors whose sums are still spread over runs of lanes become one, with runs half as long, until there is one
+    vector; its own runs are folded then.
+    """
+    run = LANES
+    while run > 1:
+        run //= 2
+        several = len(vectors) > 1
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if several else [(vectors[0], vectors[0])]
+        lanes_left = 2 * LANES if several else vectors[0].type.count
+        vectors = []
+        for one, other in pairs:
+            halves = []
+            for half in (0, run):
+                places = [start + half + i for start in range(0, lanes_left, 2 * run) for i in range(run)]
+                mask = ir.Constant(ir.VectorType(I32, len(places)), places)
+                halves.append(builder.shuffle_vector(one, other, mask))
+            vectors.append(builder.fadd(*halves, flags=FAST))
+    return vectors[0]
+
+
 def tile_kernel(tall: int, rows: int) -> Any:
     """Products of `tall` rows of the matrix with `rows` inputs, of which the channels are a multiple of 16.
 
@@ -75,13 +98,11 @@ def tile_kernel(tall: int, rows: int) -> Any:
                     for row in range(rows):
                         product = b.fmul(weight, x[row], flags=FAST)
                         b.store(b.fadd(b.load(sums[i][row]), product, flags=FAST), sums[i][row])
-            add = cgutils.get_or_insert_function(
-                b.module, ir.FunctionType(F32, [F32, REALS]), f"llvm.vector.reduce.fadd.v{LANES}f32"
-            )
+            ordered = [b.load(sums[i][row]) for row in range(rows) for i in range(tall)]
+            totals = lane_sums(b, ordered)
             for row in range(rows):
-                for i in range(tall):
-                    total = b.call(add, [ir.Constant(F32, 0.0), b.load(sums[i][row])], fastmath=FAST)
-                    store(b, total, b.add(b.add(to, b.mul(to_apart, I64(row))), I64(4 * i)))
+                mine = ir.Constant(ir.VectorType(I32, tall), list(range(row * tall, (row + 1) * tall)))
+                store(b, b.shuffle_vector(totals, totals, mine), b.add(to, b.mul(to_apart, I64(row))))
             return context.get_dummy_value()
 
         return types.void(weights, *[types.intp] * 7), generate
@@ -197,3 +218,82 @@ def multiply_columns(
             begin = address(columns) + 4 * LANES * channel
             add_products(address(wide), 4 * wide.shape[1], begin, steps, address(room))
         products[output : output + tall] = room[:tall]
+
+
+def sum_kernel(groups: int, vectors: int) -> Any:
+    """Adds rows of a matrix, times a factor of each group, to a sum of each group; 16 * vectors channels of them.
+
+    The result takes the matrix, and addresses and strides in bytes: from its first number to the first row, the stride
+    to the next one; how many; the first group's first factor, the stride to the next group's; the first group's sum,
+    and the stride to the next one's.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add(
+        context: Any, matrix: Any, offset: Any, apart: Any, count: Any, factors: Any, factors_apart: Any, sums: Any,
+        sums_apart: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            array, offset, apart, count, factors, factors_apart, sums, sums_apart = arguments
+            kind = signature.args[0]
+            width = kind.dtype.bitwidth // 8
+            start = b.add(b.ptrtoint(context.make_array(kind)(context, b, array).data, I64), offset)
+            tile = [(group, i) for group in range(groups) for i in range(vectors)]
+            places = [at(b, b.add(sums, b.mul(sums_apart, I64(group))), I64(i)) for group, i in tile]
+            totals = [cgutils.alloca_once_value(b, load(b, place, REALS)) for place in places]
+            with cgutils.for_range(b, count) as loop:
+                row = b.add(start, b.mul(apart, loop.index))
+                numbers = [widened(b, at(b, row, I64(i), width), kind.dtype) for i in range(vectors)]
+                for group in range(groups):
+                    place = b.add(b.add(factors, b.mul(factors_apart, I64(group))), b.mul(loop.index, I64(4)))
+                    factor = lanes.spread(b, load(b, place, F32), REALS)
+                    for i in range(vectors):
+                        total = totals[group * vectors + i]
+                        b.store(b.fadd(b.load(total), b.fmul(factor, numbers[i], FAST), FAST), total)
+            for place, total in zip(places, totals, strict=True):
+                store(b, b.load(total), place)
+            return context.get_dummy_value()
+
+        return types.void(matrix, *[types.intp] * 7), generate
+
+    return add
+
+
+sum_wide, sum_narrow, sum_wide_one, sum_narrow_one = (
+    sum_kernel(groups, vectors) for groups, vectors in ((4, 4), (4, 1), (1, 4), (1, 1))
+)
+
+
+@compiled
+def add_rows(
+    matrix: NDArray[Any], first: int, count: int, factors: int, factors_apart: int, sums: int, sums_apart: int,
+    groups: int,
+) -> None:  # fmt: skip
+    """Add rows first, first + 1, … of the matrix, times factors, to sums.
+
+    Args:
+        matrix: (rows, channels), as in `multiply`; channels are a multiple of 16
+        factors, factors_apart: address of fp32 factors (groups, count), and bytes from one group's to the next
+        sums, sums_apart: address of fp32 sums (groups, channels), and bytes from one group's to the next
+    """
+    channels, width = matrix.shape[1], matrix.itemsize
+    apart = width * channels
+    channel = 0
+    while channel < channels:
+        wide = channels - channel >= 4 * LANES
+        begin, group = width * (first * channels + channel), 0
+        while group < groups:
+            mine, to = factors + group * factors_apart, sums + group * sums_apart + 4 * channel
+            if groups - group >= 4:
+                if wide:
+                    sum_wide(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                else:
+                    sum_narrow(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                group += 4
+            else:
+                if wide:
+                    sum_wide_one(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                else:
+                    sum_narrow_one(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                group += 1
+        channel += 4 * LANES if wide else LANES

@@ -229,20 +229,33 @@ class Export:
     """A session on its way out: a past of its own, so that the session can go on meanwhile."""
 
     def __init__(self, memory: Memory, session: Session, writer: SessionWriter) -> None:
-        self._memory, self._session, self._writer = memory, session, writer
+        self._memory, self._session = memory, session
         self.size = writer.size
         """Bytes of the file."""
+        self._chunks = writer.chunks()
+        self._reading = threading.Lock()
+        self._open = True
 
-    def chunks(self) -> Iterator[bytes]:
-        """The file, from its beginning to its end; raises DamagedBlock, whose block is computed again later."""
-        try:
-            yield from self._writer.chunks()
-        except DamagedBlock as damage:
-            with self._memory._changed:
-                self._memory._damaged.append(damage)
-            raise
+    def read(self, least: int) -> bytes:
+        """The next at least `least` bytes of the file, or its rest; nothing at its end, or when it was closed.
+
+        Raises:
+            DamagedBlock: the file ends here; the block is computed again when the session is next asked
+        """
+        read: list[bytes] = []
+        with self._reading:
+            try:
+                while self._open and sum(map(len, read)) < least and (chunk := next(self._chunks, None)) is not None:
+                    read.append(chunk)
+            except DamagedBlock as damage:
+                with self._memory._changed:
+                    self._memory._damaged.append(damage)
+                raise
+        return b"".join(read)
 
     def close(self) -> None:
-        """Let go of its blocks; once."""
-        with self._memory._changed:
-            self._session.close()
+        """Let go of its blocks."""
+        with self._reading, self._memory._changed:
+            if self._open:
+                self._open = False
+                self._session.close()

@@ -1,7 +1,8 @@
 """What the engine is asked and what it answers: plain values that cross from thread to thread.
 
-`Generation` goes in; for each one a stream of events comes out: `Progress` while the prompt is read,
-`Token` for each generated token, then exactly one `Finished` or `Failed`. Knows no text, no HTTP, no torch.
+`Generation` goes in; for each one a stream of events comes out: `Progress` while the prompt is read, with `Scored` if
+its log-probabilities were asked for, `Token` for each generated token, then exactly one `Finished` or `Failed`.
+Knows no text, no HTTP, no torch.
 """
 
 from __future__ import annotations
@@ -51,6 +52,20 @@ class RetrievalParams:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The prompt is read over a copy of the session, which does not change, to see what its tokens look up.
+
+    Attributes:
+        first, last: tokens [first, last) of the prompt are those that look
+        held: tokens of the session, once it is known
+    """
+
+    first: int
+    last: int
+    held: int = 0
+
+
+@dataclass(frozen=True)
 class Generation:
     """One request to read `tokens` and generate.
 
@@ -61,6 +76,7 @@ class Generation:
         tenant: whose session and whose shared prefixes
         n: how many answers to one prompt; above 1 only without a session
         constraint: makes what each answer must keep to; None leaves them free
+        search: look something up in the session, instead of continuing it
     """
 
     id: str
@@ -71,6 +87,7 @@ class Generation:
     tenant: str = ""
     n: int = 1
     constraint: Callable[[], Constraint] | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,13 @@ class Token:
     token: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The next tokens of the prompt, as Token tells those of an answer; the very first has no log-probability."""
+
+    tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True)
@@ -174,4 +198,4 @@ class Failed:
     error: EngineError
 
 
-Event = Progress | Token | Finished | Failed
+Event = Progress | Scored | Token | Finished | Failed

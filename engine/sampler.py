@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.errors import EngineError
-from engine.requests import Token
+from engine.errors import ConstraintFailed, EngineError
+from engine.requests import Scored, Token
 from engine.sampling import SamplingParams
+from engine.sequence import Sequence
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is taken for 0: by a smaller one logits would be divided to infinity."""
@@ -48,7 +49,7 @@ class Sampler:
         if adjusted.max().isnan():
             raise EngineError("the model's logits are not numbers")
         if adjusted.max() == -torch.inf:
-            raise EngineError("no token of the vocabulary can go on with this answer")
+            raise ConstraintFailed("no token of the vocabulary can go on with this answer")
         if params.temperature < GREEDY_BELOW:
             token = int(adjusted.argmax())
         else:
@@ -94,10 +95,27 @@ class Sampler:
         """The token with its log-probability under the model: before constraint, penalties and temperature."""
         if self._params.logprobs is None:
             return Token(self._index, token)
-        logprobs = logits.log_softmax(-1)
-        top = logprobs.topk(self._params.logprobs)
-        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        return Token(self._index, token, float(logprobs[token]), pairs)
+        return told(self._index, token, logits, self._params.logprobs)
+
+
+def told(index: int, token: int, logits: Tensor, alternatives: int) -> Token:
+    """A token with its log-probability, from logits (vocabulary,), and so many of the most likely ones."""
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(alternatives)
+    pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return Token(index, token, float(logprobs[token]), pairs)
+
+
+def score(sequence: Sequence, logits: Tensor, hidden: list[int]) -> Scored:
+    """The tokens of the prompt that are told by logits (tokens computed in this step, vocabulary)."""
+    session, alternatives = sequence.session, sequence.generation.sampling.prompt_logprobs
+    assert alternatives is not None
+    start, first = session.computed - len(logits), sequence.scored  # what was lost and is computed again was told
+    sequence.scored = min(session.computed, sequence.prompt - 1)
+    logits = logits.index_fill(1, torch.tensor(hidden, dtype=torch.int64, device=logits.device), -torch.inf)
+    rows = zip(session.tokens[first + 1 : sequence.scored + 1], logits[first - start :], strict=False)
+    scored = [told(0, token, row, alternatives) for token, row in rows]
+    return Scored(tuple(scored if first else [Token(0, session.tokens[0]), *scored]))
 
 
 def _only(logits: Tensor, allowed: bytes) -> Tensor:

@@ -24,6 +24,7 @@ class SamplingParams:
         repetition_penalty: over prompt and generated tokens, 1 means none
         seed: makes the draw reproducible, also in a batch
         logprobs: how many alternatives to report for each token; None reports nothing
+        prompt_logprobs: the same for each token of the prompt, which is then computed from its beginning
         ignore_eos: go on after an end token
         stop_token_ids: further end tokens
         logit_bias: added to the logits, by token id
@@ -39,6 +40,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: dict[int, float] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class SamplingParams:
         self._within("frequency_penalty", -2.0, 2.0)
         self._within("repetition_penalty", 0.01, 10.0)
         self._within("logprobs", 0, 20)
+        self._within("prompt_logprobs", 0, 20)
         self._within("seed", -(1 << 63), (1 << 63) - 1)
         if self.top_p == 0.0:
             raise InvalidParameter("top_p", "must be above 0")

@@ -60,17 +60,22 @@ class Scheduler:
         return sequence.span(budget, self._defaults, self._landmark, self._layout)
 
 
-def step_of(planned: list[tuple[Sequence, Span]]) -> tuple[Step, list[int]]:
-    """The step of planned spans, and each span's last row in the flattened batch."""
+def step_of(planned: list[tuple[Sequence, Span]]) -> tuple[Step, list[int], list[int]]:
+    """The step of planned spans, the rows of the flattened batch that are looked at, and how many are each span's.
+
+    A span's last row tells the token after it; one that scores its prompt has a row for each of its text tokens.
+    """
     step = Step([span for _, span in planned])
-    rows, row = [], -1
+    rows, counts, before = [], [], 0
     for sequence, span in planned:
-        row += len(span.token_ids)
-        rows.append(row)
+        layout, first = span.session.layout, span.start if sequence.scores else span.end - 1
+        rows += [before + layout.positions(text + 1) - span.first - 1 for text in range(first, span.end)]
+        counts.append(span.end - first)
+        before += len(span.token_ids)
         text = span.end - span.start
         if sequence.reading:
             step.report.prefill_tokens += text
         else:
             step.report.decode_tokens += text
     step.report.phase = "prefill" if step.report.prefill_tokens else "decode"
-    return step, rows
+    return step, rows, counts

@@ -14,7 +14,10 @@ from cache import CacheLayout, Session
 from engine.audit import Audit, Regulator
 from engine.requests import AuditReport, Event, Finished, Generation, Progress, Timing, Token, Usage
 from engine.step import Span, with_landmarks
-from engine.tally import Tally
+from engine.tally import Lookup, Tally
+
+SCORED = 128
+"""Tokens of a step when the prompt is scored: each has a row as long as the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Waiting:
     generation: Generation
     deliver: Callable[[Event], None]
     submitted: float
+    aside: Session | None = None  # a past of its own, for what must not change the session
 
 
 class Sequence:
@@ -59,9 +63,15 @@ class Sequence:
         self.prompt = len(session.tokens)
         self.cached = session.computed
         self.generated: list[int] = []
+        self.scored = 0  # tokens of the prompt whose log-probabilities are told
         self.constraint = generation.constraint() if generation.constraint else None
         retrieval = generation.retrieval
-        self.tally = Tally() if retrieval.provenance else None
+        self.tally: Tally | None = Tally() if retrieval.provenance else None
+        self.counted = (self.prompt - 1, self.limit + 1)
+        """Text tokens [first, last) whose reading is told: it is for the answer from the prompt's last token on."""
+        if (search := generation.search) is not None:
+            before = self.prompt - len(generation.tokens)
+            self.tally, self.counted = Lookup(search.held), (before + search.first, before + search.last)
         self.audit = Audit() if retrieval.audit or retrieval.min_mass is not None else None
         self.regulator: Regulator | None = None
         self.blocks_per_head: int | None = None  # of the last span
@@ -92,6 +102,11 @@ class Sequence:
         return self.generation.n if self.reading and self.index == 0 else 1
 
     @property
+    def scores(self) -> bool:
+        """Wants the log-probabilities of its prompt, and is reading it."""
+        return self.reading and self.generation.sampling.prompt_logprobs is not None
+
+    @property
     def samples(self) -> bool:
         """Wants a token after its prompt is read."""
         return self.generation.sampling.max_tokens > 0
@@ -104,9 +119,11 @@ class Sequence:
         """The next at most `budget` text tokens."""
         start = self.session.computed
         end = min(len(self.session.tokens), start + budget)
-        if (self.tally or self.audit) and start < self.prompt - 1:
-            end = min(end, self.prompt - 1)  # from the prompt's last token on it reads for the answer, which is told
-        answers = start >= self.prompt - 1
+        if self.scores:
+            end = min(end, start + SCORED)
+        if self.tally or self.audit:
+            end = min([end, *(edge for edge in self.counted if edge > start)])
+        answers = self.counted[0] <= start < self.counted[1]
         retrieval = self.generation.retrieval
         self.blocks_per_head = None if retrieval.exact else self._blocks_per_head(defaults.blocks_per_head)
         return Span(

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from engine import EngineStopped, Event, Finished, Generation, Progress, Token
+from engine import EngineStopped, Event, Finished, Generation, Progress, Scored, Token
 from server.async_engine import EventStream
 from server.choices import Choice, Delta, Ended
 from server.pieces import Pieces
@@ -56,6 +56,8 @@ async def outputs(
 def _made(stream: EventStream, choices: Choices, place: int, event: Event) -> Sequence[Output]:
     if isinstance(event, Progress):
         return [event]
+    if isinstance(event, Scored):
+        return [choice.prompted(event) for (at, _), choice in choices.items() if at == place]
     assert isinstance(event, Token | Finished)  # the stream raises what failed
     choice = choices[place, event.index]
     if isinstance(event, Finished):

@@ -10,7 +10,20 @@ from fastapi import FastAPI
 
 from server import errors
 from server.middleware import Authentication, BodyLimit, Gate
-from server.routes import chat, completions, documents, history, metrics, models, probes, sessions, tokenize
+from server.routes import (
+    chat,
+    completions,
+    documents,
+    history,
+    metrics,
+    models,
+    probes,
+    responses,
+    search,
+    sessions,
+    tokenize,
+    transfer,
+)
 from server.routes.probes import server_version
 from server.service import Service
 from server.settings import Settings
@@ -30,11 +43,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 
     app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
-    for route in (chat, completions, models, tokenize, sessions, documents, history, probes, metrics):
+    sessional = (sessions, documents, history, search, transfer)
+    for route in (chat, completions, responses, models, tokenize, *sessional, probes, metrics):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, larger={transfer.IMPORT: settings.max_import_bytes})
     app.add_middleware(Gate, service=service)
     app.add_middleware(Authentication, keys=settings.api_keys)
     return app

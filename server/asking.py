@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from engine import Generation, RetrievalParams, SamplingParams
 from server.errors import ApiError
-from server.schemas import ChatRequest, CompletionRequest, GenerationFields, RetrievalOptions
+from server.responses.schemas import ResponseRequest
+from server.schemas import ChatRequest, CompletionRequest, RetrievalOptions
 from server.tools import Form
+
+Body = ChatRequest | CompletionRequest | ResponseRequest
 
 SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
 FREE = Form()
@@ -42,7 +45,7 @@ class Place:
 
 
 def ask(
-    body: ChatRequest | CompletionRequest,
+    body: Body,
     prompts: Sequence[Sequence[int]],
     place: Place,
     *,
@@ -71,14 +74,12 @@ def ask(
         )
         for tokens in prompts
     ]
-    usage = bool(body.stream_options and body.stream_options.include_usage)
     stop = (*(body.stop or ()), *(() if form.constraint else stops))
-    return Asked(
-        tuple(generations), stop, place.tenant, place.session_id, bool(body.stream), usage, body.return_progress, form
-    )
+    stream, usage, progress = bool(body.stream), body.include_usage, body.return_progress
+    return Asked(tuple(generations), stop, place.tenant, place.session_id, stream, usage, progress, form)
 
 
-def sampling_params(body: ChatRequest | CompletionRequest, default_tokens: int) -> SamplingParams:
+def sampling_params(body: Body, default_tokens: int) -> SamplingParams:
     """The engine's sampling parameters; what the request leaves out takes the engine's defaults."""
     given = {name: getattr(body, name) for name in SAMPLING if getattr(body, name) is not None}
     return SamplingParams(
@@ -86,6 +87,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, default_tokens: int) 
         max_tokens=default_tokens if body.limit is None else body.limit,
         top_k=max(0, body.top_k or 0),  # vLLM's clients say -1 for all
         logprobs=body.alternatives,
+        prompt_logprobs=body.prompt_alternatives,
         ignore_eos=body.ignore_eos,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
@@ -99,7 +101,7 @@ def retrieval_params(options: RetrievalOptions | None) -> RetrievalParams:
     return RetrievalParams(**options.model_dump())
 
 
-def refuse_combinations(body: GenerationFields, prompts: int, place: Place, max_choices: int) -> None:
+def refuse_combinations(body: Body, prompts: int, place: Place, max_choices: int) -> None:
     """ApiError for what makes no sense together."""
     if prompts * body.choices > max_choices:
         param = "n" if prompts == 1 else "prompt"
@@ -107,6 +109,8 @@ def refuse_combinations(body: GenerationFields, prompts: int, place: Place, max_
     single = prompts == 1 and body.choices == 1
     if place.session_id is not None and not single:
         raise ApiError(400, "n: a session is continued by one answer to one prompt", "n", "invalid_value")
+    if place.session_id is not None and body.prompt_alternatives is not None:
+        raise ApiError(400, "echo: with logprobs, not in a session, whose past is not computed again", "echo")
     for name in ("provenance", "audit", "min_mass"):
         if body.retrieval and getattr(body.retrieval, name) and not single:
             field = f"retrieval.{name}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine import Finished, Token
+from engine import Finished, Scored, Token
 from server.pieces import Pieces, TextStream
 from server.stops import StopScanner
 from server.tool_formats import CallDelta, Parsed, ToolParser, merged
@@ -18,16 +18,16 @@ LEAST = -9999.0  # JSON has no minus infinity; OpenAI and vLLM use this too
 
 @dataclass(frozen=True)
 class Piece:
-    """A token in words: its text, its exact bytes and its log-probability."""
+    """A token in words: its text, its exact bytes and its log-probability; the first one of a prompt has none."""
 
     text: str
     data: bytes
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A generated token and the most likely ones at its place."""
+    """A token of an answer, or of a prompt that is repeated, and the most likely ones at its place."""
 
     chosen: Piece
     top: tuple[Piece, ...]
@@ -86,9 +86,13 @@ class Choice:
             return None
         self.tokens.append(token.token)
         if token.logprob is not None:
-            self._scored.append(self._score(token, token.logprob))
+            self._scored.append(self._score(token))
         parsed = self._parse(self._scanner.push(self._text.push(self._bytes(token.token))))
         return self._delta(parsed) if parsed.text or parsed.calls or self.stopped else None
+
+    def prompted(self, event: Scored) -> Delta:
+        """Tokens of the prompt, whose text is the caller's to repeat."""
+        return Delta(self.index, "", tuple(self._score(token) for token in event.tokens))
 
     def finish(self, event: Finished) -> tuple[Delta | None, Ended]:
         """The text that waited, and the end."""
@@ -117,10 +121,10 @@ class Choice:
         scored, self._scored = tuple(self._scored), []
         return Delta(self.index, parsed.text, scored, parsed.calls)
 
-    def _score(self, token: Token, logprob: float) -> ScoredToken:
+    def _score(self, token: Token) -> ScoredToken:
         top = tuple(self._piece(other, value) for other, value in token.top_logprobs)
-        return ScoredToken(self._piece(token.token, logprob), top)
+        return ScoredToken(self._piece(token.token, token.logprob), top)
 
-    def _piece(self, token: int, logprob: float) -> Piece:
+    def _piece(self, token: int, logprob: float | None) -> Piece:
         data = self.pieces.spelled(token)
-        return Piece(data.decode("utf-8", "replace"), data, max(logprob, LEAST))
+        return Piece(data.decode("utf-8", "replace"), data, None if logprob is None else max(logprob, LEAST))

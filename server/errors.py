@@ -17,10 +17,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine import (
+    ConstraintFailed,
     EmptyPrompt,
     EngineError,
     EngineStopped,
     InvalidParameter,
+    InvalidSessionFile,
     ModelError,
     OutOfRoom,
     QueueFull,
@@ -75,8 +77,10 @@ class Problem:
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (ConstraintFailed, 400, "constraint_failed"),
     (EmptyPrompt, 400, "empty_prompt"),
     (InvalidParameter, 400, "invalid_parameter"),
+    (InvalidSessionFile, 400, "invalid_session_file"),
     (ConversationError, 400, "invalid_messages"),
     (SessionNotFound, 404, "session_not_found"),
     (SessionBusy, 409, "session_busy"),
@@ -100,7 +104,7 @@ def problem_of(error: Exception) -> Problem:
         return Problem(error.status_code, str(error.detail))
     for kind, status, code in TABLE:
         if isinstance(error, kind):
-            return Problem(status, str(error) or code, getattr(error, "parameter", None), code, _limits(error))
+            return Problem(status, str(error) or code, getattr(error, "parameter", None), code, _details(error))
     log.error("request failed", exc_info=error)
     shown = str(error) if isinstance(error, EngineError) else "the server failed to handle this request"
     return Problem(500, shown, code="internal_error")
@@ -124,7 +128,9 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def _limits(error: Exception) -> dict[str, Any]:
+def _details(error: Exception) -> dict[str, Any]:
+    if isinstance(error, InvalidSessionFile) and error.block is not None:
+        return {"block": error.block}
     return {"limit": error.limit, "wanted": error.wanted} if isinstance(error, SessionTooLong) else {}
 
 

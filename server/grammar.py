@@ -15,7 +15,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, regex_to_lark
 
-from engine import Constraint, EngineError
+from engine import Constraint, ConstraintFailed
 from server.json_schema import SchemaError, check_schema
 from server.tokenizer import TextTokenizer
 
@@ -130,7 +130,7 @@ class GrammarConstraint:
 
     def _check(self) -> None:
         if problem := _problem(self._matcher):
-            raise EngineError(f"the grammar cannot be followed any further: {problem}")
+            raise ConstraintFailed(f"the grammar cannot be followed any further: {problem}")
 
 
 class _Vocabulary:
@@ -191,8 +191,7 @@ def _probe(matcher: LLMatcher) -> None:
 
 def _problem(matcher: LLMatcher) -> str | None:
     """What went wrong; a grammar that can neither go on nor end is wrong, too."""
-    if matcher.is_error():
-        return matcher.get_error().strip()[:300]
-    if matcher.is_stopped() and not matcher.is_accepting():
+    error = matcher.get_error().partition("\n<non-verbose")[0].strip()[:300]
+    if error.startswith("NoExtension") or (matcher.is_stopped() and not error and not matcher.is_accepting()):
         return "nothing matches it"
-    return None
+    return error or None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,35 +72,43 @@ class Gate:
 
 
 class BodyLimit:
-    """Refuses a body over the limit: by its announced length at once, else while it is read."""
+    """Refuses a body over the limit: by its announced length at once, else while it is read.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    Args:
+        limit: bytes
+        larger: bytes for paths of which more is expected
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int] | None = None) -> None:
+        self._app, self._limit, self._larger = app, limit, larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        limit = self._larger.get(scope["path"], self._limit)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._limit:
-            problem = Problem(413, self._message(), code="body_too_large", extra={"limit": self._limit})
+        if announced.isdigit() and int(announced) > limit:
+            problem = Problem(413, _too_large(limit), code="body_too_large", extra={"limit": limit})
             return await problem.response()(scope, receive, send)
-        return await self._app(scope, self._counting(receive), send)
+        return await self._app(scope, _counting(receive, limit), send)
 
-    def _counting(self, receive: Receive) -> Receive:
-        read = 0
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._limit:
-                raise HTTPException(413, self._message())
-            return message
+def _counting(receive: Receive, limit: int) -> Receive:
+    read = 0
 
-        return counted
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > limit:
+            raise HTTPException(413, _too_large(limit))
+        return message
 
-    def _message(self) -> str:
-        return f"the body is larger than {self._limit} bytes"
+    return counted
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than {limit} bytes"
 
 
 def _hash(key: bytes) -> str:

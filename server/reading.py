@@ -108,6 +108,6 @@ def session_body(info: SessionInfo) -> Json:
     }
 
 
-def answer(info: SessionInfo, status: int = 200) -> JSONResponse:
-    """A session as a response."""
-    return JSONResponse(session_body(info), status, {**session_headers(info.id), "ETag": etag(info)})
+def answer(info: SessionInfo, status: int = 200, **more: Any) -> JSONResponse:
+    """A session as a response, with what else there is to tell."""
+    return JSONResponse(session_body(info) | more, status, {**session_headers(info.id), "ETag": etag(info)})

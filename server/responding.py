@@ -59,7 +59,7 @@ class Answer:
         """The complete body."""
         deltas: list[Delta] = []
         async with self.open() as stream:
-            async for output in outputs(stream, self._choices()):
+            async for output in outputs(stream, self.choices()):
                 if isinstance(output, Delta):
                     deltas.append(output)
                 elif isinstance(output, Ended):
@@ -67,11 +67,11 @@ class Answer:
         self.ends.sort(key=lambda ended: ended.index)
         choices = [self.shape.whole([d for d in deltas if d.index == ended.index], ended) for ended in self.ends]
         envelope = self.shape.envelope(chunk=False)
-        return {**envelope, "choices": choices, "usage": usage_body(self.ends), **await self._extras(self.ends)}
+        return {**envelope, "choices": choices, "usage": usage_body(self.ends), **await self.extras(self.ends)}
 
     async def frames(self, stream: EventStream) -> AsyncIterator[bytes]:
         """The chunks, as server-sent events."""
-        choices = self._choices()
+        choices = self.choices()
         for choice in choices.values():
             if opening := self.shape.opening(choice.index):
                 yield self._chunk([opening])
@@ -81,7 +81,7 @@ class Answer:
                 yield self._chunk([self.shape.delta(output)])
             elif isinstance(output, Ended):
                 self.ends.append(output)
-                yield self._chunk([self.shape.closing(output)], **await self._extras([output]))
+                yield self._chunk([self.shape.closing(output)], **await self.extras([output]))
             elif isinstance(output, Silence):
                 yield KEEPALIVE
             else:
@@ -89,16 +89,16 @@ class Answer:
         if self.asked.include_usage:
             yield self._chunk([], usage=usage_body(self.ends))
 
-    def _choices(self) -> Choices:
-        return choices_of(
-            self.asked.generations, self.service.model.tokenizer.pieces, self.asked.stops, self.asked.form
-        )
+    def choices(self) -> Choices:
+        """The answers in the making."""
+        pieces = self.service.model.tokenizer.pieces
+        return choices_of(self.asked.generations, pieces, self.asked.stops, self.asked.form)
 
     def _chunk(self, choices: list[Json], **more: Any) -> bytes:
         usage = {"usage": None} if self.asked.include_usage else {}
         return frame({**self.shape.envelope(chunk=True), "choices": choices, **usage, **more})
 
-    async def _extras(self, ends: list[Ended]) -> Json:
+    async def extras(self, ends: list[Ended]) -> Json:
         """What no other server tells: timings, and the passages that the answer read."""
         finished = ends[0].finished
         retrieval: Json = {}

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from server.structured_schemas import ResponseFormat, StructuredOutputs
 from server.tool_schemas import MAX_CALLS, Choice, Legacy, ToolCall, Tools, check_choice
@@ -60,7 +68,7 @@ class Message(Wire):
     tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_CALLS)
     content: Text | None = Field(default=None, validate_default=True)
     tool_call_id: str | None = Field(default=None, max_length=256, validate_default=True)
-    name: str | None = Field(default=None, max_length=64)
+    name: str | None = Field(default=None, max_length=64)  # of the function, with the role tool
     refusal: None = None
     annotations: list[None] | None = Field(default=None, max_length=0)
     audio: None = None
@@ -80,6 +88,13 @@ class Message(Wire):
             raise ValueError("Field required")
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _of_a_function(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("role") != "tool":
+            raise ValueError("only taken with the role tool")
+        return value
+
     @field_validator("tool_call_id")
     @classmethod
     def _of_a_call(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -94,7 +109,7 @@ class Message(Wire):
         if self.tool_calls:
             told["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
         if self.role == "tool":
-            told |= {"tool_call_id": self.tool_call_id, "name": self.name or ""}
+            told |= {"tool_call_id": self.tool_call_id} | ({"name": self.name} if self.name else {})
         return told
 
 
@@ -119,13 +134,11 @@ class RetrievalOptions(Wire):
     min_mass: float | None = Field(default=None, gt=0, le=1)
 
 
-class GenerationFields(Wire):
-    """What both kinds of completion have in common."""
+class SamplingFields(Wire):
+    """What every request for an answer has in common: the draw, the stream, the memory."""
 
     model: str | None = None
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=1, ge=1, le=1024)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
@@ -135,27 +148,26 @@ class GenerationFields(Wire):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     seed: int | None = Field(default=None, ge=-(1 << 63), le=(1 << 63) - 1)
     stop: Annotated[list[Stop] | None, BeforeValidator(_stop_list)] = Field(default=None, max_length=MAX_STOPS)
-    max_tokens: Count | None = None
     logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
     ignore_eos: bool = False
     stop_token_ids: list[Count] | None = Field(default=None, max_length=MAX_STOPS)
     session_id: str | None = Field(default=None, min_length=1, max_length=128)
     retrieval: RetrievalOptions | None = None
     return_progress: bool = False
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     # Harmless: nothing depends on them.
     user: str | None = Field(default=None, max_length=1024)
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
-    store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = Field(default=None, max_length=1024)
     prompt_cache_key: str | None = Field(default=None, max_length=1024)
+    # OpenAI's, which ask for what this server has not: null alone.
+    moderation: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> GenerationFields:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only allowed when stream is true")
+    def _drawn(self) -> SamplingFields:
         if self.return_progress and not self.stream:
             raise ValueError("return_progress: only allowed when stream is true")
         for token in self.logit_bias or {}:
@@ -164,8 +176,33 @@ class GenerationFields(Wire):
         return self
 
     @property
+    def prompt_alternatives(self) -> int | None:
+        """As `alternatives`, for the tokens of the prompt."""
+        return None
+
+
+class GenerationFields(SamplingFields):
+    """What both kinds of completion have in common."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=1, ge=1, le=1024)
+    max_tokens: Count | None = None
+    store: Literal[False] | None = None
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerationFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only allowed when stream is true")
+        return self
+
+    @property
     def choices(self) -> int:
         return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class ChatRequest(GenerationFields):
@@ -181,6 +218,11 @@ class ChatRequest(GenerationFields):
     parallel_tool_calls: bool | None = None
     functions: Legacy = None
     function_call: Legacy = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> ChatRequest:
@@ -214,11 +256,10 @@ class CompletionRequest(GenerationFields):
     best_of: Literal[1] | None = None
     suffix: None = None
 
-    @model_validator(mode="after")
-    def _echo_alone(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo: not supported together with logprobs")
-        return self
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """What is repeated is scored, too."""
+        return self.logprobs if self.echo else None
 
     @property
     def limit(self) -> int | None:
@@ -259,12 +300,21 @@ class RewindRequest(Wire):
         return self
 
 
+class SearchRequest(Wire):
+    """Body of /v1/sessions/{id}/search."""
+
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8192)]
+    passages: int = Field(default=5, ge=1, le=100)
+    blocks_per_head: int | None = Field(default=None, ge=1, le=4096)
+
+
 class TokenizeRequest(Wire):
     """Body of /tokenize: a text or a conversation."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    tools: Tools = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 

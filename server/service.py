@@ -23,6 +23,7 @@ from server.grammar import Grammars
 from server.idempotency import Idempotency
 from server.library import Library
 from server.metrics import Metrics
+from server.responses.store import ResponseStore
 from server.settings import ENGINE_SETTINGS, Settings
 from server.tokenizer import TextTokenizer, load_tokenizer
 from server.tools import Forms
@@ -48,6 +49,7 @@ class Model:
     forms: Forms
     idempotency: Idempotency
     library: Library
+    responses: ResponseStore
 
 
 class Service:
@@ -61,6 +63,9 @@ class Service:
         self.failure: str | None = None
         self.created = int(time.time())
         self.running = 0  # requests in flight, probes left out
+        self.transfers = 0  # session files on their way
+        self.incoming: Path | None = None
+        """Where files are put that are received; None where the system puts them."""
         self._loaded: Model | None = None
         self._thread = threading.Thread(target=self._load, name="cairn-load", daemon=True)
 
@@ -84,6 +89,7 @@ class Service:
         self.drain()
         if self._loaded is not None:
             self._loaded.engine.stop()
+            self._loaded.responses.close()
             self._loaded.idempotency.close()
             self._loaded.library.close()
 
@@ -121,7 +127,10 @@ class Service:
         ends, landmark = description.eos_token_ids, description.landmark_token_id
         conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
         forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
-        kept = Idempotency(self._folder), Library(self._folder)
+        folder, settings = self._folder, self.settings
+        responses = ResponseStore(folder, settings.max_responses, settings.max_response_bytes)
+        kept = Idempotency(folder), Library(folder), responses
+        self.incoming = None if folder is None else emptied(folder)
         engine.start()
         self.metrics.watch(engine.stats)
         wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
@@ -143,3 +152,12 @@ def _limits(settings: Settings) -> Limits:
         seconds=settings.document_seconds,
         memory_bytes=settings.document_memory_bytes,
     )
+
+
+def emptied(store: Path) -> Path:
+    """A place for received files in a store that this process alone has, without what a crash left there."""
+    place = store / "incoming"
+    place.mkdir(mode=0o700, exist_ok=True)
+    for left in place.glob("*.cairn"):
+        left.unlink()
+    return place

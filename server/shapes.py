@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engine import Progress
 from server.choices import Delta, Ended, Piece, ScoredToken
+from server.pieces import TextStream
 from server.tool_formats import CallDelta, merged
 
 Json = dict[str, Any]
@@ -76,7 +78,8 @@ class CompletionShape(_Envelope):
     """Completions: plain text; `echoes` are the prompts to repeat, by the number of the choice."""
 
     echoes: Sequence[str] = ()
-    _written: dict[int, int] = field(default_factory=dict)
+    _written: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    _texts: defaultdict[int, TextStream] = field(default_factory=lambda: defaultdict(TextStream))
 
     def envelope(self, chunk: bool) -> Json:
         return self._body("cmpl", "text_completion")
@@ -102,16 +105,18 @@ class CompletionShape(_Envelope):
     def _logprobs(self, index: int, scored: Sequence[ScoredToken]) -> Json | None:
         if not scored:
             return None
-        offsets = []
-        for token in scored:
-            offsets.append(self._written.get(index, 0))
-            self._written[index] = offsets[-1] + len(token.chosen.text)
         return {
             "tokens": [token.chosen.text for token in scored],
             "token_logprobs": [token.chosen.logprob for token in scored],
-            "top_logprobs": [{piece.text: piece.logprob for piece in token.top} for token in scored],
-            "text_offset": offsets,
+            "top_logprobs": [_top(token) for token in scored],
+            "text_offset": [self._offset(index, token.chosen.data) for token in scored],
         }
+
+    def _offset(self, index: int, data: bytes) -> int:
+        """Where a token begins; the bytes of one character may lie in several."""
+        offset = self._written[index]
+        self._written[index] += len(self._texts[index].push(data))
+        return offset
 
 
 def usage_body(ends: Sequence[Ended]) -> Json:
@@ -175,6 +180,16 @@ def _chat_logprobs(scored: Sequence[ScoredToken]) -> Json | None:
         return None
     content = [{**_piece(token.chosen), "top_logprobs": [_piece(piece) for piece in token.top]} for token in scored]
     return {"content": content, "refusal": None}
+
+
+def _top(token: ScoredToken) -> Json | None:
+    """The most likely tokens by their texts, and the one that stands there; the first of a prompt has none."""
+    if token.chosen.logprob is None:
+        return None
+    told: Json = {}
+    for piece in (*token.top, token.chosen):
+        told.setdefault(piece.text, piece.logprob)  # of two with the same text (halves of characters), the likelier
+    return told
 
 
 def _piece(piece: Piece) -> Json:

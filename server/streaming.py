@@ -6,7 +6,7 @@ Knows no engine and no tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -34,13 +34,18 @@ async def ending(frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     yield DONE
 
 
+Ending = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
+
+
 class EventSource(StreamingResponse):
     """A stream of events that closes `held` when it ends, also when the client left before the first byte."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], held: AsyncExitStack, headers: dict[str, str]) -> None:
-        self._frames, self._held = ending(frames), held
+    def __init__(
+        self, frames: AsyncIterator[bytes], held: AsyncExitStack, headers: dict[str, str], end: Ending = ending
+    ) -> None:
+        self._frames, self._held = end(frames), held
         # Proxies must pass each event on as it comes.
         super().__init__(self._frames, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
 

@@ -5,8 +5,10 @@ Owns the loaded tokenizer. Knows no HTTP; how a conversation is laid out is `ser
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -48,6 +50,14 @@ class TextTokenizer:
         for segment in segments:
             tokens += self._encode_control(segment.text) if segment.control else self.encode(segment.text)
         return tokens
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A hash of what each token number stands for: where it is equal, tokens are the same text."""
+        digest = hashlib.blake2b(digest_size=16)
+        for token, number in sorted(self._control.get_vocab().items(), key=lambda pair: (pair[1], pair[0])):
+            digest.update(f"{number} {token}\n".encode())
+        return digest.hexdigest()
 
     def names_control(self, text: str) -> bool:
         """Whether `text` holds the name of a control token."""

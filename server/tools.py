@@ -12,7 +12,7 @@ from typing import Any
 
 from server.errors import ApiError
 from server.grammar import GrammarError, Grammars, json_rule, text_rule
-from server.structured import MakeConstraint, compiled, constraint_of, format_rule, naming
+from server.structured import FORMAT, MakeConstraint, compiled, constraint_of, format_rule, naming
 from server.structured_schemas import ResponseFormat, StructuredOutputs
 from server.tokenizer import TextTokenizer
 from server.tool_formats import Function, ToolFormat, ToolParser
@@ -88,7 +88,7 @@ class Forms:
         grammar = self._grammar(wanted)
         markers = map(self._tokenizer.control_token, self._format.markers)
         return Form(
-            compiled(self._grammars, grammar, "tools") if grammar else None,
+            self._compiled(grammar, wanted) if grammar else None,
             tuple(tool.told() for tool in wanted.tools),
             frozenset(token for token in markers if token is not None),
             self._format,
@@ -110,6 +110,17 @@ class Forms:
             return None
         return "start: mixed\n" + self._format.mixed(self._functions(wanted), wanted.several, self._spelled)
 
+    def _compiled(self, grammar: str, wanted: Wanted) -> MakeConstraint:
+        """The constraint; where there is none, the error names the schema that is to blame."""
+        try:
+            return self._grammars.compile(grammar)
+        except GrammarError as error:
+            if rule := format_rule(wanted.response_format):
+                compiled(self._grammars, f"start: {rule}", FORMAT)
+            for (at, _), function in zip(wanted.callable, self._functions(wanted), strict=True):
+                compiled(self._grammars, f"start: {function.arguments}", _param(at))
+            raise ApiError(400, f"tools: {error}", "tools", "invalid_value") from error
+
     def _functions(self, wanted: Wanted) -> list[Function]:
         """The functions as a grammar needs them; where the model may choose, only strict ones keep to their schemas."""
         held = wanted.mode == "required"
@@ -121,15 +132,16 @@ class Forms:
     def _arguments(self, tool: Tool, at: int, held: bool) -> str:
         if not held:
             return json_rule({"type": "object"})
-        param = f"tools.{at}.function.parameters"
-        with naming(param):
-            rule = json_rule(_schema(tool.function.parameters))
-        compiled(self._grammars, f"start: {rule}", param)  # so that an error names the tool
-        return rule
+        with naming(_param(at)):
+            return json_rule(_schema(tool.function.parameters))
 
     def _spelled(self, marker: str) -> str:
         token = self._tokenizer.control_token(marker)
         return text_rule(marker) if token is None else f"<[{token}]>"
+
+
+def _param(at: int) -> str:
+    return f"tools.{at}.function.parameters"
 
 
 def _schema(parameters: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache import compiled, kernels
-from engine.linear_kernels import multiply
+from engine.linear_kernels import add_rows, multiply
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -28,17 +27,6 @@ LINE = 64
 """Bytes that memory gives at once."""
 AHEAD = 2
 """So many blocks before they are read they are asked for."""
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def from_bfloat16(context: Any, bits: Any) -> Any:
-    """A bf16 number, given as its bits: the upper half of an fp32 one."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        wide = b.shl(b.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return b.bitcast(wide, ir.FloatType())
-
-    return types.float32(types.uint16), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -54,32 +42,33 @@ def prefetch(context: Any, start: Any, length: Any) -> Any:
     return types.void(types.intp, types.intp), generate
 
 
-def widen(number: Any) -> Any:
-    """A cached number as fp32."""
-
-
-@overload(widen)  # type: ignore[untyped-decorator]
-def _widen(number: Any) -> Any:
-    def wide(number: Any) -> Any:
-        return from_bfloat16(number)
-
-    def same(number: Any) -> Any:
-        return np.float32(number)
-
-    return wide if number == types.uint16 else same
-
-
 @compiled
-def turn_to(query: Floats, number: int, turn: Floats, starts: Floats, stride: int, apart: int, turned: Floats) -> None:
-    """Query heads (G, D) as they see a block: rotated by the distance from its start; see `attend`."""
-    turned[:] = query
-    for i in range(turn.shape[1]):
-        cos = turn[0, i] * starts[0, number, i] + turn[1, i] * starts[1, number, i]
-        sin = turn[1, i] * starts[0, number, i] - turn[0, i] * starts[1, number, i]
-        for group in range(len(query)):
-            one, other = turned[group, i * stride], turned[group, i * stride + apart]
-            turned[group, i * stride] = one * cos - other * sin
-            turned[group, i * stride + apart] = other * cos + one * sin
+def turn_to(
+    query: Floats, number: int, turn: Floats, starts: Floats, stride: int, apart: int, sines: Floats, turned: Floats
+) -> None:
+    """Query heads (G, D) as they see a block: rotated by the distance from its start; see `attend`.
+
+    Args:
+        sines: room (2, R)
+        turned: (G, D), filled
+    """
+    pairs = turn.shape[1]
+    for i in range(pairs):
+        sines[0, i] = turn[0, i] * starts[0, number, i] + turn[1, i] * starts[1, number, i]
+        sines[1, i] = turn[1, i] * starts[0, number, i] - turn[0, i] * starts[1, number, i]
+    for group in range(len(query)):
+        if stride == 1:  # neighbours turn alike, so these loops become vectors
+            for i in range(pairs):
+                turned[group, i] = query[group, i] * sines[0, i] - query[group, apart + i] * sines[1, i]
+            for i in range(pairs):
+                turned[group, apart + i] = query[group, apart + i] * sines[0, i] + query[group, i] * sines[1, i]
+        else:
+            for i in range(pairs):
+                one, other = query[group, i * stride], query[group, i * stride + apart]
+                turned[group, i * stride] = one * sines[0, i] - other * sines[1, i]
+                turned[group, i * stride + apart] = other * sines[0, i] + one * sines[1, i]
+        for d in range(2 * pairs, query.shape[1]):
+            turned[group, d] = query[group, d]
 
 
 @compiled
@@ -125,7 +114,7 @@ def attend(
         output: (H, T, G, D): what is estimated; replaced by the result
     """
     groups, dim, read = queries.shape[2], queries.shape[3], places.shape[2]
-    turned, part = np.empty((groups, dim), np.float32), np.empty(dim, np.float32)
+    turned, sines = np.empty((groups, dim), np.float32), np.empty((2, turns.shape[2]), np.float32)
     steps = (read * size + LANES - 1) // LANES
     scores = np.empty((groups, steps * LANES), np.float32)
     to_apart, block_bytes = 4 * steps * LANES, size * dim * keys.itemsize
@@ -147,7 +136,7 @@ def attend(
                 if bounded and distant:
                     turned[:] = far[head, query]
                 else:
-                    turn_to(queries[head, query], number, turns[query], starts, stride, apart, turned)
+                    turn_to(queries[head, query], number, turns[query], starts, stride, apart, sines, turned)
                 to = address(scores) + 4 * m * size
                 multiply(keys, address(turned), 4 * dim, to, to_apart, groups, place * size, (place + 1) * size)
                 if number == own_block:
@@ -172,10 +161,5 @@ def attend(
                 place = places[head, query, m]
                 if place < 0:
                     continue
-                for j in range(size):
-                    for d in range(dim):
-                        part[d] = widen(values[place * size + j, d])
-                    for group in range(groups):
-                        weight = scores[group, m * size + j]
-                        for d in range(dim):
-                            result[group, d] += weight * part[d]
+                factors, sums = address(scores) + 4 * m * size, address(result)
+                add_rows(values, place * size, size, factors, to_apart, sums, 4 * dim, groups)

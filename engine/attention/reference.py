@@ -26,6 +26,7 @@ from engine.attention.exact import ExactAudit, Read
 from engine.attention.parts import EstimatedPart, Part, Scoring, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
+from engine.tally import Tally
 
 WORKING_BYTES = 16 << 20
 """Queries are taken in as many pieces as keep their gathered blocks and scores below this."""
@@ -171,7 +172,7 @@ class ReferenceAttention:
         self._audit(layer, rows, span, step, scoring, Read(self._recent(layer), shared))
         parts = self._shared_parts(layer, rows, scoring, shared)
         output, masses = combine(parts)
-        self._count_read(span, parts, masses, None)
+        self._count_read(layer, span, parts, masses, None)
         return output
 
     def _chooses(self, layer: int, span: Span, choosable: int, fetch: int) -> bool:
@@ -192,7 +193,7 @@ class ReferenceAttention:
         parts.append(self._fetched(layer, rows, scoring, choice))
         output, masses = combine(parts)
         self._count_selected(rows, step, choice.valid)
-        self._count_read(span, parts, masses, choice.blocks)
+        self._count_read(layer, span, parts, masses, choice.blocks)
         return output
 
     def _shared_parts(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> list[Part]:
@@ -339,7 +340,9 @@ class ReferenceAttention:
         """The step's metrics."""
         step.report.count(int(valid.sum()), rows.session.store)
 
-    def _count_read(self, span: Span, parts: list[Part], masses: list[Tensor], fetched: Tensor | None) -> None:
+    def _count_read(
+        self, layer: int, span: Span, parts: list[Part], masses: list[Tensor], fetched: Tensor | None
+    ) -> None:
         """What the span's queries read, if somebody wants to know.
 
         Args:
@@ -352,11 +355,18 @@ class ReferenceAttention:
         span.tally.local += float(masses[0].sum())
         between = list(zip(parts, masses, strict=True))[1:]
         if fetched is not None:
-            span.tally.add(fetched.flatten().tolist(), between.pop()[1].flatten().tolist())
+            span.tally.add(fetched.flatten().tolist(), between.pop()[1].flatten().tolist(), fetched.shape[2])
         for part, mass in between:
             if isinstance(part, EstimatedPart):
                 span.tally.estimated += float(mass.sum())
             else:
-                shared, sinks = mass.sum((0, 1)).tolist(), self.settings.sink_blocks
-                span.tally.sinks += sum(shared[:sinks])
-                span.tally.add(list(range(sinks, len(shared))), shared[sinks:])
+                self._count_shared(layer, span.tally, mass)
+
+    def _count_shared(self, layer: int, tally: Tally, mass: Tensor) -> None:
+        """What all queries looked at: mass (kv_heads, rows, blocks) of blocks 0, 1, …, of which the first are sinks."""
+        sinks = min(self.settings.sink_blocks, mass.shape[2])
+        for block in range(sinks):
+            tally.add_sink(layer, block, mass[:, :, block].T.tolist())
+        others = mass[:, :, sinks:] if tally.by_token else mass[:, :, sinks:].sum((0, 1), keepdim=True)
+        blocks = torch.arange(sinks, mass.shape[2]).expand(others.shape)
+        tally.add(blocks.flatten().tolist(), others.flatten().tolist(), others.shape[2])

@@ -45,5 +45,6 @@ async def detokenize(body: DetokenizeRequest, service: Serving) -> dict[str, str
 
 def _tokens(model: Model, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        return model.conversations.tokens([message.rendered() for message in body.messages])
+        tools = [tool.told() for tool in body.tools or ()]
+        return model.conversations.tokens([message.rendered() for message in body.messages], tools=tools)
     return model.tokenizer.encode(body.prompt or "", begin=body.add_special_tokens)

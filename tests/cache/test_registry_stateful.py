@@ -87,9 +87,9 @@ class Sessions(RuleBasedStateMachine):
         """Back to some token; nobody finds what is forgotten by this session any more."""
         tenant, session = owned
         keep = round(share * len(self.truth[session]))
-        computed = session.computed
+        whole = session.computed if keep == len(self.truth[session]) else min(session.computed, keep) // TEXT * TEXT
         self.registry.cut(session, keep)
-        assert session.computed == (min(computed, keep // TEXT * TEXT) if keep < len(self.truth[session]) else computed)
+        assert session.computed == whole, "more than the open block is lost, or something stays"
         del self.truth[session][keep:]
         if session in self.published:
             held = min(self.published.pop(session)[1], session.sealed)

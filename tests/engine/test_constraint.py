@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import EngineError, Generation, SamplingParams
+from engine import ConstraintFailed, Generation, SamplingParams
 from tests.engine.running import Request, Running, running
 from tests.models import LANDMARK, VOCABULARY, random_tokens
 
@@ -80,7 +80,7 @@ def test_every_token_is_one_that_may_come(run: Running, shift: dict[str, Any]) -
 
 
 def test_all_that_may_come_does(run: Running) -> None:
-    first = {ask(run, seed=seed, temperature=2.0).tokens()[0] for seed in range(60)}
+    first = {ask(run, seed=seed, temperature=2.0).tokens()[0] for seed in range(24)}
     assert first == FORM[0]
 
 
@@ -129,7 +129,7 @@ def test_log_probabilities_are_told_over_all_tokens(run: Running) -> None:
 
 
 def test_where_nothing_may_come_the_answer_fails_and_the_engine_goes_on(run: Running) -> None:
-    with pytest.raises(EngineError, match="no token"):
+    with pytest.raises(ConstraintFailed, match="no token"):
         ask(run, [{20}, set()])
     assert ask(run).end.reason == "stop"
 
@@ -137,11 +137,11 @@ def test_where_nothing_may_come_the_answer_fails_and_the_engine_goes_on(run: Run
 def test_a_constraint_that_fails_fails_its_answer_alone(run: Running) -> None:
     class Broken(Places):
         def allowed(self) -> bytes:
-            raise EngineError("too complex")
+            raise ConstraintFailed("too complex")
 
     request = Request(Generation("broken", tuple(random_tokens(5)), constraint=lambda: Broken(FORM)))
     run.engine.submit(request.generation, request.deliver)
-    with pytest.raises(EngineError, match="too complex"):
+    with pytest.raises(ConstraintFailed, match=r"^too complex"):
         request.result()
     assert ask(run).end.reason == "stop"
 

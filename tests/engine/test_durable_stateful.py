@@ -1,4 +1,4 @@
-"""Any order of turns, rewinds, forks, deletions, evictions and restarts on one folder, against lists of tokens.
+"""Any order of turns, rewinds, forks, files, deletions, evictions and restarts on one folder, against lists of tokens.
 
 Every answer is compared with that of an engine which computes the whole text in one go and keeps nothing.
 """
@@ -23,7 +23,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engine import Generation, SamplingParams, Search, Told
 from tests.engine.durable import BLOCKS, Durable
+from tests.engine.running import Request
 from tests.models import random_tokens
 
 TENANTS = st.sampled_from("ab")
@@ -111,6 +113,37 @@ class Sessions(RuleBasedStateMachine):
         if owned in self.fleeting:
             self.fleeting.add(fork)
         return fork
+
+    @rule(target=sessions, owned=sessions, tenant=TENANTS, kv=st.booleans())
+    def carry(self, owned: Owned, tenant: str, kv: bool) -> Owned:
+        """Out as a file, and in again, perhaps as somebody else's."""
+        if owned not in self.truth:
+            return owned
+        engine, path = self.durable.run.engine, self.store / "session.cairn"
+        sent = engine.export_session(owned[1], owned[0], told=Told(), kv=kv)
+        path.write_bytes(sent.read(1 << 30))
+        sent.close()
+        info, restored = engine.import_session(path, tenant, told=Told())
+        path.unlink()
+        assert restored % self.durable.blocks.layout.text_per_block == 0
+        assert restored <= len(self.truth[owned]) * kv
+        carried = tenant, info.id
+        self.truth[carried], self.turns[carried] = self.truth[owned][:], self.turns[owned][:]
+        self.pinned[carried] = False
+        return carried
+
+    @rule(owned=sessions, seed=SEEDS, length=st.integers(1, 20))
+    def search(self, owned: Owned, seed: int, length: int) -> None:
+        """Which leaves everything as it is."""
+        if owned in self.truth:
+            query, engine = tuple(random_tokens(length, seed)), self.durable.run.engine
+            looking = Search(0, length)
+            name, alone = owned[1], SamplingParams(max_tokens=0)
+            request = Request(Generation("search", query, alone, session_id=name, tenant=owned[0], search=looking))
+            engine.submit(request.generation, request.deliver)
+            report = request.result().end.retrieval
+            assert report is not None
+            assert all(0 <= each.start < each.end <= len(self.truth[owned]) for each in report.passages)
 
     @rule(owned=consumes(sessions))
     def delete(self, owned: Owned) -> None:

@@ -98,7 +98,7 @@ def test_shares_are_attention_mass(name: str, tmp_path: Path, monkeypatch: pytes
 
 def test_passages_are_the_most_read_blocks_with_neighbours_joined(bench: Bench) -> None:
     tally, size = Tally(), bench.layout.text_per_block
-    tally.add([9, 3, 7, 4, 20, 21, 30, 3], [5.0, 2.0, 0.5, 3.0, 1.0, 1.5, 0.25, 2.0])
+    tally.add([9, 3, 7, 4, 20, 21, 30, 3], [5.0, 2.0, 0.5, 3.0, 1.0, 1.5, 0.25, 2.0], 8)
     tally.local = 4.75
     report = tally.report(bench.layout, 3)  # of the six that were read most
     told = [(passage.start // size, passage.end // size, passage.share) for passage in report.passages]

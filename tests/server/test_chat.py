@@ -117,6 +117,17 @@ def test_a_seed_repeats_the_answer(cairn: httpx.Client) -> None:
     assert text_of(answer(cairn, temperature=1.2, seed=12)) not in texts
 
 
+def test_a_seed_repeats_the_answer_in_a_batch(cairn: httpx.Client) -> None:
+    """Whatever else is running, each choice draws from its own seed."""
+    drawn = {"temperature": 1.0, "seed": 11, "n": 2, "max_tokens": 16, "ignore_eos": True}
+    alone = answer(cairn, **drawn)
+    asked = [drawn if turn % 2 else {**drawn, "seed": turn, "n": 3} for turn in range(6)]
+    with ThreadPoolExecutor() as pool:
+        together = list(pool.map(lambda each: answer(cairn, **each), asked))
+    for told in together[1::2]:
+        assert [text_of(told, index) for index in range(2)] == [text_of(alone, index) for index in range(2)]
+
+
 def test_streams_at_once_give_what_each_gives_alone(cairn: httpx.Client) -> None:
     prompts = [f"The pass key for {name} is {key}. What is it?" for name, key in (("Ann", 1234), ("Bob", 98765))]
     asked: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
@@ -161,6 +172,19 @@ def test_sampled_bytes_never_break_a_character(tiny: httpx.Client, events: Event
 def test_harmless_fields_are_accepted(cairn: httpx.Client) -> None:
     harmless = {"user": "me", "metadata": {"a": "b"}, "store": False, "tools": [], "response_format": {"type": "text"}}
     assert text_of(answer(cairn, **harmless, seed=None, stop=None, n=None, model=MODEL))
+
+
+def test_a_bias_bans_a_token(cairn: httpx.Client) -> None:
+    """Greedily it would come, at the most negative bias it does not."""
+    [token] = cairn.post("/tokenize", json={"prompt": "7"}).json()["tokens"]
+    assert "7" in text_of(answer(cairn, max_tokens=16))
+    assert "7" not in text_of(answer(cairn, max_tokens=16, logit_bias={str(token): -100}))
+
+
+def test_a_developer_is_a_system(cairn: httpx.Client) -> None:
+    first = [{"role": role, "content": "The pass key for Rome is 5."} for role in ("developer", "system", "user")]
+    developer, system, user = (cairn.post("/tokenize", json={"messages": [each, *MESSAGES]}).json() for each in first)
+    assert developer == system != user
 
 
 def test_content_may_come_in_parts(cairn: httpx.Client) -> None:

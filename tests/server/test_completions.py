@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 MODEL = "cairn-4m"
 Events = Callable[[httpx.Response], list[dict[str, Any]]]
@@ -96,3 +97,74 @@ def test_tokenising_a_huge_text_does_not_hold_up_others(tiny: httpx.Client) -> N
     assert huge.result().json()["count"] > 500_000
     assert asked > 10
     assert slowest < 0.75 * huge.result().elapsed.total_seconds()
+
+
+# -- a prompt that is scored ---------------------------------------------------------------------------------
+
+
+def test_echo_with_logprobs_scores_the_prompt(cairn: httpx.Client) -> None:
+    """What was generated has, given back as a prompt, the log-probabilities that it was generated with."""
+    asked = {
+        "prompt": "The pass key for Lisbon is 71432. The pass",
+        "logprobs": 2,
+        "max_tokens": 12,
+        "ignore_eos": True,
+    }
+    first = complete(cairn, **asked)["choices"][0]
+    again = complete(cairn, **{**asked, "prompt": asked["prompt"] + first["text"], "max_tokens": 0, "echo": True})
+    [choice], logprobs = again["choices"], again["choices"][0]["logprobs"]
+    assert (choice["text"], again["usage"]["completion_tokens"]) == (asked["prompt"] + first["text"], 0)
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+    told = first["logprobs"]
+    assert logprobs["tokens"][-12:] == told["tokens"]
+    assert logprobs["token_logprobs"][-12:] == pytest.approx(told["token_logprobs"], abs=2e-3)
+    for token, logprob, top in list(zip(*(logprobs[each] for each in SCORES), strict=True))[1:]:
+        assert top[token] == logprob
+        assert max(top.values()) >= logprob
+        assert 2 <= len(top) <= 3
+
+
+SCORES = ("tokens", "token_logprobs", "top_logprobs")
+
+
+def test_a_harness_s_request(cairn: httpx.Client) -> None:
+    """lm-evaluation-harness: several lists of tokens, one token generated and left out again."""
+    texts = ["Once upon a time there was", "The sea"]
+    prompts = [cairn.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in texts]
+    asked = {"prompt": prompts, "max_tokens": 1, "logprobs": 1, "echo": True, "seed": 1234}
+    choices = complete(cairn, **asked)["choices"]
+    for prompt, text, choice in zip(prompts, texts, choices, strict=True):
+        assert choice["text"].startswith(text)
+        assert all(len(choice["logprobs"][each]) == len(prompt) + 1 for each in (*SCORES, "text_offset"))
+        alone = complete(cairn, prompt=text, max_tokens=0, logprobs=1, echo=True)["choices"][0]
+        expected = alone["logprobs"]["token_logprobs"]
+        assert choice["logprobs"]["token_logprobs"][1:-1] == pytest.approx(expected[1:], abs=2e-3)
+
+
+def test_scores_are_streamed_and_count_for_each_answer(cairn: httpx.Client, events: Events) -> None:
+    asked = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 2, "echo": True, "logprobs": 0, "n": 2}
+    whole = complete(cairn, **asked)["choices"]
+    told = [chunk["choices"][0] for chunk in events(cairn.post("/v1/completions", json={**asked, "stream": True}))]
+    for choice in whole:
+        mine = [each for each in told if each["index"] == choice["index"]]
+        assert "".join(each["text"] for each in mine) == choice["text"]
+        told_of = {name: [x for each in mine if each["logprobs"] for x in each["logprobs"][name]] for name in SCORES}
+        assert told_of["tokens"] == choice["logprobs"]["tokens"]
+        assert told_of["token_logprobs"][1:] == pytest.approx(choice["logprobs"]["token_logprobs"][1:], abs=2e-3)
+
+
+def test_offsets_count_characters_also_where_tokens_cut_them(cairn: httpx.Client) -> None:
+    prompt = "日本 🙂é!"
+    choice = complete(cairn, prompt=prompt, max_tokens=0, logprobs=0, echo=True)["choices"][0]
+    offsets = choice["logprobs"]["text_offset"]
+    assert len(offsets) > len(prompt)
+    assert (offsets[0], offsets[-1], offsets) == (0, len(prompt) - 1, sorted(offsets))
+
+
+def test_a_session_s_prompt_is_not_scored(cairn: httpx.Client) -> None:
+    session = cairn.post("/v1/sessions").json()["id"]
+    asked = {"prompt": "x", "echo": True, "logprobs": 1, "session_id": session}
+    response = cairn.post("/v1/completions", json=asked)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "echo")
+    cairn.delete(f"/v1/sessions/{session}")

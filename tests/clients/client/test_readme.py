@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import KEY, ROOT, Needs
+from tests.clients.conftest import KEY, ROOT
 
 README = (ROOT / "clients" / "python" / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -20,11 +20,7 @@ def test_an_example_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    needs: Needs,
 ) -> None:
-    for part in ("export", "search"):
-        if f"sessions.{part}(" in EXAMPLES[number]:
-            needs(part)
     (tmp_path / "README.md").write_text(README)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAIRN_URL", url)
