@@ -7,7 +7,7 @@ BIN := .venv/bin
 # An installer's options, e.g. PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a CPU-only torch.
 PIP_FLAGS ?=
 
-.PHONY: help demo serve paper test test-slow check format constraints clean
+.PHONY: help demo serve paper test test-slow check audit format constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,10 +39,13 @@ test: .venv/installed-dev  ## run the tests (under 12 minutes on 2 cores)
 test-slow: .venv/installed-dev  ## run the long tests too
 	$(BIN)/python -m pytest
 
-check: .venv/installed-dev  ## formatting, lint and types
+check: .venv/installed-dev audit  ## formatting, lint, types, and known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: .venv/installed-dev  ## known vulnerabilities of what constraints.txt pins (needs the network, or is skipped)
+	$(BIN)/python -m tests.audit
 
 format: .venv/installed-dev  ## format and fix what ruff can
 	$(BIN)/ruff format .

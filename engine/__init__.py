@@ -13,7 +13,7 @@ from engine.attention import (
 from engine.config import EngineConfig
 from engine.constraint import Constraint
 from engine.description import ModelDescription, SessionInfo, TurnInfo
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
 from engine.errors import (
     ConstraintFailed,
     EmptyPrompt,
@@ -31,6 +31,7 @@ from engine.errors import (
     SessionTooLong,
 )
 from engine.huggingface import LoadedModel, load_model
+from engine.loading import load_engine
 from engine.memory import Export, Told
 from engine.requests import (
     AuditReport,
@@ -40,6 +41,7 @@ from engine.requests import (
     Generation,
     Passage,
     Progress,
+    Quota,
     RetrievalParams,
     RetrievalReport,
     Scored,
@@ -82,6 +84,7 @@ __all__ = [
     "Passage",
     "Progress",
     "QueueFull",
+    "Quota",
     "QuotaExceeded",
     "ReferenceAttention",
     "RequestError",

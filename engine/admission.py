@@ -5,12 +5,12 @@ Owns the checks and the count of blocks that are promised to running sequences. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cache import Session, SessionRegistry
 from engine.description import ModelDescription
 from engine.errors import EmptyPrompt, InvalidParameter, OutOfRoom, QuotaExceeded, SessionTooLong
-from engine.requests import Generation
+from engine.requests import Generation, Quota
 from engine.sequence import Sequence as Running
 
 
@@ -21,7 +21,7 @@ class Admission:
         description: the model's limits
         registry: whose blocks are counted
         max_choices: largest `n` of a generation
-        tenant_tokens: text tokens that all sessions of a tenant may hold; None sets no limit
+        quota: what a tenant may keep; asked each time, for it may change
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Admission:
         description: ModelDescription,
         registry: SessionRegistry,
         max_choices: int,
-        tenant_tokens: int | None = None,
+        quota: Callable[[str], Quota],
     ) -> None:
-        self._tenant_tokens = tenant_tokens
+        self._quota = quota
         self._description = description
         self._registry = registry
         self._store = registry.store
@@ -60,6 +60,7 @@ class Admission:
         """Raise why a tenant cannot keep one more session, of these tokens."""
         self.validate_length(len(tokens))
         self._validate_ids(tokens, "tokens")
+        self.validate_new_session(tenant)
         self._validate_quota(tenant, len(tokens))
         self._validate_room(self._store.layout.blocks(len(tokens)), None)
 
@@ -81,15 +82,22 @@ class Admission:
             if not all(0 <= token < vocabulary for token in getattr(generation.sampling, name)):
                 raise InvalidParameter(name, f"token ids must lie between 0 and {vocabulary - 1}")
 
+    def validate_new_session(self, tenant: str) -> None:
+        """Raise QuotaExceeded if a tenant has as many sessions as it may have."""
+        most = self._quota(tenant).sessions
+        if most is not None and len(self._registry.named(tenant)) >= most:
+            raise QuotaExceeded(f"you have {most} sessions and may not have more; delete some")
+
     def _validate_quota(self, tenant: str, more: int) -> None:
         """What a tenant keeps is what its named sessions hold."""
-        if self._tenant_tokens is None:
+        most = self._quota(tenant).tokens
+        if most is None:
             return
+        if more > most:  # whatever is deleted
+            raise SessionTooLong(more, most)
         wanted = more + sum(len(each.tokens) for each in self._registry.named(tenant))
-        if wanted > self._tenant_tokens:
-            raise QuotaExceeded(
-                f"your sessions would hold {wanted} tokens together, the limit is {self._tenant_tokens}; delete some"
-            )
+        if wanted > most:
+            raise QuotaExceeded(f"your sessions would hold {wanted} tokens together, the limit is {most}; delete some")
 
     def _validate_room(self, needed: int, session: Session | None) -> None:
         """Refuse what could not run even if everything that may end had ended."""

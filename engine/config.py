@@ -11,6 +11,7 @@ from cache import RULES, CacheLayout
 from engine.attention import RetrievalSettings
 from engine.errors import InvalidParameter
 from engine.huggingface import Landmarks, LoadedModel
+from engine.requests import Quota
 
 DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
@@ -105,6 +106,10 @@ class EngineConfig:
             raise InvalidParameter("positions", f"must be absolute or bounded, not {self.positions!r}")
         if self.landmark_dtype not in (None, "int4", "float32"):
             raise InvalidParameter("landmark_dtype", f"must be int4 or float32, not {self.landmark_dtype!r}")
+
+    def quota(self, tenant: str) -> Quota:
+        """What a tenant may keep, if nobody says otherwise."""
+        return Quota(self.tenant_tokens)
 
     def retrieval(self, model: LoadedModel) -> RetrievalSettings:
         """What is read, for this model."""

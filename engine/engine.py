@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from itertools import cycle, islice
 
-import torch
 from torch import Tensor
 
 from cache import DamagedBlock, OutOfBlocks, Session
@@ -22,9 +21,9 @@ from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_registry, snapshot
 from engine.config import EngineConfig
 from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
-from engine.huggingface import LoadedModel, load_model
+from engine.huggingface import LoadedModel
 from engine.memory import Memory
-from engine.requests import Event, Failed, Finished, Generation, Search, Timing, Usage
+from engine.requests import Event, Failed, Finished, Generation, Quota, Search, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler, score
 from engine.scheduler import Scheduler, step_of
@@ -44,15 +43,21 @@ class Engine(Memory):
         model: what runs
         config: the operator's choices
         observe: takes a report after each step, on the engine's thread
+        quota: what a tenant's sessions may hold; None takes the same for all, from `config`
     """
 
     def __init__(
-        self, model: LoadedModel, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None
+        self,
+        model: LoadedModel,
+        config: EngineConfig,
+        *,
+        observe: Callable[[StepReport], None] | None = None,
+        quota: Callable[[str], Quota] | None = None,
     ) -> None:
         settings, layout = config.retrieval(model), config.layout(model)
         registry = open_registry(model, settings, config)
         self.description = describe(model, settings, config, registry.store)
-        admission = Admission(self.description, registry, config.max_running, config.tenant_tokens)
+        admission = Admission(self.description, registry, config.max_running, quota or config.quota)
         super().__init__(registry, admission, config.session_ttl)
         self._config, self._observe = config, observe
         self._store = registry.store
@@ -130,8 +135,7 @@ class Engine(Memory):
     def stats(self) -> EngineStats:
         """The engine now."""
         with self._changed:
-            running = {sequence.generation.id for sequence in self._running}
-            return snapshot(self._registry, len(running), len(self._waiting))
+            return snapshot(self._registry, len({each.generation.id for each in self._running}), len(self._waiting))
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
@@ -358,10 +362,3 @@ class Engine(Memory):
             self._end(sequence, sequence.finished("cancelled"))
         while self._waiting:
             self._end_waiting(self._waiting.popleft(), EngineStopped("the engine was stopped"))
-
-
-def load_engine(model: str, config: EngineConfig, *, observe: Callable[[StepReport], None] | None = None) -> Engine:
-    """An engine for a model folder or hub name; raises ModelError, InvalidParameter."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return Engine(load_model(model, config.dtype), config, observe=observe)

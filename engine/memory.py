@@ -46,6 +46,7 @@ class Memory:
         """A new, empty session; `pinned` and `ttl` as SessionRegistry.create takes them."""
         with self._changed:
             self._check_accepting()
+            self._admission.validate_new_session(tenant)
             ttl = self._session_ttl if ttl is None else ttl
             return self._info(self._registry.create(tenant, pinned=pinned, ttl=ttl))
 
@@ -83,7 +84,9 @@ class Memory:
         """A session with the same past, sharing its blocks; raises SessionNotFound, SessionBusy."""
         with self._changed:
             self._check_accepting()
-            return self._info(self._registry.fork(self._idle_session(session_id, tenant)))
+            session = self._idle_session(session_id, tenant)
+            self._admission.validate_new_session(tenant)
+            return self._info(self._registry.fork(session))
 
     def delete_session(self, session_id: str, tenant: str) -> None:
         """Raises SessionNotFound, SessionBusy."""

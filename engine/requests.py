@@ -91,6 +91,14 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Quota:
+    """What the sessions of a tenant may be together: text tokens, and how many; None sets no limit."""
+
+    tokens: int | None = None
+    sessions: int | None = None
+
+
+@dataclass(frozen=True)
 class Progress:
     """The prompt is being read; counts are text tokens of the whole session, `time_ms` since the start."""
 

@@ -87,7 +87,8 @@ class Sampler:
             shares = shares.masked_fill(shares < shares.topk(params.top_k).values[-1], 0.0)
         if params.top_p < 1.0:
             ordered, tokens = (shares / shares.sum()).sort(descending=True)
-            beyond = ordered.cumsum(0) - ordered >= params.top_p  # the first token always stays
+            beyond = ordered.cumsum(0) - ordered >= params.top_p
+            beyond[0] = False  # the first token always stays: a tiny top_p is 0 in 32 bits
             shares = shares.index_fill(0, tokens[beyond], 0.0)
         return shares
 

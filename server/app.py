@@ -7,10 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from server import errors
-from server.middleware import Authentication, BodyLimit, Gate
+from server.context import SESSION_HEADER
+from server.door import Door
+from server.middleware import Authentication, BodyLimit, Failures, Gate, RateLimit
+from server.openapi import Api
 from server.routes import (
+    admin,
     chat,
     completions,
     documents,
@@ -30,6 +35,13 @@ from server.settings import Settings
 
 DESCRIPTION = "OpenAI's API over a KV cache that is a searchable memory, with sessions and provenance."
 
+TOLD_TO_PAGES = (
+    SESSION_HEADER,
+    "retry-after",
+    "etag",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
+
 
 def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     """An app that begins to load the model when it starts."""
@@ -41,14 +53,28 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan)
+    described = "/openapi.json" if settings.docs_page else None  # without it, there are no pages either
+    app = Api(
+        title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan, openapi_url=described
+    )
     app.state.service = service
     sessional = (sessions, documents, history, search, transfer)
-    for route in (chat, completions, responses, models, tokenize, *sessional, probes, metrics):
+    for route in (chat, completions, responses, models, tokenize, *sessional, probes, metrics, admin):
         app.include_router(route.router)
     errors.install(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, larger={transfer.IMPORT: settings.max_import_bytes})
+    app.add_middleware(Failures, service=service)
+    app.add_middleware(BodyLimit, service=service, larger={transfer.IMPORT: settings.max_import_bytes})
+    app.add_middleware(RateLimit, service=service)
     app.add_middleware(Gate, service=service)
-    app.add_middleware(Authentication, keys=settings.api_keys)
+    app.add_middleware(Authentication, service=service)
+    app.add_middleware(Door, service=service)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=TOLD_TO_PAGES,
+        )
     return app

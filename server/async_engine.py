@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 from engine import Engine, Event, Failed, Finished, Generation, Progress
 from server.errors import ApiError
+from server.limits import Account, Accounts, Charge
 from server.metrics import Metrics, RequestClock
 
 Result = TypeVar("Result")
@@ -29,8 +31,17 @@ CALLERS = 4
 class AsyncEngine:
     """An engine for one event loop."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, capacity: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        capacity: int,
+        accounts: Accounts | None = None,
+        request_seconds: float | None = None,
+    ) -> None:
         self._engine, self._metrics, self._capacity = engine, metrics, capacity
+        self._request_seconds = math.inf if request_seconds is None else request_seconds
+        self._accounts = accounts or Accounts()
         self.description = engine.description
         # Its own threads: a call must not queue behind the tokenising of huge texts.
         self._threads = ThreadPoolExecutor(CALLERS, thread_name_prefix="cairn-call")
@@ -46,7 +57,9 @@ class AsyncEngine:
         Args:
             guard: takes the engine and is entered while they are submitted; what it raises refuses them
         """
-        return EventStream(self._engine, self._metrics, generations, self._capacity, self._threads, guard)
+        account = self._accounts.of(generations[0].tenant)
+        longest, capacity = self._request_seconds, self._capacity
+        return EventStream(self._engine, self._metrics, account, generations, capacity, longest, self._threads, guard)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
@@ -69,22 +82,28 @@ class EventStream:
         self,
         engine: Engine,
         metrics: Metrics,
+        account: Account,
         generations: Sequence[Generation],
         capacity: int,
+        longest: float,
         threads: ThreadPoolExecutor,
         guard: Guard,
     ) -> None:
         self._engine, self._generations, self._capacity, self._guard = engine, generations, capacity, guard
         self._loop, self._threads = asyncio.get_running_loop(), threads
+        self._longest, self._deadline = longest, self._loop.time() + longest
         self._lock = threading.Lock()
         self._queue: deque[tuple[int, Event]] = deque()
         self._arrived = asyncio.Event()
         self._overflowed = False
         self._clocks = [RequestClock(metrics) for _ in generations]
+        self._account = account
+        self._charges: Sequence[Charge] = ()
         self._open = {(place, index) for place, each in enumerate(generations) for index in range(each.n)}
 
     async def __aenter__(self) -> EventStream:
         """Submit all; if one is refused, none runs."""
+        self._charges = self._account.reserve(self._generations)
         submitting = self._loop.run_in_executor(self._threads, self._submit)
         try:
             await asyncio.shield(submitting)
@@ -106,9 +125,13 @@ class EventStream:
     async def next(self, timeout: float | None = None) -> tuple[int, Event] | None:
         """The next event; None after `timeout` seconds without one. Raises what made a generation fail."""
         while not self._queue and not self._overflowed:
-            if not await self._wait(timeout):
+            left = self._deadline - self._loop.time()
+            if left <= 0:
+                raise ApiError(504, f"the request took longer than {self._longest:g} s", code="request_timeout")
+            if not await self._wait(min(left, math.inf if timeout is None else timeout)) and timeout is not None:
                 return None
         place, event = self._take()
+        self._charges[place].see(event)
         if isinstance(event, Failed):
             self._open = {choice for choice in self._open if choice[0] != place}
             raise event.error
@@ -116,12 +139,12 @@ class EventStream:
             self._open.discard((place, event.index))
         return place, event
 
-    async def _wait(self, timeout: float | None) -> bool:
+    async def _wait(self, timeout: float) -> bool:
         self._arrived.clear()
         if self._queue or self._overflowed:  # came between the look and the clearing
             return True
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout)
+            await asyncio.wait_for(self._arrived.wait(), None if math.isinf(timeout) else timeout)
         except TimeoutError:
             return False
         return True
@@ -129,20 +152,26 @@ class EventStream:
     def cut(self, place: int, index: int) -> None:
         """End one choice at a stop string; its Finished still comes."""
         self._clocks[place].stopped.add(index)
+        self._charges[place].cut(index)
         self._engine.cancel(self._generations[place].id, index)
 
     def _submit(self) -> None:
-        with self._guard(self._engine):
-            for place, generation in enumerate(self._generations):
-                try:
+        begun = 0
+        try:
+            with self._guard(self._engine):
+                for place, generation in enumerate(self._generations):
                     self._engine.submit(generation, partial(self._deliver, place))
-                except Exception:
-                    self._cancel_all()
-                    raise
+                    begun += 1
+        except Exception:
+            for never_begun in self._charges[begun:]:
+                never_begun.release()
+            self._cancel_all()
+            raise
 
     def _deliver(self, place: int, event: Event) -> None:
         """On the engine's thread: never wait."""
         self._clocks[place].observe(event)
+        self._charges[place].observe(event)
         with self._lock:
             first = not self._queue
             fits = self._put(place, event)

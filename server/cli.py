@@ -1,4 +1,4 @@
-"""The command line: `cairn serve`, `cairn check`. Checks what is cheap to check before anything heavy is imported.
+"""The command line: `cairn serve`, `check`, `keys`. Checks what is cheap to check before anything heavy is imported.
 
 Owns arguments and exit codes: 0 after a clean stop, 2 for a model or a setting that cannot work; `check` ends with 1 if
 it found what it did not mend.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -16,24 +15,31 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from server import keys_cli, logs
+from server.keys import KeysError, read_keys
 from server.settings import SettingError, Settings, parse, read_settings, variable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-ENVIRONMENT_ONLY = ("api_keys",)  # a command line can be read by every user of the machine
+ENVIRONMENT_ONLY = ("api_keys", "admin_key")  # a command line can be read by every user of the machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     given = vars(_parser().parse_args(arguments))
-    if given.pop("command") == "check":
+    command = given.pop("command")
+    if command == "check":
         return _check(Path(given["path"]), repair=given["repair"])
+    if command == "keys":
+        return keys_cli.run(given)
     try:
         settings = read_settings({name: parse(name, text) for name, text in given.items() if text is not None})
         check_model_exists(settings.model)
-    except SettingError as error:
+        if settings.keys_file is not None:
+            read_keys(Path(settings.keys_file))
+    except (SettingError, KeysError) as error:
         print(f"cairn: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     gc.disable()  # until the model is loaded: nearly all of what is made now is kept, and looking at it takes a second
     from server.serving import serve  # torch and transformers: seconds
 
@@ -76,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     checked = commands.add_parser("check", help="verify a folder of stored sessions", description=about)
     checked.add_argument("path", metavar="PATH", help="the folder")
     checked.add_argument("--repair", action="store_true", help="mend what can be mended")
+    keys_cli.add(commands)
     for each in fields(Settings):
         if each.name not in ENVIRONMENT_ONLY:
             _add(serve, each.name, each.metadata["help"], each.default)

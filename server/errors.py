@@ -6,6 +6,7 @@ Owns the shape of error answers. Knows no route.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ from engine import (
 from server.chat import ConversationError
 
 log = logging.getLogger("cairn")
-RETRY_SECONDS = "1"
 NAMED = re.compile(r"(\w+): ")
 REFUSED = ("extra_forbidden", "none_required")
 
@@ -43,9 +43,27 @@ REFUSED = ("extra_forbidden", "none_required")
 class ApiError(Exception):
     """An error of the server's own, ready to be sent."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        retry_after: float = 1.0,
+    ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
+        self.extra, self.retry_after = extra or {}, retry_after
+
+
+class BodyTooLarge(HTTPException):
+    """Raised while a body is read; of all exceptions FastAPI lets only its own pass there."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is larger than {limit} bytes")
+        self.limit = limit
 
 
 @dataclass(frozen=True)
@@ -57,10 +75,16 @@ class Problem:
     param: str | None = None
     code: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    retry_after: float = 1.0
 
     @property
     def type(self) -> str:
         return TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    @property
+    def reason(self) -> str:
+        """What the refusal is counted as: the code, or the limit that was passed."""
+        return str(self.extra.get("limited") or self.code or self.status)
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error body."""
@@ -68,13 +92,21 @@ class Problem:
         return {"error": {**error, **self.extra}}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": RETRY_SECONDS} if self.status in (429, 503) else {}
+        headers = {"Retry-After": str(max(1, math.ceil(self.retry_after)))} if self.status in (429, 503) else {}
+        if self.status == 504:
+            headers["x-should-retry"] = "false"  # OpenAI's clients would send it again, to take as long again
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
 
 
-TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (ConstraintFailed, 400, "constraint_failed"),
@@ -97,9 +129,11 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 def problem_of(error: Exception) -> Problem:
     """How `error` is told to the client; what is in no table is a failure of ours and keeps its details."""
     if isinstance(error, ApiError):
-        return Problem(error.status, str(error), error.param, error.code)
+        return Problem(error.status, str(error), error.param, error.code, error.extra, error.retry_after)
     if isinstance(error, RequestValidationError):
         return _validation_problem(error)
+    if isinstance(error, BodyTooLarge):
+        return Problem(413, str(error.detail), code="body_too_large", extra={"limit": error.limit})
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail))
     for kind, status, code in TABLE:
@@ -114,7 +148,9 @@ def install(app: FastAPI) -> None:
     """Answer every error in the same shape."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return problem_of(error).response()
+        problem = _not_json(request, error) or problem_of(error)
+        request.app.state.service.metrics.count_refusal(problem.status, problem.reason)
+        return problem.response()
 
     for kind in (
         ApiError,
@@ -126,6 +162,18 @@ def install(app: FastAPI) -> None:
         Exception,
     ):
         app.add_exception_handler(kind, answer)
+
+
+def _not_json(request: Request, error: Exception) -> Problem | None:
+    """A body that was not taken for JSON, because its header says something else, or nothing."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if isinstance(error, RequestValidationError) and error.errors()[0]["loc"] == ("body",) and not _is_json(kind):
+        return Problem(415, "the body must be JSON: Content-Type: application/json", code="unsupported_media_type")
+    return None
+
+
+def _is_json(kind: str) -> bool:
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _details(error: Exception) -> dict[str, Any]:

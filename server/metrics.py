@@ -44,6 +44,7 @@ REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 24
 RETRIEVAL = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 MASS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999)
 RESTORE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+REFUSALS = (401, 403, 408, 413, 414, 429, 431, 503, 504)
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -58,6 +59,7 @@ class Metrics:
         self.cache_queries = self._counter("prefix_cache_queries", "Prompt tokens that were looked up in the cache")
         self.cache_hits = self._counter("prefix_cache_hits", "Prompt tokens that the cache held already")
         self.success = self._counter("request_success", "Answers by the reason of their end", "finished_reason")
+        self.refused = self._counter("requests_refused", "Requests that were refused, by code or limit", "reason")
         self.block_hits = self._counter("retrieval_block_hits", "Fetched blocks by the tier that held them", "tier")
         self.ttft = self._histogram("time_to_first_token_seconds", "From the request to its first token", TTFT)
         self.per_token = self._histogram("time_per_output_token_seconds", "Between two tokens of an answer", PER_TOKEN)
@@ -95,6 +97,11 @@ class Metrics:
             self.transfers.labels(tier, "device").inc(count)
         for seconds in report.restores:
             self.restore.observe(seconds)
+
+    def count_refusal(self, status: int, reason: str) -> None:
+        """Count a request that was refused for who sent it, for its size, or for what else is running."""
+        if status in REFUSALS:
+            self.refused.labels(reason).inc()
 
     def page(self) -> bytes:
         """The exposition that Prometheus scrapes."""

@@ -58,7 +58,10 @@ def _prompt_list(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_joined_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt_list)]
+AnyPrompts = str | list[str] | list[int] | list[list[int]]
+Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt_list, json_schema_input_type=AnyPrompts)]
+StopList = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+Stops = Annotated[StopList | None, BeforeValidator(_stop_list, json_schema_input_type=Stop | StopList | None)]
 
 
 class Message(Wire):
@@ -147,7 +150,7 @@ class SamplingFields(Wire):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     seed: int | None = Field(default=None, ge=-(1 << 63), le=(1 << 63) - 1)
-    stop: Annotated[list[Stop] | None, BeforeValidator(_stop_list)] = Field(default=None, max_length=MAX_STOPS)
+    stop: Stops = None
     logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
     ignore_eos: bool = False
     stop_token_ids: list[Count] | None = Field(default=None, max_length=MAX_STOPS)

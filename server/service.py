@@ -25,6 +25,7 @@ from server.library import Library
 from server.metrics import Metrics
 from server.responses.store import ResponseStore
 from server.settings import ENGINE_SETTINGS, Settings
+from server.tenants import Tenants
 from server.tokenizer import TextTokenizer, load_tokenizer
 from server.tools import Forms
 
@@ -58,6 +59,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.tenants = Tenants(settings)
         self.documents = Extractor(_limits(settings))
         self.state = State.LOADING
         self.failure: str | None = None
@@ -111,7 +113,7 @@ class Service:
     def _load_model(self) -> Model:
         given = {name: getattr(self.settings, name) for name in ENGINE_SETTINGS}
         config = EngineConfig(**given, kv_bytes=self.settings.kv_bytes or self.settings.host_kv_bytes)
-        engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step)
+        engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step, quota=self.tenants.quota)
         with contextlib.ExitStack() as on_error:
             on_error.callback(engine.stop)
             model = self._around(engine)
@@ -133,7 +135,8 @@ class Service:
         self.incoming = None if folder is None else emptied(folder)
         engine.start()
         self.metrics.watch(engine.stats)
-        wrapped = AsyncEngine(engine, self.metrics, self.settings.event_capacity)
+        capacity, longest = settings.event_capacity, settings.request_seconds
+        wrapped = AsyncEngine(engine, self.metrics, capacity, self.tenants.accounts, longest)
         return Model(wrapped, tokenizer, conversations, description, forms, *kept)
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import sys
@@ -16,11 +17,12 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app
+from server.door import LOOPBACK
+from server.protocol import Protocol
 from server.service import Service, State
 from server.settings import Settings
 
 log = logging.getLogger("cairn")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEEP_CONNECTION_SECONDS = 65  # longer than the 60 s after which usual proxies drop an idle connection
 
 
@@ -55,8 +57,10 @@ def serve(settings: Settings) -> int:
     print(
         f"Cairn on http://{settings.host}:{settings.port}, loading {settings.model_name}", file=sys.stderr, flush=True
     )
-    if settings.host not in LOOPBACK and not settings.api_keys:
+    if settings.host not in LOOPBACK and settings.without_keys:
         log.warning("no API keys are set: whoever reaches %s can use this server", settings.host)
+    # By default it would end the process; other servers read their configuration again.
+    signal.signal(signal.SIGHUP, lambda *_: service.tenants.reload_or_log())
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if service.failure is not None:
@@ -71,7 +75,14 @@ def server_config(settings: Settings, service: Service) -> uvicorn.Config:
         create_app(settings, service),
         host=settings.host,
         port=settings.port,
-        http="h11",  # bounds the size of headers, which httptools does not
+        http=functools.partial(  # type: ignore[arg-type]  # any factory of protocols will do
+            Protocol,
+            max_connections=settings.max_connections,
+            receive_seconds=settings.receive_seconds,
+            count=service.metrics.count_refusal,
+        ),
+        ws="none",
+        h11_max_incomplete_event_size=settings.max_header_bytes,
         log_level="warning" if settings.log_level == "info" and not settings.access_log else settings.log_level,
         access_log=settings.access_log,
         log_config=None,

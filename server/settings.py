@@ -35,9 +35,20 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on", 0, 65535)
     api_keys: tuple[str, ...] = _setting((), "keys that clients may use, separated by commas; none: no key is needed")
+    keys_file: str | None = _setting(None, "file of API keys, made by `cairn keys` (default: no file)")
+    admin_key: str | None = _setting(None, "key for the routes under /admin (default: they do not exist)")
     log_level: str = _setting("info", "critical, error, warning, info or debug")
     access_log: bool = _setting(False, "log each HTTP request")
 
+    allowed_hosts: tuple[str, ...] = _setting((), "names by which the server may be called; * for any")
+    allowed_origins: tuple[str, ...] = _setting((), "web pages that may use the server, as https://host; * for any")
+    docs_page: bool = _setting(True, "serve /docs, /redoc and /openapi.json")
+    log_prompts: bool = _setting(False, "log what clients send, and the words of unexpected errors")
+
+    max_connections: int = _setting(1024, "most connections at once", 1)
+    max_header_bytes: int = _setting(16384, "largest request line and headers together", 1024)
+    receive_seconds: float = _setting(30.0, "time for a request to arrive; a second more for each KiB of it", 0.1)
+    request_seconds: float | None = _setting(None, "longest time that a request may take", 0.001)
     max_body_bytes: int = _setting(64 << 20, "largest request body", 1024)
     max_document_bytes: int = _setting(32 << 20, "largest file that is read into a session", 1)
     max_document_pages: int = _setting(2000, "most pages of a PDF", 1)
@@ -61,6 +72,10 @@ class Settings:
     disk_kv_bytes: int | None = _setting(None, "bytes for keys and values there (default: half of what is free)", 1)
     session_ttl: float | None = _setting(None, "seconds without use after which a session is deleted", 0.001)
     tenant_tokens: int | None = _setting(None, "text tokens that all sessions of a key may hold together", 1)
+    tenant_sessions: int | None = _setting(None, "sessions that a tenant may have", 1)
+    tenant_requests_per_minute: int | None = _setting(None, "requests that a tenant may send in a minute", 1)
+    tenant_tokens_per_minute: int | None = _setting(None, "tokens that a tenant may give and get in a minute", 1)
+    tenant_concurrent_requests: int | None = _setting(None, "requests that a tenant may have running or waiting", 1)
     max_running: int = _setting(16, "requests that run at once", 1)
     max_waiting: int = _setting(256, "requests that may wait; more are refused with 429", 0)
     step_tokens: int = _setting(512, "tokens of one forward pass", 1)
@@ -97,6 +112,11 @@ class Settings:
             raise SettingError("host_kv_bytes: is the same as kv_bytes on a CPU; give one of them")
         if self.disk_kv_bytes is not None and self.disk_kv_path is None:
             raise SettingError("disk_kv_bytes: says how much disk_kv_path may hold; give a folder there")
+
+    @property
+    def without_keys(self) -> bool:
+        """Whether everybody may use the server who reaches it."""
+        return not self.api_keys and self.keys_file is None
 
     @property
     def model_name(self) -> str:

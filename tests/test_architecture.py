@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
     "cache": {"torch", "numpy", "numba", "llvmlite"},
     "engine": {"torch", "numpy", "cache", "transformers", "safetensors", "llvmlite", "numba", "triton"},
     "server": {
-        "engine", "torch", "transformers", "tokenizers", "jinja2", "fastapi", "starlette", "pydantic", "uvicorn",
+        "engine", "torch", "transformers", "tokenizers", "jinja2", "fastapi", "starlette", "pydantic", "uvicorn", "h11",
         "prometheus_client", "pypdf", "llguidance",
     },
     "cairn_client": {"httpx"},

@@ -27,6 +27,7 @@ def exported() -> dict[str, set[str]]:
     metrics.watch(lambda: EngineStats(running=1, waiting=0, sessions={"idle": 1}, tiers=tiers))
     metrics.observe_step(StepReport(phase="decode", queries=1, hits={"device": 1}, moved={"disk": 1}))
     metrics.success.labels("stop").inc()
+    metrics.count_refusal(429, "queue_full")
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     return {sample.name: set(sample.labels) for sample in samples if not sample.name.endswith("_created")}
 

@@ -128,6 +128,7 @@ def allowed(logits: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0
     ({"top_k": 6}, {0, 1, 2, 3, 4, 5}),
     ({"top_k": 1000}, {0, 1, 2, 3, 4, 5}),
     ({"top_p": 1e-9}, {2}),
+    ({"top_p": 5e-324}, {2}),  # 0 in 32 bits
     ({"top_p": 0.60}, {2}),  # token 2 has 0.623
     ({"top_p": 0.65}, {2, 0}),  # and token 0 has 0.229
     ({"top_p": 0.86}, {2, 0, 4}),

@@ -26,6 +26,7 @@ from tests.server.test_sessions import append, chat, count, create, question
 
 TEXT = "The grass is green. The sky is blue. Here we go. There and back again. " * 12
 MORE = "What was green, and what was blue?"
+READY_WITHIN = 90.0  # where kernels are compiled first
 BLOCK = 16
 MIB = 1 << 20
 
@@ -39,7 +40,7 @@ def served(model: Path, **settings: Any) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        eventually(lambda: server.started and service.state is not State.LOADING)
+        eventually(lambda: server.started and service.state is not State.LOADING, READY_WITHIN)
         assert service.state is State.READY, service.failure
         port = server.servers[0].sockets[0].getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:

@@ -38,7 +38,7 @@ def test_while_loading_only_probes_are_answered() -> None:
 
     async def statuses() -> dict[str, httpx.Response]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             paths = ("/health", "/ready", "/version", "/v1/models", "/metrics", "/docs")
             return {path: await client.get(path) for path in paths}
 

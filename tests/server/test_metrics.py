@@ -25,6 +25,7 @@ COUNTERS = {
     "request_success",
     "retrieval_block_hits",
     "retrieval_audit_seconds",
+    "requests_refused",
 }
 GAUGES = {
     "num_requests_running",
