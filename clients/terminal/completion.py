@@ -24,7 +24,7 @@ def script(shell: str) -> str:
     """What the shell is to read."""
     from argcomplete.shell_integration import shellcode
 
-    return str(shellcode(["cairn"], shell=shell))
+    return str(shellcode(["cairn"], True, shell))
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
