@@ -14,7 +14,7 @@ import pytest
 from cairn_client import Cairn
 
 from clients.terminal.completion import script
-from clients.terminal.parser import build
+from clients.terminal.parser import SERVER_COMMANDS, build
 from tests.clients.conftest import ROOT
 from tests.clients.terminal.conftest import CAIRN, Run
 
@@ -29,7 +29,7 @@ def parsers(parser: argparse.ArgumentParser, name: str = "cairn") -> dict[str, a
     return found
 
 
-OURS = {name: parser for name, parser in parsers(build()).items() if name.split()[-1] not in ("serve", "check")}
+OURS = {name: parser for name, parser in parsers(build()).items() if name.split()[-1] not in SERVER_COMMANDS}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -86,6 +86,8 @@ def test_a_wrong_key(run: Run, key: str, hint: str) -> None:
 
 
 def test_the_servers_own_commands(program: Run) -> None:
+    listed = subprocess.run([sys.executable, "-m", "server", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert f"{{{','.join(SERVER_COMMANDS)}}}" in listed.stdout
     assert "--disk-kv-path" in program("serve", "--help").stdout
     refused = program("serve", "--model", "nowhere")
     assert refused.returncode == 2
@@ -107,6 +109,8 @@ def test_a_script_for_each_shell(shell: str) -> None:
         ("cairn s", {"serve ", "sessions "}),
         ("cairn sessions re", {"rewind "}),
         ("cairn serve --disk", {"--disk-kv-path", "--disk-kv-bytes"}),
+        ("cairn keys ", {"create", "list", "revoke", "limit"}),
+        ("cairn keys create --da", {"--days"}),
         ("cairn bench --cl", {"--clients "}),
     ],
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cairn_client import Cairn
 
-from tests.clients.conftest import Needs
 from tests.clients.terminal.conftest import Run
 
 TEXT = "The grass is green, the sky is blue, and the sun is yellow. "
@@ -69,8 +68,7 @@ def test_turns_and_rewind(run: Run, cairn: Cairn) -> None:
     assert run("sessions", "rewind", session.id, "--turn", "7").returncode == 4
 
 
-def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) -> None:
-    needs("export")
+def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path) -> None:
     session = cairn.sessions.create()
     cairn.sessions.append(session, TEXT)
     exported = run("sessions", "export", session.id)
@@ -81,8 +79,7 @@ def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) ->
     assert run("sessions", "import", "nothing").returncode == 1
 
 
-def test_search(run: Run, cairn: Cairn, needs: Needs) -> None:
-    needs("search")
+def test_search(run: Run, cairn: Cairn) -> None:
     session = cairn.sessions.create()
     cairn.sessions.append(session, TEXT * 20)
     assert "of attention, tokens" in run("sessions", "search", session.id, "What is green?").stdout
