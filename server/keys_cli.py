@@ -48,7 +48,8 @@ def run(given: Given) -> int:
     }
     try:
         path = _path(given)
-        changed = actions[given["action"]](read_keys(path) if path.exists() else KeysFile(), given)
+        begins = given["action"] in ("create", "limit") and not path.exists()
+        changed = actions[given["action"]](KeysFile() if begins else read_keys(path), given)
         if changed is not None:
             write_keys(path, changed)
     except (KeysError, OSError) as error:
