@@ -42,6 +42,8 @@ def test_help_shows_examples(name: str) -> None:
 
 def test_the_documentation_tells_every_command_and_option() -> None:
     told = (ROOT / "docs" / "cli.md").read_text()
+    for name in SERVER_COMMANDS:
+        assert f"`cairn {name}`" in told
     for name, parser in OURS.items():
         assert f"`{name}" in told
         for option in parser._option_string_actions:
@@ -92,6 +94,7 @@ def test_the_servers_own_commands(program: Run) -> None:
     refused = program("serve", "--model", "nowhere")
     assert refused.returncode == 2
     assert "cairn: model: there is no folder nowhere" in refused.stderr
+    assert program("keys", "create", "acme", "--keys-file", "keys.json").stdout.startswith("cairn_")
 
 
 def test_the_version(run: Run) -> None:
