@@ -1,6 +1,6 @@
 """From the command line to an exit code. Imports what a command needs when it is given: `cairn --help` is quick.
 
-`serve` and `check` are the server's: its own program is run in this process, with its own arguments. Nothing of the
+`serve`, `keys` and `check` are the server's: its own program is run in this process, with its own arguments. Nothing of the
 server is imported here, and where it is not installed everything else works.
 """
 

@@ -1,6 +1,6 @@
 """Tab: a script for the shell, which asks this program what may come next.
 
-Knows how the server's own commands tell their options: by their help.
+Knows how the server's own commands tell their actions and options: by their help.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from clients.terminal.exits import OK
 from clients.terminal.parser import SERVER_COMMANDS
 
 OPTION = re.compile(r"^  (--[a-z][a-z-]*)", re.MULTILINE)
+ACTIONS = re.compile(r"^  \{([a-z,]+)\}$", re.MULTILINE)
 PATIENCE = 1.0  # seconds that Tab may take to ask a server
 
 
@@ -31,9 +32,9 @@ def complete(parser: argparse.ArgumentParser) -> None:
         return
     import argcomplete
 
-    words = os.environ.get("COMP_LINE", "").split()
-    if len(words) > 1 and words[1] in SERVER_COMMANDS:
-        _add_options(parser, words[1])
+    words = os.environ.get("COMP_LINE", "").split()[1:]
+    if words and words[0] in SERVER_COMMANDS:
+        _add_arguments(parser, words)
     argcomplete.autocomplete(parser)
 
 
@@ -49,9 +50,18 @@ def session_ids(parsed_args: argparse.Namespace, **_: object) -> list[str]:
         return []
 
 
-def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
-    """Give the stub of a server's command the options that its own help tells."""
-    run = subprocess.run([sys.executable, "-m", "server", command, "--help"], capture_output=True, text=True)
+def _add_arguments(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Give the stub of a server's command the actions and options that its own help tells."""
     [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for option in OPTION.findall(run.stdout) if run.returncode == OK else ():
-        commands.choices[command].add_argument(option)
+    stub, told = commands.choices[words[0]], _help(words[0])
+    if listed := ACTIONS.search(told):
+        actions = listed[1].split(",")
+        stub.add_argument("action", choices=actions)
+        told = _help(*words[:2]) if words[1:] and words[1] in actions else ""
+    for option in OPTION.findall(told):
+        stub.add_argument(option)
+
+
+def _help(*words: str) -> str:
+    run = subprocess.run([sys.executable, "-m", "server", *words, "--help"], capture_output=True, text=True)
+    return run.stdout if run.returncode == OK else ""

@@ -9,7 +9,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-SERVER_COMMANDS = {"serve": "serve a model over HTTP", "check": "verify a folder of stored sessions"}
+SERVER_COMMANDS = {
+    "serve": "serve a model over HTTP",
+    "keys": "make, list and revoke API keys, and set tenants' limits",
+    "check": "verify a folder of stored sessions",
+}
 ABOUT = "Cairn: an inference server whose KV cache is a searchable memory, and what to use it with."
 EXITS = """exit codes:
   0  done                     3  no server is ready at that address

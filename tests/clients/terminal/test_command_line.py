@@ -14,7 +14,7 @@ import pytest
 from cairn_client import Cairn
 
 from clients.terminal.completion import script
-from clients.terminal.parser import build
+from clients.terminal.parser import SERVER_COMMANDS, build
 from tests.clients.conftest import ROOT
 from tests.clients.terminal.conftest import CAIRN, Run
 
@@ -29,7 +29,7 @@ def parsers(parser: argparse.ArgumentParser, name: str = "cairn") -> dict[str, a
     return found
 
 
-OURS = {name: parser for name, parser in parsers(build()).items() if name.split()[-1] not in ("serve", "check")}
+OURS = {name: parser for name, parser in parsers(build()).items() if name.split()[-1] not in SERVER_COMMANDS}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -92,6 +92,20 @@ def test_the_servers_own_commands(program: Run) -> None:
     assert "cairn: model: there is no folder nowhere" in refused.stderr
 
 
+def test_keys_are_made_by_the_same_command(program: Run, tmp_path: Path) -> None:
+    made = program("keys", "create", "acme", "--keys-file", "keys.json")
+    assert (made.returncode, len(made.stdout.split())) == (0, 1)
+    assert "acme" in program("keys", "list", "--keys-file", "keys.json").stdout
+    assert made.stdout.strip() not in (tmp_path / "keys.json").read_text()
+
+
+def test_the_servers_commands_are_all_known() -> None:
+    asked = subprocess.run([sys.executable, "-m", "server", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert set(asked.stdout.split("{")[1].split("}")[0].split(",")) == set(SERVER_COMMANDS)
+    told = (ROOT / "docs" / "cli.md").read_text()
+    assert all(f"`cairn {name}`" in told for name in SERVER_COMMANDS)
+
+
 def test_the_version(run: Run) -> None:
     assert run("--version").stdout.startswith("cairn 0.")
 
@@ -108,6 +122,8 @@ def test_a_script_for_each_shell(shell: str) -> None:
         ("cairn sessions re", {"rewind "}),
         ("cairn serve --disk", {"--disk-kv-path", "--disk-kv-bytes"}),
         ("cairn bench --cl", {"--clients "}),
+        ("cairn keys ", {"create", "list", "revoke", "limit"}),
+        ("cairn keys create --r", {"--role"}),
     ],
 )
 def test_tab(environment: dict[str, str], tmp_path: Path, line: str, expected: set[str]) -> None:
