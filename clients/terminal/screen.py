@@ -6,6 +6,7 @@ Whatever a server sends is shown and never obeyed: control characters do not rea
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Sequence
 
 from cairn_client import Passage, Session, Turn
@@ -28,8 +29,12 @@ def notes() -> Console:
 
 
 def harmless(text: str) -> str:
-    """`text` without what a terminal would obey; lines and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" if ord(c) == 27 else "" for c in text)
+    """`text` without what a terminal would obey; lines, tabs, every kind of space and what joins letters stay."""
+    return "".join(c if c.isprintable() or _stays(c) else "\ufffd" if ord(c) == 27 else "" for c in text)
+
+
+def _stays(character: str) -> bool:
+    return character in "\n\t\u200c\u200d" or unicodedata.category(character) == "Zs"
 
 
 def one_line(text: str, most: int) -> str:

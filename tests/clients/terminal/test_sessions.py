@@ -57,6 +57,13 @@ def test_a_text_can_not_command_the_terminal(run: Run, cairn: Cairn) -> None:
     assert "bell\ttab\n" in shown
 
 
+def test_spaces_of_every_kind_stay(run: Run, cairn: Cairn) -> None:
+    text = "10\u00a0000\u202fF, \u6771\u4eac\u3000\u5927\u962a, \u0645\u06cc\u200c\u0634\u0648\u062f."
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, text)
+    assert run("sessions", "show", session.id, "--text").stdout == text + "\n"
+
+
 def test_turns_and_rewind(run: Run, cairn: Cairn) -> None:
     session = cairn.sessions.create()
     cairn.sessions.append(session, TEXT)
