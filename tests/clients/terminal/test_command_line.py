@@ -60,7 +60,17 @@ def test_help_is_quick() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("nonsense",), ("ask", "file"), ("sessions",), ("bench", "--clients", "0"), ("sessions", "rewind", "x")],
+    [
+        (),
+        ("nonsense",),
+        ("ask", "file"),
+        ("sessions",),
+        ("bench", "--clients", "0"),
+        ("sessions", "rewind", "x"),
+        ("ask", "file", " "),
+        ("ask", "file", "why", "--temperature", "nan"),
+        ("ask", "file", "why", "--seed", "1" * 20),
+    ],
 )
 def test_a_wrong_command_line(run: Run, arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
