@@ -178,8 +178,9 @@ class SessionFile:
     def _look(self, path: Path) -> None:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-        if size > MOST_HEADER:
-            raise InvalidSessionFile(f"the file's header would take {size} bytes, the limit is {MOST_HEADER}")
+            begins = file.read(1)
+        if size > MOST_HEADER or begins != b"{":
+            raise InvalidSessionFile("the file is no session file: it does not begin as what an export writes")
 
     def _shape(self, name: str) -> list[int]:
         shape: list[int] = self._file.get_slice(name).get_shape()

@@ -78,6 +78,8 @@ def test_a_damaged_file_is_refused(either: Cairn, tmp_path: Path) -> None:
         either.sessions.import_from(b"no session at all")
     with pytest.raises(FileNotFoundError):
         either.sessions.import_from(tmp_path / "nothing.cairn")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        either.sessions.export(either.sessions.create(), tmp_path / "nowhere" / "session.cairn")
 
 
 def test_searching_changes_nothing(either: Cairn) -> None:

@@ -78,6 +78,7 @@ def test_control_c_stops_an_answer_and_keeps_the_session(terminal: Start, cairn:
     assert 20 < cairn.sessions.get(session).tokens < 9000
     screen.say("/quit\r")
     assert screen.end() == 0
+    assert " · 0 tokens" not in screen.shown.split("keeps what was said")[1]
 
 
 def test_the_choice_of_a_session(terminal: Start, cairn: Cairn) -> None:
