@@ -11,8 +11,8 @@ from typing import Any
 
 SERVER_COMMANDS = {
     "serve": "serve a model over HTTP",
-    "keys": "make, list and revoke API keys",
     "check": "verify a folder of stored sessions",
+    "keys": "make, list and revoke API keys",
 }
 ABOUT = "Cairn: an inference server whose KV cache is a searchable memory, and what to use it with."
 EXITS = """exit codes:
