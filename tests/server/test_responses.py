@@ -48,7 +48,7 @@ def by_chat(client: httpx.Client, *contents: str, system: str | None = None) -> 
 
 
 def sessions(client: httpx.Client) -> set[str]:
-    return {each["id"] for each in client.get("/v1/sessions").json()["data"]}
+    return {each["id"] for each in client.get("/v1/sessions", params={"limit": 100}).json()["data"]}
 
 
 @pytest.fixture
