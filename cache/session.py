@@ -152,20 +152,26 @@ class Session:
         Raises:
             OutOfBlocks: it holds those that there was room for
         """
-        for block, entry in zip(units, entries, strict=True):
-            number = len(self.blocks)
-            digest = self._hash(number)
-            slot = self.store.known(digest)
-            if slot is None:
-                slot = self.store.allocate()
-                self.store.fill(slot, block)
-                slot = self.store.seal(slot, digest, entry if self.store.archive else entry[:0])
-            self.blocks.append(slot)
-            self._table[number] = slot
-            self.hashes.append(digest)
+        first = len(self.blocks)
+        try:
+            for block, entry in zip(units, entries, strict=True):
+                self._take_in(block, entry)
+        finally:
+            self._unpack(entries[: len(self.blocks) - first])
             self.computed = len(self.blocks) * self.layout.text_per_block
-            self._unpack(entry[None])
-        self.store.balance()
+            self.store.balance()
+
+    def _take_in(self, units: Bytes, entry: Bytes) -> None:
+        number = len(self.blocks)
+        digest = self._hash(number)
+        slot = self.store.known(digest)
+        if slot is None:
+            slot = self.store.allocate()
+            self.store.fill(slot, units)
+            slot = self.store.seal(slot, digest, entry if self.store.archive else entry[:0])
+        self.blocks.append(slot)
+        self._table[number] = slot
+        self.hashes.append(digest)
 
     def park(self) -> None:
         """Leave the indexes to the disk."""

@@ -112,7 +112,7 @@ def score(sequence: Sequence, logits: Tensor, hidden: list[int]) -> Scored:
     session, alternatives = sequence.session, sequence.generation.sampling.prompt_logprobs
     assert alternatives is not None
     start, first = session.computed - len(logits), sequence.scored  # what was lost and is computed again was told
-    sequence.scored = min(session.computed, sequence.prompt - 1)
+    sequence.scored = max(first, session.computed)
     logits = logits.index_fill(1, torch.tensor(hidden, dtype=torch.int64, device=logits.device), -torch.inf)
     rows = zip(session.tokens[first + 1 : sequence.scored + 1], logits[first - start :], strict=False)
     scored = [told(0, token, row, alternatives) for token, row in rows]

@@ -178,8 +178,9 @@ class SessionFile:
     def _look(self, path: Path) -> None:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-        if size > MOST_HEADER:
-            raise InvalidSessionFile(f"the file's header would take {size} bytes, the limit is {MOST_HEADER}")
+            begins = file.read(1)
+        if size > MOST_HEADER or begins != b"{":
+            raise InvalidSessionFile("the file is no session file: it does not begin as what an export writes")
 
     def _shape(self, name: str) -> list[int]:
         shape: list[int] = self._file.get_slice(name).get_shape()
@@ -233,14 +234,13 @@ class SessionFile:
             for number, (block, entry) in enumerate(zip(units, entries, strict=True), first):
                 if (checksum(number, block.data), checksum(number, entry.data)) != tuple(sums[number].tolist()):
                     raise InvalidSessionFile(f"block {number} has a wrong checksum, the file is damaged", number)
+            if not torch.from_numpy(units).view(layout.dtype).isfinite().all():
+                raise InvalidSessionFile(f"blocks from {first} on hold what is no number", first)
 
     def blocks(self) -> Iterator[tuple[int, Bytes, Bytes]]:
         """Some blocks at a time: the first's number, keys and values, and entries, as Session.take_in has them."""
         blocks, landmarks = self._file.get_slice("blocks"), self._file.get_slice("landmarks")
         for first in range(0, self.count, TOGETHER):
             last = min(first + TOGETHER, self.count)
-            values = blocks[first:last]
-            if not values.isfinite().all():
-                raise InvalidSessionFile(f"blocks {first} to {last - 1} hold what is no number", first)
-            units = values.flatten(3).contiguous().view(torch.uint8).numpy()
+            units = blocks[first:last].flatten(3).contiguous().view(torch.uint8).numpy()
             yield first, units, landmarks[first:last].numpy()

@@ -1,4 +1,4 @@
-"""`python -m server serve` and `check`: what the command `cairn` runs for them."""
+"""`python -m server serve`, `keys` and `check`: what the command `cairn` runs for them."""
 
 from server.cli import main
 

@@ -18,11 +18,13 @@ from server.keys import Key, KeysError, KeysFile, Limits, TenantEntry, hash_of, 
 from server.settings import read_settings
 
 Given = Mapping[str, Any]
+ABOUT = """Make, list and revoke keys, and set tenants' limits, in the file that `cairn serve --keys-file` reads. \
+A key is shown once, when it is made: the file holds its hash."""
 
 
 def add(commands: Any) -> None:
     """The command's arguments."""
-    keys = commands.add_parser("keys", help="make, list and revoke API keys", description=__doc__)
+    keys = commands.add_parser("keys", help="make, list and revoke API keys", description=ABOUT)
     actions = keys.add_subparsers(dest="action", required=True)
     create = _action(actions, "create", "make a key and print it, once")
     create.add_argument("tenant", nargs="?", help="whose key; several keys of a tenant share its sessions and limits")
@@ -48,7 +50,8 @@ def run(given: Given) -> int:
     }
     try:
         path = _path(given)
-        changed = actions[given["action"]](read_keys(path) if path.exists() else KeysFile(), given)
+        begins = given["action"] in ("create", "limit") and not path.exists()
+        changed = actions[given["action"]](KeysFile() if begins else read_keys(path), given)
         if changed is not None:
             write_keys(path, changed)
     except (KeysError, OSError) as error:

@@ -1,7 +1,7 @@
 """What clients send: every field is honoured, or refused by name. Knows no engine and no text.
 
 A parameter of OpenAI's that this server cannot honour is accepted only in the form that asks for nothing
-(`tools: []`, `response_format: {"type": "text"}`); fields in no model here are refused.
+(`modalities: ["text"]`, `verbosity: "medium"`); fields in no model here are refused.
 """
 
 from __future__ import annotations
@@ -119,10 +119,6 @@ class Message(Wire):
 class StreamOptions(Wire):
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
-
-
-class TextFormat(Wire):
-    type: Literal["text"]
 
 
 class RetrievalOptions(Wire):

@@ -1,6 +1,6 @@
 """The command `cairn`: chat with a server, ask about a file, look after sessions, measure; all of it over HTTP.
 
-cli.py         from the command line to an exit code; hands `serve` and `check` over to the server's own command line
+cli.py         from the command line to an exit code; hands `serve`, `keys` and `check` over to the server
 parser.py      arguments, and the help that teaches them; completion.py  Tab in bash, zsh and fish
 exits.py       exit codes; connecting.py  the client that the options ask for
 screen.py      what is printed: tables, passages, text that a terminal must not obey; reading.py  progress of long work

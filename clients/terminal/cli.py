@@ -1,7 +1,7 @@
 """From the command line to an exit code. Imports what a command needs when it is given: `cairn --help` is quick.
 
-`serve`, `keys` and `check` are the server's: its own program is run in this process, with its own arguments. Nothing of the
-server is imported here, and where it is not installed everything else works.
+`serve`, `check` and `keys` are the server's: its own program is run in this process, with its own arguments. Nothing of
+the server is imported here, and where it is not installed everything else works.
 """
 
 from __future__ import annotations

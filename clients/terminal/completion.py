@@ -6,15 +6,17 @@ Knows how the server's own commands tell their options: by their help.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
-from clients.terminal.exits import OK
 from clients.terminal.parser import SERVER_COMMANDS
 
 OPTION = re.compile(r"^  (--[a-z][a-z-]*)", re.MULTILINE)
+BELOW = re.compile(r"^  \{([a-z,-]+)\}$", re.MULTILINE)
 PATIENCE = 1.0  # seconds that Tab may take to ask a server
 
 
@@ -22,7 +24,7 @@ def script(shell: str) -> str:
     """What the shell is to read."""
     from argcomplete.shell_integration import shellcode
 
-    return str(shellcode(["cairn"], shell=shell))
+    return str(shellcode(["cairn"], True, shell))
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,8 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
     words = os.environ.get("COMP_LINE", "").split()
     if len(words) > 1 and words[1] in SERVER_COMMANDS:
-        _add_options(parser, words[1])
+        line = os.environ["COMP_LINE"]
+        _add_options(parser, words[1:] if line.endswith(" ") else words[1:-1] or words[1:])
     argcomplete.autocomplete(parser)
 
 
@@ -49,9 +52,20 @@ def session_ids(parsed_args: argparse.Namespace, **_: object) -> list[str]:
         return []
 
 
-def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
-    """Give the stub of a server's command the options that its own help tells."""
-    run = subprocess.run([sys.executable, "-m", "server", command, "--help"], capture_output=True, text=True)
+def _add_options(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Give the stub of a server's command what its own help tells: options, and commands below it."""
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    help_of = [sys.executable, "-m", "server", *named, "--help"]
+    told = subprocess.run(help_of, capture_output=True, text=True, check=False).stdout
     [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for option in OPTION.findall(run.stdout) if run.returncode == OK else ():
-        commands.choices[command].add_argument(option)
+    stub = commands.choices[words[0]]
+    for option in OPTION.findall(told):
+        stub.add_argument(option)
+    below = [name for names in BELOW.findall(told) for name in names.split(",")]
+    rest = stub.add_argument("rest", nargs="*")
+    rest.completer = _one_of(below)  # argcomplete looks for it
+
+
+def _one_of(names: list[str]) -> Callable[..., list[str]]:
+    """A completer of these names, for argcomplete."""
+    return lambda **_: names

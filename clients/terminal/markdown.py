@@ -35,9 +35,11 @@ class Writing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
-        if self._open.strip():
-            self._console.print(Markdown(self._open), soft_wrap=False)
+        try:
+            self._live.stop()
+        finally:  # Ctrl-C may come just here: what was drawn is wiped away, what was said must stay
+            if self._open.strip():
+                self._console.print(Markdown(self._open), soft_wrap=False)
 
     def waiting(self, told: str) -> None:
         """Say what happens before the first piece."""

@@ -11,8 +11,8 @@ from typing import Any
 
 SERVER_COMMANDS = {
     "serve": "serve a model over HTTP",
-    "keys": "make, list and revoke API keys",
     "check": "verify a folder of stored sessions",
+    "keys": "make, list and revoke API keys",
 }
 ABOUT = "Cairn: an inference server whose KV cache is a searchable memory, and what to use it with."
 EXITS = """exit codes:
@@ -35,6 +35,11 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER:  # commands are indented further, which is not counted there
+            self._action_max_length += self._indent_increment
 
 
 def build() -> argparse.ArgumentParser:
@@ -94,6 +99,20 @@ def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
     return number
 
 
+def temperature(value: str) -> float:
+    """From 0 to 2, said before anything long begins."""
+    if not 0 <= float(value) <= 2:
+        raise argparse.ArgumentTypeError("must lie between 0 and 2")
+    return float(value)
+
+
+def words(value: str) -> str:
+    """A text that says something."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
 # -- chat and ask --------------------------------------------------------------------------------------------
 
 CHAT = """\
@@ -127,27 +146,29 @@ def _chat(commands: Any) -> None:
     parser.add_argument("--new", action="store_true", help="begin a new session without asking")
     parser.add_argument("--plain", action="store_true", help="print answers as they come, without rendering Markdown")
     parser.add_argument("--passages", type=whole(1, 100), default=5, metavar="N", help="how many /passages shows (5)")
-    _sampling(parser, temperature=None)
+    _sampling(parser, usual=None)
 
 
 def _ask(commands: Any) -> None:
     parser = command(commands, "ask", "ask a question about a file", ASK)
     parser.add_argument("file", metavar="FILE", help="text, Markdown, HTML or PDF; - reads standard input")
-    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("question", metavar="QUESTION", type=words, help="what to ask, in quotes")
     told: dict[str, Any] = {"nargs": "?", "const": 5, "default": 0, "type": whole(1, 100), "metavar": "N"}
     parser.add_argument("--passages", help="show the passages that the answer read most (5)", **told)
     parser.add_argument("--json", action="store_true", help="print the answer and all about it as JSON")
     parser.add_argument("--again", action="store_true", help="read the file again, even if a session holds it")
     parser.add_argument("--keep", action="store_true", help="keep the session of this question, to go on in it")
-    _sampling(parser, temperature=0.0)
+    _sampling(parser, usual=0.0)
 
 
-def _sampling(parser: argparse.ArgumentParser, temperature: float | None) -> None:
+def _sampling(parser: argparse.ArgumentParser, usual: float | None) -> None:
     group = parser.add_argument_group("answers")
-    shown = "the server's" if temperature is None else f"{temperature:g}"
-    group.add_argument("--temperature", type=float, default=temperature, metavar="T", help=f"0 to 2 (default: {shown})")
+    shown = "the server's" if usual is None else f"{usual:g}"
+    group.add_argument("--temperature", type=temperature, default=usual, metavar="T", help=f"0 to 2 (default: {shown})")
     group.add_argument("--max-tokens", type=whole(1), metavar="N", help="the longest answer (default: the server's)")
-    group.add_argument("--seed", type=int, metavar="N", help="makes what is drawn at a temperature repeatable")
+    group.add_argument(
+        "--seed", type=whole(-(2**63), 2**63 - 1), metavar="N", help="makes what is drawn at a temperature repeatable"
+    )
 
 
 def session_argument(parser: argparse.ArgumentParser, text: str = "its id", **more: Any) -> None:
@@ -189,7 +210,7 @@ def _lists(kinds: Any) -> None:
     about = "find what the model reads most for a query"
     found = command(kinds, "search", about, '  cairn sessions search ID "the bridge" --passages 3')
     session_argument(found)
-    found.add_argument("query", metavar="QUERY")
+    found.add_argument("query", metavar="QUERY", type=words, help="what to look for, in quotes")
     found.add_argument("--passages", type=whole(1, 100), default=5, metavar="N", help="how many (default: 5)")
     for each in (listed, shown, found):
         each.add_argument("--json", action="store_true", help="print JSON")

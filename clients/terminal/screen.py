@@ -6,11 +6,11 @@ Whatever a server sends is shown and never obeyed: control characters do not rea
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Sequence
 
 from cairn_client import Passage, Session, Turn
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,8 +28,12 @@ def notes() -> Console:
 
 
 def harmless(text: str) -> str:
-    """`text` without what a terminal would obey; lines and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" if ord(c) == 27 else "" for c in text)
+    """`text` without what a terminal would obey; lines, tabs, every kind of space and what joins letters stay."""
+    return "".join(c if c.isprintable() or _stays(c) else "\ufffd" if ord(c) == 27 else "" for c in text)
+
+
+def _stays(character: str) -> bool:
+    return character in "\n\t\u200c\u200d" or unicodedata.category(character) == "Zs"
 
 
 def one_line(text: str, most: int) -> str:
@@ -38,34 +42,34 @@ def one_line(text: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere lines of fields with tabs between them, without a head."""
+def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
+    """A table on a terminal; elsewhere lines of fields with tabs between them, without a head, for programs."""
     if not console.is_terminal:
         for row in rows:
-            print("\t".join(row))  # rich would make spaces of the tabs
+            print("\t".join(map(str, row)))  # rich would make spaces of the tabs
         return
     shown = Table(box=None, header_style="dim", pad_edge=False)
-    for name in columns:
-        numeric = name in ("tokens", "#", "share")
+    for at, name in enumerate(columns):
+        numeric = any(isinstance(row[at], int) for row in rows)
         shown.add_column(name, justify="right" if numeric else "left", no_wrap=name == "id")
     for row in rows:
-        shown.add_row(*(Text(field) for field in row))
+        shown.add_row(*(Text(f"{field:,}" if isinstance(field, int) else field) for field in row))
     console.print(shown, soft_wrap=False)
 
 
-def session_row(session: Session) -> list[str]:
+def session_row(session: Session) -> list[str | int]:
     """Id, tokens, when it was used, what else is to be said."""
     said = [word for word, is_so in (("pinned", session.pinned), ("busy", session.busy)) if is_so]
     said += [f"fork of {session.parent}"] if session.parent else []
-    return [session.id, f"{session.tokens:,}", age(session.used), ", ".join(said)]
+    return [session.id, session.tokens, age(session.used), ", ".join(said)]
 
 
 SESSION_COLUMNS = ("id", "tokens", "used", "")
 
 
-def turn_row(turn: Turn) -> list[str]:
+def turn_row(turn: Turn) -> list[str | int]:
     given, generated = turn.answer_token - turn.start_token, turn.end_token - turn.answer_token
-    return [str(turn.index), f"{turn.start_token:,}", f"{given:,}", f"{generated:,}"]
+    return [turn.index, turn.start_token, given, generated]
 
 
 TURN_COLUMNS = ("#", "from token", "read", "generated")
@@ -77,7 +81,10 @@ def passages(console: Console, found: Sequence[Passage]) -> None:
         place = f"tokens {passage.start_token:,} to {passage.end_token:,}{_source(passage)}"
         head = Text.assemble((f"{number:2}. ", "cyan"), (f"{passage.share:.1%}", "bold"), f" of attention, {place}")
         console.print(head)
-        console.print(Padding(Text(one_line(passage.text, EXCERPT), style="dim"), (0, 0, 0, 4)), soft_wrap=False)
+        text = Text(one_line(passage.text, EXCERPT), style="dim")
+        for line in text.wrap(console, console.width - 4) if console.is_terminal else [text]:
+            line.rstrip()
+            console.print(Text("    ").append_text(line))
     if not found:
         console.print("No passages: the text is so short that all of it is always read.")
 

@@ -127,6 +127,7 @@ async def _fork(model: Model, previous: Stored) -> Place | None:
             provisional = partial(Engine.change_session, pinned=False, ttl=PROVISIONAL_SECONDS)
             await model.engine.call(provisional, info.id, previous.tenant)
             if info.tokens >= previous.tokens and await _begins(model, info.id, previous):
+                await asyncio.to_thread(model.library.fork, previous.tenant, previous.session, info.id)
                 return Place(previous.tenant, info.id, previous.tokens)
             await forget(model, info.id, previous.tenant)  # who owns it has changed it
             return None

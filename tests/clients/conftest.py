@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-import httpx
 import pytest
 from cairn_client import AsyncCairn, AsyncStream, Cairn
 
@@ -29,23 +28,6 @@ def url(start: Start, tiny_folder: Path) -> Iterator[str]:
     """The address of a server with a random model, which wants `KEY`."""
     with start(tiny_folder, api_keys=KEY, keepalive_seconds=0.02, step_tokens=2048) as (client, _):
         yield str(client.base_url).rstrip("/")
-
-
-Needs = Callable[[str], None]
-
-
-@pytest.fixture(scope="session")
-def needs(url: str) -> Needs:
-    """Skips a test of a part of the API that this server does not have."""
-    paths = httpx.get(f"{url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False).json()[
-        "paths"
-    ]
-
-    def part(name: str) -> None:
-        if not any(path.endswith(f"/{name}") for path in paths):
-            pytest.skip(f"this server has no {name}")
-
-    return part
 
 
 @pytest.fixture

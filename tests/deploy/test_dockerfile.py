@@ -169,7 +169,7 @@ def test_what_is_copied_serves_and_passes_the_health_check(tmp_path: Path) -> No
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(serve, cwd=tmp_path, env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # kernels are compiled first
         while subprocess.run(check, capture_output=True, check=False).returncode != 0:
             assert server.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()

@@ -22,7 +22,7 @@ from engine import (
     SessionTooLong,
     Told,
 )
-from engine.session_file import text_checksum
+from engine.session_file import checksum, text_checksum
 from tests.engine.durable import Durable
 from tests.engine.running import Running, running
 from tests.models import LANDMARK, random_tokens, save_model
@@ -255,6 +255,16 @@ def test_what_makes_no_sense_is_refused(run: Running, told: Path, tmp_path: Path
     named = [info.id for info in run.engine.list_sessions("")]
     assert len(named) == 1
     run.check()
+
+
+def test_what_is_no_number_is_refused(run: Running, told: Path, tmp_path: Path) -> None:
+    """Also with a right checksum: it would make every later answer no number, too."""
+    blocks = load_file(told)["blocks"]
+    blocks[3, 0, 0, 0, 0, 0] = torch.nan
+    sums = load_file(told)["checksums"].to(torch.int64)
+    sums[3, 0] = checksum(3, blocks[3].flatten().view(torch.uint8).numpy().tobytes())
+    with pytest.raises(InvalidSessionFile, match="no number"):
+        take(run, changed(told, tmp_path / "wrong", blocks=blocks, checksums=sums.to(torch.uint32)))
 
 
 def test_a_damaged_block_is_named(run: Running, told: Path) -> None:

@@ -23,6 +23,7 @@ SAMPLING: dict[str, tuple[list[Any], list[Any]]] = {  # refused and taken values
     "repetition_penalty": ([0.0, -1.0, 10.1, NAN], [0.01, 10.0]),
     "seed": ([1 << 63, -(1 << 63) - 1], [None, 0, -(1 << 63), (1 << 63) - 1]),
     "logprobs": ([-1, 21], [None, 0, 20]),
+    "prompt_logprobs": ([-1, 21], [None, 0, 20]),
     "logit_bias": ([{1: 100.1}, {1: -100.1}, {1: NAN}], [{}, {1: 100.0, 2: -100.0}]),
 }
 RETRIEVAL: dict[str, tuple[list[Any], list[Any]]] = {

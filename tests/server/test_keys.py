@@ -79,6 +79,8 @@ def test_a_revoked_key_is_gone_and_others_stay(file: Path, capsys: pytest.Captur
         (("create", "acme", "--role", "admin"), "others have none"),
         (("create", "Bad Name"), "pattern"),
         (("limit", "acme", "--sessions", "-1"), "greater than or equal to 0"),
+        (("list",), "No such file"),
+        (("revoke", "000000000000"), "No such file"),
     ],
 )
 def test_what_cannot_be_is_said(

@@ -72,8 +72,8 @@ def engine(tiny_folder: Path) -> Iterator[Engine]:
     made.stop()
 
 
-def generation(prompt: int, tokens: int, n: int = 1, name: str = "a") -> Generation:
-    sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+def generation(prompt: int, tokens: int, n: int = 1, name: str = "a", ends: tuple[int, ...] = ()) -> Generation:
+    sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, stop_token_ids=ends)
     return Generation(name, tuple(range(10, 10 + prompt)), sampling, tenant="t", n=n)
 
 
@@ -92,6 +92,7 @@ def charged(engine: Engine, *generations: Generation, stop_after: int | None = N
                 await stream.next()
                 read += 1
                 if stop_after is not None and read == stop_after + 1:  # the first event is progress
+                    await asyncio.sleep(0.1)  # the engine is ahead
                     stream.cut(0, 0)
         while engine.stats().running or engine.stats().waiting:
             await asyncio.sleep(0.01)
@@ -109,6 +110,8 @@ def test_what_is_charged_is_what_was_used(engine: Engine) -> None:
     assert charged(engine, generation(20, 7, n=2)) == 34, "a prompt counts once"
     assert charged(engine, generation(20, 7), generation(5, 3, name="b")) == 35
     assert charged(engine, generation(20, 0)) == 20
+    everything = tuple(range(engine.description.vocab_size))
+    assert charged(engine, generation(20, 7, ends=everything)) == 21, "what was reserved and not used is given back"
 
 
 def test_who_leaves_pays_for_what_was_computed(engine: Engine) -> None:

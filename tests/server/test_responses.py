@@ -48,7 +48,7 @@ def by_chat(client: httpx.Client, *contents: str, system: str | None = None) -> 
 
 
 def sessions(client: httpx.Client) -> set[str]:
-    return {each["id"] for each in client.get("/v1/sessions").json()["data"]}
+    return {each["id"] for each in client.get("/v1/sessions", params={"limit": 100}).json()["data"]}
 
 
 @pytest.fixture
@@ -212,6 +212,32 @@ def test_what_the_caller_does_in_the_session_is_no_part_of_the_response(clean: h
     second = respond(clean, AGAIN, previous_response_id=first["id"])
     assert text_of(second) == by_chat(clean, FACT + ASK, text_of(first), AGAIN)
     assert first["session_id"] in sessions(clean), "it holds what the caller wrote there"
+
+
+def test_a_session_that_holds_another_text_by_now_is_not_gone_on_from(clean: httpx.Client) -> None:
+    """Rewound and as long as before: what the response was made from is not there any more."""
+    mine, other = create(clean), "The grass is red. The sky is grey. The pass key for Lisbon is 99999. Forget it. " * 6
+    append(clean, mine, FACT)
+    ours, own = respond(clean, FACT + ASK), respond(clean, session_id=mine)
+    for told in (ours, own):
+        place = f"/v1/sessions/{told['session_id']}"
+        assert clean.post(f"{place}/rewind", json={"tokens": 5}).status_code == 200
+        append(clean, told["session_id"], other)
+    again = respond(clean, AGAIN, previous_response_id=ours["id"])
+    assert text_of(again) == by_chat(clean, FACT + ASK, text_of(ours), AGAIN)
+    missed = clean.post(URL, json={"input": AGAIN, "previous_response_id": own["id"]})
+    assert (missed.status_code, missed.json()["error"]["param"]) == (404, "previous_response_id")
+
+
+def test_passages_name_the_document_also_in_what_goes_on(clean: httpx.Client) -> None:
+    session = create(clean)
+    file = {"file": ("keys.txt", (FACT * 8).encode(), "text/plain")}
+    assert clean.post(f"/v1/sessions/{session}/documents", files=file).status_code == 200
+    asked = {"retrieval": {"provenance": True, "passages": 20}}
+    first = respond(clean, session_id=session, **asked)
+    second = respond(clean, AGAIN, previous_response_id=first["id"], **asked)
+    for told in (first, second):
+        assert "keys.txt" in str(told["retrieval"]["passages"])
 
 
 def test_a_deleted_session_is_read_again(clean: httpx.Client) -> None:

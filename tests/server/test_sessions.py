@@ -49,14 +49,14 @@ def test_create_list_get_delete(cairn: httpx.Client) -> None:
     told = cairn.get(f"/v1/sessions/{session}").json()
     assert told.keys() == {"id", "object", "tokens", "created", "used", "parent", "busy", "pinned", "ttl_seconds"}
     assert (told["tokens"], told["parent"], told["busy"]) == (0, None, False)
-    assert session in [each["id"] for each in cairn.get("/v1/sessions").json()["data"]]
+    assert session in [each["id"] for each in cairn.get("/v1/sessions?limit=100").json()["data"]]
     assert cairn.delete(f"/v1/sessions/{session}").json() == {
         "id": session,
         "object": "session.deleted",
         "deleted": True,
     }
     assert cairn.get(f"/v1/sessions/{session}").status_code == 404
-    assert session not in [each["id"] for each in cairn.get("/v1/sessions").json()["data"]]
+    assert session not in [each["id"] for each in cairn.get("/v1/sessions?limit=100").json()["data"]]
 
 
 def test_only_what_is_new_is_read(cairn: httpx.Client) -> None:

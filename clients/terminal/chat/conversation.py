@@ -35,11 +35,6 @@ class Conversation:
         """Talk in another session, or in what has become of this one."""
         self.session, self.answer = session, None
 
-    def refresh(self) -> Session:
-        """The session as it is now."""
-        self.session = self.cairn.sessions.get(self.session)
-        return self.session
-
     def ask(self, question: str) -> None:
         """Print the answer as it comes. Ctrl-C stops it, and the session keeps what was said."""
         wanted: dict[str, Any] = {"retrieval": {"provenance": True, "passages": self.options.passages}}
@@ -49,8 +44,8 @@ class Conversation:
                 self.answer = stream.answer
             except KeyboardInterrupt:
                 stream.close()
-                self.answer = None
                 self.console.print("\n(stopped; the session keeps what was said)", style="dim")
+                self.open(self.cairn.sessions.get(self.session))
 
     def _write(self, stream: AnswerStream) -> None:
         if self.rendered:

@@ -17,7 +17,7 @@ def pick(console: Console, cairn: Cairn) -> Session:
     if not recent:
         return cairn.sessions.create()
     shown = recent[:MOST]
-    rows = [[str(number), *_row(cairn, session)] for number, session in enumerate(shown, 1)]
+    rows = [[number, *_row(cairn, session)] for number, session in enumerate(shown, 1)]
     screen.table(console, ("#", "id", "tokens", "used", "begins"), rows)
     while True:
         said = console.input("session (a number, or Enter for a new one): ").strip()
@@ -28,8 +28,8 @@ def pick(console: Console, cairn: Cairn) -> Session:
         console.print(f"Say a number from 1 to {len(shown)}, or nothing.")
 
 
-def _row(cairn: Cairn, session: Session) -> list[str]:
-    return [session.id, f"{session.tokens:,}", screen.age(session.used), _beginning(cairn, session)]
+def _row(cairn: Cairn, session: Session) -> list[str | int]:
+    return [session.id, session.tokens, screen.age(session.used), _beginning(cairn, session)]
 
 
 def _beginning(cairn: Cairn, session: Session) -> str:

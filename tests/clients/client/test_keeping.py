@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from cairn_client import BadRequest, Cairn, Changed, KeyReused
 
-from tests.clients.conftest import Needs
-
 TEXT = "The grass is green, the sky is blue, and the sun is yellow. " * 60
 
 
@@ -57,8 +55,7 @@ def test_a_key_makes_one_session(either: Cairn, request: pytest.FixtureRequest) 
     assert either.sessions.fork(session, idempotency_key=f"{key}-fork").id == fork.id
 
 
-def test_a_session_through_a_file(either: Cairn, tmp_path: Path, needs: Needs) -> None:
-    needs("export")
+def test_a_session_through_a_file(either: Cairn, tmp_path: Path) -> None:
     session, path = either.sessions.create(), tmp_path / "colours.cairn"
     either.sessions.append(session, TEXT)
     down, up = list[tuple[int, int | None]](), list[tuple[int, int | None]]()
@@ -76,16 +73,16 @@ def test_a_session_through_a_file(either: Cairn, tmp_path: Path, needs: Needs) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_damaged_file_is_refused(either: Cairn, tmp_path: Path, needs: Needs) -> None:
-    needs("export")
+def test_a_damaged_file_is_refused(either: Cairn, tmp_path: Path) -> None:
     with pytest.raises(BadRequest):
         either.sessions.import_from(b"no session at all")
     with pytest.raises(FileNotFoundError):
         either.sessions.import_from(tmp_path / "nothing.cairn")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        either.sessions.export(either.sessions.create(), tmp_path / "nowhere" / "session.cairn")
 
 
-def test_searching_changes_nothing(either: Cairn, needs: Needs) -> None:
-    needs("search")
+def test_searching_changes_nothing(either: Cairn) -> None:
     session = either.sessions.create()
     either.sessions.append(session, TEXT)
     held = either.sessions.text(session)

@@ -290,6 +290,13 @@ def test_silence_is_told(make: Callable[..., Cairn], scripted: Scripted) -> None
     assert isinstance(caught.value, TimedOut) or "broke" in str(caught.value)
 
 
+def test_an_address_needs_no_scheme(make: Callable[..., Cairn], scripted: Scripted) -> None:
+    scripted.script = [fine({"version": "1"})]
+    client = make("sync", scripted.url.removeprefix("http://"))
+    assert client.version() == "1"
+    assert client.url == scripted.url
+
+
 def test_the_key_and_the_address_of_the_environment(monkeypatch: pytest.MonkeyPatch, scripted: Scripted) -> None:
     monkeypatch.setenv("CAIRN_URL", f"{scripted.url}/v1/")
     monkeypatch.setenv("CAIRN_API_KEY", "secret")

@@ -62,7 +62,17 @@ def test_help_is_quick() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("nonsense",), ("ask", "file"), ("sessions",), ("bench", "--clients", "0"), ("sessions", "rewind", "x")],
+    [
+        (),
+        ("nonsense",),
+        ("ask", "file"),
+        ("sessions",),
+        ("bench", "--clients", "0"),
+        ("sessions", "rewind", "x"),
+        ("ask", "file", " "),
+        ("ask", "file", "why", "--temperature", "nan"),
+        ("ask", "file", "why", "--seed", "1" * 20),
+    ],
 )
 def test_a_wrong_command_line(run: Run, arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
@@ -88,11 +98,27 @@ def test_a_wrong_key(run: Run, key: str, hint: str) -> None:
 
 
 def test_the_servers_own_commands(program: Run) -> None:
+    listed = subprocess.run([sys.executable, "-m", "server", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert f"{{{','.join(SERVER_COMMANDS)}}}" in listed.stdout
     assert "--disk-kv-path" in program("serve", "--help").stdout
     refused = program("serve", "--model", "nowhere")
     assert refused.returncode == 2
     assert "cairn: model: there is no folder nowhere" in refused.stderr
     assert program("keys", "create", "acme", "--keys-file", "keys.json").stdout.startswith("cairn_")
+
+
+def test_keys_are_made_by_the_same_command(program: Run, tmp_path: Path) -> None:
+    made = program("keys", "create", "acme", "--keys-file", "keys.json")
+    assert (made.returncode, len(made.stdout.split())) == (0, 1)
+    assert "acme" in program("keys", "list", "--keys-file", "keys.json").stdout
+    assert made.stdout.strip() not in (tmp_path / "keys.json").read_text()
+
+
+def test_the_servers_commands_are_all_known() -> None:
+    asked = subprocess.run([sys.executable, "-m", "server", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert set(asked.stdout.split("{")[1].split("}")[0].split(",")) == set(SERVER_COMMANDS)
+    told = (ROOT / "docs" / "cli.md").read_text()
+    assert all(f"`cairn {name}`" in told for name in SERVER_COMMANDS)
 
 
 def test_the_version(run: Run) -> None:
@@ -110,7 +136,10 @@ def test_a_script_for_each_shell(shell: str) -> None:
         ("cairn s", {"serve ", "sessions "}),
         ("cairn sessions re", {"rewind "}),
         ("cairn serve --disk", {"--disk-kv-path", "--disk-kv-bytes"}),
+        ("cairn keys ", {"create", "list", "revoke", "limit"}),
+        ("cairn keys create --da", {"--days"}),
         ("cairn bench --cl", {"--clients "}),
+        ("cairn keys create --r", {"--role"}),
     ],
 )
 def test_tab(environment: dict[str, str], tmp_path: Path, line: str, expected: set[str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cairn_client import Cairn
 
-from tests.clients.conftest import Needs
 from tests.clients.terminal.conftest import Run
 
 TEXT = "The grass is green, the sky is blue, and the sun is yellow. "
@@ -15,11 +14,12 @@ TEXT = "The grass is green, the sky is blue, and the sun is yellow. "
 
 def test_list(run: Run, cairn: Cairn) -> None:
     session = cairn.sessions.create(pinned=True)
-    cairn.sessions.append(session, TEXT)
+    cairn.sessions.append(session, TEXT * 100)
     rows = [line.split("\t") for line in run("sessions", "list").stdout.splitlines()]
     [row] = [row for row in rows if row[0] == session.id]
     tokens = cairn.sessions.get(session).tokens
-    assert row[1] == str(tokens)
+    assert row[1] == str(tokens)  # a number for programs: without commas
+    assert tokens > 1000
     assert row[2].endswith("ago")
     assert row[3] == "pinned"
     told = json.loads(run("sessions", "list", "--json", "--limit", "1").stdout)
@@ -57,6 +57,13 @@ def test_a_text_can_not_command_the_terminal(run: Run, cairn: Cairn) -> None:
     assert "bell\ttab\n" in shown
 
 
+def test_spaces_of_every_kind_stay(run: Run, cairn: Cairn) -> None:
+    text = "10\u00a0000\u202fF, \u6771\u4eac\u3000\u5927\u962a, \u0645\u06cc\u200c\u0634\u0648\u062f."
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, text)
+    assert run("sessions", "show", session.id, "--text").stdout == text + "\n"
+
+
 def test_turns_and_rewind(run: Run, cairn: Cairn) -> None:
     session = cairn.sessions.create()
     cairn.sessions.append(session, TEXT)
@@ -69,8 +76,7 @@ def test_turns_and_rewind(run: Run, cairn: Cairn) -> None:
     assert run("sessions", "rewind", session.id, "--turn", "7").returncode == 4
 
 
-def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) -> None:
-    needs("export")
+def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path) -> None:
     session = cairn.sessions.create()
     cairn.sessions.append(session, TEXT)
     exported = run("sessions", "export", session.id)
@@ -79,11 +85,16 @@ def test_through_a_file(run: Run, cairn: Cairn, tmp_path: Path, needs: Needs) ->
     assert "need no computing" in imported.stderr
     assert cairn.sessions.text(imported.stdout.strip()).text == TEXT
     assert run("sessions", "import", "nothing").returncode == 1
+    (tmp_path / "book.txt").write_text(TEXT)
+    foreign = run("sessions", "import", tmp_path / "book.txt")
+    assert (foreign.returncode, "is no session file" in foreign.stderr) == (4, True)
 
 
-def test_search(run: Run, cairn: Cairn, needs: Needs) -> None:
-    needs("search")
+def test_search(run: Run, cairn: Cairn) -> None:
     session = cairn.sessions.create()
     cairn.sessions.append(session, TEXT * 20)
-    assert "of attention, tokens" in run("sessions", "search", session.id, "What is green?").stdout
+    lines = run("sessions", "search", session.id, "What is green?").stdout.splitlines()
+    assert "of attention, tokens" in lines[0]
+    assert not lines[2:] or "of attention, tokens" in lines[2]  # each text is one line, without spaces behind it
+    assert lines == [line.rstrip() for line in lines]
     assert json.loads(run("sessions", "search", session.id, "green", "--json", "--passages", "1").stdout)

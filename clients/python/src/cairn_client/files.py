@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def saved(target: Target) -> Iterator[BinaryIO]:
         yield target
         return
     path = Path(target)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:

@@ -130,8 +130,9 @@ def form(request: Request, file: object) -> dict[str, Any]:
 
 
 def address(url: str | None) -> str:
-    """Where the server is: `url`, else CAIRN_URL, else this machine."""
+    """Where the server is: `url`, else CAIRN_URL, else this machine; without a scheme, by http."""
     found = (url or os.environ.get("CAIRN_URL") or DEFAULT_URL).rstrip("/")
+    found = found if "://" in found else f"http://{found}"
     return found.removesuffix("/v1")  # what OpenAI's client takes
 
 
