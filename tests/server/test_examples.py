@@ -23,7 +23,6 @@ NOT_RUN = {
     "docs/guides/operate-it.md": 2,
     "docs/guides/serve-a-model.md": 2,
     "docs/api.md": 2,
-    "README.md": 2,
 }
 """How many examples of a page no test runs."""
 TEXT = "The pass key for Lisbon is 71432. Remember it.\n" + "The sea was calm, and nobody came. " * 40
@@ -37,7 +36,9 @@ def reader(cairn: httpx.Client, tmp_path: Path) -> Iterator[Reader]:
     for name in ("book.txt", "README.md"):
         (folder / name).write_text(TEXT)
     for name in ("book.pdf", "manual.pdf"):
-        (folder / name).write_bytes(pdf_of("The pass key for Lisbon is 71432.", "Remember it."))
+        (folder / name).write_bytes(
+            pdf_of(*["The pass key for Lisbon is 71432.\nRemember it.", *["The sea was calm.\n" * 30] * 8])
+        )
     for name in ("models", "bench"):
         (folder / name).symlink_to(ROOT / name)
     reader = Reader(folder, cairn.base_url.netloc.decode())
