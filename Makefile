@@ -34,10 +34,10 @@ paper: .venv/installed-dev  ## the paper's tables for our own models, and confor
 	$(BIN)/python -m bench.perplexity --print bench/results/paper.json $(wildcard bench/results/passkey-curve.json)
 
 test: .venv/installed-dev  ## run the tests (under 12 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed-dev  ## run the long tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed-dev audit  ## formatting, lint, types, and known vulnerabilities
 	$(BIN)/ruff format --check .

@@ -114,7 +114,7 @@ def test_no_web_framework_below_the_server(folder: str) -> None:
     none([found for found in imports_of(folder) if found.top in {"pydantic", "fastapi", "starlette", "uvicorn"}])
 
 
-@pytest.mark.parametrize("folder", OURS)
+@pytest.mark.parametrize("folder", sorted(OURS))
 def test_across_folders_only_the_package_root_is_imported(folder: str) -> None:
     """Tests are exempt, they look inside; of the others only a bench may, at what is named above."""
     wrong = []
@@ -132,7 +132,7 @@ def test_compilers_are_imported_on_demand() -> None:
     none([found for found in eager if not found.file.stem.endswith("kernels")])
 
 
-@pytest.mark.parametrize("folder", OURS)
+@pytest.mark.parametrize("folder", sorted(OURS))
 def test_an_import_names_what_a_package_root_offers(folder: str) -> None:
     """`from cache import X` is meant by the package: X stands in its `__all__`."""
     for file in sources(folder):
