@@ -32,7 +32,7 @@ from engine.errors import (
 )
 from engine.huggingface import LoadedModel, load_model
 from engine.loading import load_engine
-from engine.memory import Export, Told
+from engine.memory import Export, Imported, Told
 from engine.requests import (
     AuditReport,
     Event,
@@ -72,6 +72,7 @@ __all__ = [
     "Finished",
     "FusedAttention",
     "Generation",
+    "Imported",
     "InvalidParameter",
     "InvalidSessionFile",
     "LayerGeometry",

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cache import MOST_TURNS, DamagedBlock, OutOfBlocks, Session, SessionRegistry, Turns
 from engine.admission import Admission
@@ -136,10 +137,10 @@ class Memory:
             self._check_accepting()
             session = self._registry.aside(self._idle_session(session_id, tenant))
         origin = Origin(self._registry.fingerprint.hex(), told.vocabulary, told.model)
-        return Export(self, session, SessionWriter(session, origin, kv=kv))
+        return Export(self, session, SessionWriter(session, origin, kv=kv, notes=told.notes))
 
-    def import_session(self, path: Path, tenant: str, *, told: Told, kv: bool = True) -> tuple[SessionInfo, int]:
-        """A new session that a file holds, and how many of its tokens need no computing.
+    def import_session(self, path: Path, tenant: str, *, told: Told, kv: bool = True) -> Imported:
+        """A new session that a file holds.
 
         Args:
             kv: use the file's keys and values, if they are of this model and these settings
@@ -153,7 +154,7 @@ class Memory:
             came = f"of {file.origin().model[:200]!r} has" if file.origin().model else "has"
             raise InvalidSessionFile(f"the file's model {came} another vocabulary: its tokens are another text here")
         self._admission.validate_length(file.length)
-        tokens, turns = file.text(MOST_TURNS)
+        tokens, turns, notes = file.text(MOST_TURNS)
         text = tokens.tolist()
         with self._changed:
             self._check_accepting()
@@ -171,7 +172,7 @@ class Memory:
                 self._admission.validate_text(text, tenant)  # of several at a time, the first ones have room
                 restored = session.computed
                 self._registry.add(session)
-                return self._info(session), restored
+                return Imported(self._info(session), restored, notes)
         except BaseException:
             with self._changed:
                 session.close()
@@ -222,10 +223,25 @@ class Told:
     Attributes:
         vocabulary: what token numbers stand for, as a hash
         model: its name, for people
+        notes: written into a file as they are
     """
 
     vocabulary: str = ""
     model: str = ""
+    notes: bytes = b""
+
+
+class Imported(NamedTuple):
+    """What a file has become.
+
+    Attributes:
+        restored: tokens that need no computing
+        notes: of the server that wrote the file; they are anybody's words
+    """
+
+    session: SessionInfo
+    restored: int
+    notes: bytes
 
 
 class Export:

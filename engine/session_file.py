@@ -5,9 +5,10 @@
     tokens     I32  (tokens,)
     checksums  U32  (blocks, 2)     CRC-32 of a block and of its entry, each begun with the block's number
     landmarks  U8   (blocks, entry_bytes): what the indexes keep of a block
+    notes      U8   (bytes,)        what the exporting server knows besides; nobody here looks into it
 
-A file without keys and values has `turns` and `tokens` only. Sizes are known before a block is read, so a file is
-written from its beginning to its end, block by block. Knows no session that is served, and no text.
+A file without keys and values has `turns`, `tokens` and `notes` only. Sizes are known before a block is read, so a
+file is written from its beginning to its end, block by block. Knows no session that is served, and no text.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ Bytes = NDArray[np.uint8]
 FORMAT, VERSION = "cairn.session", "1"
 MOST_HEADER = 64 << 10
 """Bytes of a header that is still looked at."""
+MOST_NOTES = 8 << 20
+"""Bytes of notes that are taken."""
 TOGETHER = 8
 """Blocks that are read, written or taken in at once."""
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 WIDTHS = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U32": 4, "I64": 8}
-TEXT, KEPT = {"turns", "tokens"}, {"blocks", "checksums", "landmarks"}
+TEXT, KEPT = {"turns", "tokens", "notes"}, {"blocks", "checksums", "landmarks"}
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Origin:
     model: str
 
 
-def text_checksum(tokens: Tensor, turns: Tensor, raised: str) -> str:
-    """Of what a session was told, with its turns and what an audit has raised."""
+def text_checksum(tokens: Tensor, turns: Tensor, raised: str, notes: bytes) -> str:
+    """Of what a session was told, with its turns, what an audit has raised, and what is noted besides."""
     digest = hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16)
-    digest.update(turns.numpy().tobytes() + raised.encode())
+    digest.update(turns.numpy().tobytes() + raised.encode() + b"\0" + notes)
     return digest.hexdigest()
 
 
@@ -78,15 +81,16 @@ class SessionWriter:
         session: awake; it is only read
         origin: as the file tells it
         kv: whether to write keys and values
+        notes: for whoever reads the file
     """
 
-    def __init__(self, session: Session, origin: Origin, *, kv: bool) -> None:
-        self._session = session
+    def __init__(self, session: Session, origin: Origin, *, kv: bool, notes: bytes = b"") -> None:
+        self._session, self._notes = session, notes
         self._blocks = session.sealed if kv else 0
         self._turns = turns_tensor(session)
         self._tokens = torch.tensor(session.tokens.tolist(), dtype=torch.int32)
         raised = json.dumps(session.blocks_per_head)
-        text = text_checksum(self._tokens, self._turns, raised)
+        text = text_checksum(self._tokens, self._turns, raised, notes)
         facts = {"format": FORMAT, "version": VERSION, **vars(origin), "text": text, "blocks_per_head": raised}
         self._header, body = header(facts, self._shapes())
         self.size = len(self._header) + body
@@ -101,6 +105,7 @@ class SessionWriter:
         if count:
             shapes["checksums"] = ("U32", (count, 2))
             shapes["landmarks"] = ("U8", (count, self._session.entry_bytes))
+        shapes["notes"] = ("U8", (len(self._notes),))
         return shapes
 
     def chunks(self) -> Iterator[bytes]:
@@ -112,12 +117,12 @@ class SessionWriter:
             sums[block, 0] = checksum(block, units)
             yield units
         yield self._tokens.numpy().tobytes()
-        if not self._blocks:
-            return
-        entries = self._session.entries(0, self._blocks)
-        sums[:, 1] = [checksum(block, entry.data) for block, entry in enumerate(entries)]
-        yield sums.tobytes()
-        yield entries.tobytes()
+        if self._blocks:
+            entries = self._session.entries(0, self._blocks)
+            sums[:, 1] = [checksum(block, entry.data) for block, entry in enumerate(entries)]
+            yield sums.tobytes()
+            yield entries.tobytes()
+        yield self._notes
 
 
 def header(facts: Mapping[str, str], shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, int]:
@@ -198,13 +203,17 @@ class SessionFile:
         """Where it says that it comes from."""
         return Origin(*(self._facts.get(name, "") for name in ("fingerprint", "vocabulary", "model")))
 
-    def text(self, most_turns: int) -> tuple[Tensor, list[Turn]]:
-        """Tokens (tokens,) and turns; their checksum is right, and what they say makes sense."""
+    def text(self, most_turns: int) -> tuple[Tensor, list[Turn], bytes]:
+        """Tokens (tokens,), turns and notes; their checksum is right, and what turns say makes sense."""
         count = self._expect("turns", "I64", (None, 4))[0]
         if count > most_turns:
             raise InvalidSessionFile(f"turns: there are {count}, the limit is {most_turns}")
         tokens, turns = self._file.get_tensor("tokens"), self._file.get_tensor("turns")
-        if text_checksum(tokens, turns, self._facts.get("blocks_per_head", "")) != self._facts.get("text"):
+        size = self._expect("notes", "U8", (None,))[0]
+        if size > MOST_NOTES:
+            raise InvalidSessionFile(f"notes: there are {size} bytes, the limit is {MOST_NOTES}")
+        notes = self._file.get_tensor("notes").numpy().tobytes()
+        if text_checksum(tokens, turns, self._facts.get("blocks_per_head", ""), notes) != self._facts.get("text"):
             raise InvalidSessionFile("tokens: the text has a wrong checksum, the file is damaged")
         rows = turns.tolist()
         told = [Turn(index, start, answer, None if raised < 0 else raised) for index, start, answer, raised in rows]
@@ -214,7 +223,7 @@ class SessionFile:
         follows = numbers == list(range(*(numbers[0], numbers[0] + len(told)))) if numbers else True
         if not (sensible and follows and all(0 <= edge <= self.length for edge in edges)):
             raise InvalidSessionFile("turns: they overlap, or lie behind the text")
-        return tokens, told
+        return tokens, told, notes
 
     @property
     def blocks_per_head(self) -> int | None:

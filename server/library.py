@@ -13,11 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, Field, ValidationError
+
 from engine import StoreError
 from server.store import Store
 
 log = logging.getLogger("cairn")
 FILE = "documents.sqlite"
+MAX_NAME = 255
+"""Characters of a document's name that are kept."""
 COLUMNS = "start, end, name, pages, digest"
 """In the order of a Shelved."""
 
@@ -53,6 +57,22 @@ class Shelved:
         return self.end <= len(tokens) and digest_of(tokens[self.start : self.end]) == self.digest
 
 
+class Noted(BaseModel):
+    """A document as a session file has it: a Shelved, with its digest in hexadecimal digits."""
+
+    start: int = Field(ge=0, lt=1 << 63)
+    end: int = Field(ge=0, lt=1 << 63)
+    name: str = Field(max_length=MAX_NAME)
+    pages: int | None = Field(ge=0, lt=1 << 63)
+    digest: str = Field(pattern="^[0-9a-f]{32}$")
+
+
+class Notes(BaseModel):
+    """What a session file says about documents."""
+
+    documents: list[Noted] = Field(max_length=10_000)
+
+
 class Library:
     """The documents of all sessions; what cannot be remembered is logged, and missed by passages alone.
 
@@ -63,17 +83,16 @@ class Library:
     def __init__(self, folder: Path | None) -> None:
         self._store = Store(folder and folder / FILE, MIGRATIONS)
 
-    def add(self, tenant: str, session: str, document: Shelved, living: Iterable[str]) -> None:
-        """Remember a document; forget those of the tenant's sessions that are not among the `living` any more."""
-        row = (tenant, session, *astuple(document))
+    def add(self, tenant: str, session: str, documents: Iterable[Shelved], living: Iterable[str]) -> None:
+        """Remember documents; forget those of the tenant's sessions that are not among the `living` any more."""
+        insert = f"INSERT INTO documents (tenant, session, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         try:
             with self._store.transaction():
-                self._store.execute(
-                    f"INSERT INTO documents (tenant, session, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", *row
-                )
+                for document in documents:
+                    self._store.execute(insert, tenant, session, *astuple(document))
                 self._forget(tenant, {session, *living})
         except StoreError as error:
-            log.error("a document is not remembered: %s", error)
+            log.error("documents are not remembered: %s", error)
 
     def fork(self, tenant: str, parent: str, session: str) -> None:
         """A fork holds what its parent does."""
@@ -94,6 +113,22 @@ class Library:
             log.error("documents cannot be looked up: %s", error)
             return []
         return [Shelved(*row) for row in rows]
+
+    def notes(self, tenant: str, session: str) -> bytes:
+        """The documents of a session, for a session file."""
+        noted = [Noted(**{**vars(document), "digest": document.digest.hex()}) for document in self.of(tenant, session)]
+        return Notes(documents=noted).model_dump_json().encode()
+
+    def take(self, tenant: str, session: str, notes: bytes, living: Iterable[str]) -> None:
+        """Remember the documents of a session that came as a file; notes that make no sense are left out."""
+        try:
+            noted = Notes.model_validate_json(notes).documents
+        except ValidationError:
+            log.warning("a session file's notes on documents are not understood, and left out")
+            return
+        documents = [Shelved(**{**vars(each), "digest": bytes.fromhex(each.digest)}) for each in noted]
+        if documents:
+            self.add(tenant, session, documents, living)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -17,7 +17,7 @@ from server.documents.base import Extracted, Unreadable
 from server.documents.extraction import Extractor
 from server.documents.kinds import charset_of, kind_of
 from server.errors import ApiError
-from server.library import Shelved, digest_of
+from server.library import MAX_NAME, Shelved, digest_of
 from server.reading import Reading, reading_of
 from server.responding import while_connected
 from server.service import Service
@@ -26,7 +26,6 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 STATUS = {"document_too_large": 413, "unsupported_media_type": 415}
 """422 for all other reasons: the request is right, the file is not."""
 YES, NO = ("true", "1"), ("false", "0", "")
-MAX_NAME = 255
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -105,9 +104,13 @@ async def _extracted(extractor: Extractor, sent: Sent) -> tuple[str, Extracted]:
         raise ApiError(STATUS.get(error.code, 422), f"file: {error}", "file", error.code) from error
 
 
+async def living(service: Service, tenant: str) -> list[str]:
+    """The ids of a tenant's sessions."""
+    return [info.id for info in await service.model.engine.call(Engine.list_sessions, tenant)]
+
+
 async def _remember(service: Service, tenant: str, session_id: str, document: Shelved) -> None:
-    living = [info.id for info in await service.model.engine.call(Engine.list_sessions, tenant)]
-    await asyncio.to_thread(service.model.library.add, tenant, session_id, document, living)
+    await asyncio.to_thread(service.model.library.add, tenant, session_id, [document], await living(service, tenant))
 
 
 def _document_body(name: str, kind: str, extracted: Extracted, start: int, end: int) -> dict[str, Any]:

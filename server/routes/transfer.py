@@ -26,6 +26,7 @@ from server.errors import ApiError
 from server.idempotency import IdempotencyKey, fingerprint
 from server.reading import answer
 from server.responding import session_headers
+from server.routes.documents import living
 from server.service import Service
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -43,7 +44,8 @@ async def export_session(session_id: str, service: Serving, tenant: Tenant, kv: 
     """The whole session as a file; the session can go on while it is sent."""
     with ExitStack() as held:
         held.enter_context(transferring(service))
-        told = await asyncio.to_thread(told_by, service)
+        notes = await asyncio.to_thread(service.model.library.notes, tenant, session_id)
+        told = await asyncio.to_thread(told_by, service, notes)
         export = partial(Engine.export_session, told=told, kv=kv)
         file = await service.model.engine.call(export, session_id, tenant)
         return Download(file, session_id, held.pop_all())
@@ -60,7 +62,8 @@ async def import_session(
         take = partial(Engine.import_session, path=Path(file.name), tenant=tenant, told=told, kv=kv)
 
         async def taken() -> JSONResponse:
-            info, restored = await service.model.engine.work(take)
+            info, restored, notes = await service.model.engine.work(take)
+            await asyncio.to_thread(service.model.library.take, tenant, info.id, notes, await living(service, tenant))
             return answer(info, 201, restored_tokens=restored)
 
         return await service.model.idempotency.once(tenant, key, fingerprint("import", str(kv), digest), taken)
@@ -87,9 +90,9 @@ def _put(file: IO[bytes], piece: bytes, digest: hashlib._Hash) -> None:
     digest.update(piece)
 
 
-def told_by(service: Service) -> Told:
+def told_by(service: Service, notes: bytes = b"") -> Told:
     """What files tell of the served model."""
-    return Told(service.model.tokenizer.vocabulary, service.settings.model_name)
+    return Told(service.model.tokenizer.vocabulary, service.settings.model_name, notes)
 
 
 @contextlib.contextmanager

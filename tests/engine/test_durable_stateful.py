@@ -123,7 +123,7 @@ class Sessions(RuleBasedStateMachine):
         sent = engine.export_session(owned[1], owned[0], told=Told(), kv=kv)
         path.write_bytes(sent.read(1 << 30))
         sent.close()
-        info, restored = engine.import_session(path, tenant, told=Told())
+        info, restored, _ = engine.import_session(path, tenant, told=Told())
         path.unlink()
         assert restored % self.durable.blocks.layout.text_per_block == 0
         assert restored <= len(self.truth[owned]) * kv

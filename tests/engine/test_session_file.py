@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def export(run: Running, session: str, path: Path, *, kv: bool = True, tenant: s
 
 
 def take(run: Running, path: Path, **options: Any) -> tuple[str, int]:
-    info, restored = run.engine.import_session(path, options.pop("tenant", ""), told=TOLD, **options)
+    info, restored, _ = run.engine.import_session(path, options.pop("tenant", ""), told=TOLD, **options)
     return info.id, restored
 
 
@@ -112,7 +113,7 @@ def test_without_keys_and_values_it_is_computed_again(run: Running, told: Path, 
     short = export(run, session, tmp_path / "short.cairn", kv=False)
     assert short.stat().st_size < 4096
     with safe_open(short, framework="pt") as file:
-        assert set(file.keys()) == {"tokens", "turns"}
+        assert set(file.keys()) == {"tokens", "turns", "notes"}
     for path, kv in ((short, True), (told, False)):
         again, restored = take(run, path, kv=kv)
         assert restored == 0
@@ -205,6 +206,21 @@ def test_an_empty_session_goes_through_a_file(run: Running, tmp_path: Path) -> N
     assert take(run, path)[1] == 0
 
 
+def test_notes_come_as_they_went(run: Running, tmp_path: Path) -> None:
+    session = run.engine.create_session("").id
+    run.ask(FIRST, session=session, max_tokens=1)
+    noted = replace(TOLD, notes=b"\0anything\xff")
+    file = run.engine.export_session(session, "", told=noted)
+    content = bytearray(file.read(1 << 30))
+    file.close()
+    (tmp_path / "noted").write_bytes(content)
+    assert run.engine.import_session(tmp_path / "noted", "", told=TOLD).notes == noted.notes
+    content[-3] ^= 1
+    (tmp_path / "noted").write_bytes(content)
+    with pytest.raises(InvalidSessionFile, match="checksum"):
+        take(run, tmp_path / "noted")
+
+
 def test_limits_hold_for_files(told: Path, folder: Path, landmark_folder: Path) -> None:
     reading = {} if folder == landmark_folder else READING
     block = 3 * 8 * 16 * 2 * (4 if folder == landmark_folder else 2) * 4
@@ -226,8 +242,11 @@ def changed(path: Path, to: Path, facts: dict[str, str] | None = None, **tensors
         told = {**file.metadata(), **(facts or {})}
     whole = {**load_file(path), **tensors}
     if whole["tokens"].dtype == torch.int32:
-        told["text"] = text_checksum(whole["tokens"], whole["turns"], told["blocks_per_head"])
-    save_file({name: tensor for name, tensor in whole.items() if tensor.numel() or name == "turns"}, to, told)
+        notes = whole["notes"].numpy().tobytes()
+        told["text"] = text_checksum(whole["tokens"], whole["turns"], told["blocks_per_head"], notes)
+    save_file(
+        {name: tensor for name, tensor in whole.items() if tensor.numel() or name in ("turns", "notes")}, to, told
+    )
     return to
 
 
@@ -243,6 +262,7 @@ def test_what_makes_no_sense_is_refused(run: Running, told: Path, tmp_path: Path
         {"turns": turns.repeat(5000, 1)}, {"blocks": blocks}, {"blocks": whole["blocks"].double()},
         {"blocks": whole["blocks"][:-1].contiguous()}, {"landmarks": whole["landmarks"][:, :-1].contiguous()},
         {"checksums": whole["checksums"].flip(0).contiguous()},
+        {"notes": torch.zeros(1 << 24, dtype=torch.uint8)}, {"notes": tokens.clone()},
         {"more": tokens.clone()}, {"facts": {"version": "2"}}, {"facts": {"format": "pt"}},
     ]  # fmt: skip
     if run.engine.description.landmark_token_id is not None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from server.library import Library
 from tests.server.pdfs import pdf_of
 from tests.server.test_documents import added, text_of
 from tests.server.test_durability import served
@@ -95,3 +97,26 @@ def test_a_restart_and_a_fork_keep_the_documents(tiny_folder: Path, tmp_path: Pa
         client.delete(f"/v1/sessions/{session}")
         added(client, create(client), ("other.txt", b"Another one."))  # forgets the documents of the deleted one
         assert pages_of(passages(client, fork, 1)).keys() == told.keys()
+
+
+def test_documents_go_with_a_session_file(tiny: httpx.Client, tiny_folder: Path, tmp_path: Path) -> None:
+    session = create(tiny)
+    append(tiny, session, BEFORE)
+    added(tiny, session, ("book.pdf", pdf_of(*PAGES[:6])))
+    told = pages_of(passages(tiny, session, 1))
+    file = tiny.get(f"/v1/sessions/{session}/export").content
+    with served(tiny_folder) as other:
+        taken = other.post("/v1/sessions/import", content=file).json()["id"]
+        assert pages_of(passages(other, taken, 1)).keys() == told.keys()
+        rewound = other.post(f"/v1/sessions/{taken}/rewind", json={"tokens": 20})
+        assert rewound.status_code == 200
+        append(other, taken, "Something else altogether. " * 200)
+        assert not any("document" in each for each in passages(other, taken))
+
+
+@pytest.mark.parametrize("notes", [b"", b"{", b'{"documents": [{}]}', b'{"documents": [{"start": -1}]}', b"[]"])
+def test_notes_that_make_no_sense_are_left_out(notes: bytes) -> None:
+    library = Library(None)
+    library.take("", "session", notes, [])
+    assert library.of("", "session") == []
+    library.close()

@@ -1,3 +1,3 @@
 """The version of this distribution; nothing else, so that a build can read it without any dependency."""
 
-VERSION = "0.1.0"
+VERSION = "0.5.0"
