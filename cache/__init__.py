@@ -1,4 +1,14 @@
-"""The storage engine: tensors in, blocks out. Knows no model, no text, no HTTP."""
+"""The storage engine: tensors in, blocks out. Knows no model, no text, no HTTP.
+
+Import this, or the engine, before torch: torch's threads read how long to spin only once.
+"""
+
+import os
+
+# After each of its parallel operations torch's threads spin for milliseconds in the hope of another one, on the cores
+# that our kernels run on next. This is about 0.1 ms; none at all makes each operation wake its threads up.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from cache.archive import Archive
 from cache.check import Checked, check

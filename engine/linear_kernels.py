@@ -28,6 +28,10 @@ LANES, I32, I64, F32, REALS = lanes.LANES, lanes.I32, lanes.I64, lanes.F32, lane
 FAST, load, store, address, at = lanes.FAST, lanes.load, lanes.store, lanes.address, lanes.at
 TALL = 4
 """Rows of the matrix that are read together."""
+FAR = 16384
+"""Bytes: the rows that come next are asked for while these are read, as long as the nearest cache holds both."""
+NEAR = 1024
+"""Bytes: otherwise what comes next in the same rows."""
 HIGH = 16
 """Rows of the matrix that are multiplied together with 16 inputs."""
 PIECE = 128
@@ -73,39 +77,56 @@ def tile_kernel(tall: int, rows: int) -> Any:
     """Products of `tall` rows of the matrix with `rows` inputs, of which the channels are a multiple of 16.
 
     The result takes the weights, and addresses and strides in bytes: from the first weight to that of the first row,
-    the stride to the next row; the first input, the stride to the next one; how many times 16 channels; where the first
-    product goes, and the stride between inputs'.
+    the stride to the next row; how far ahead of a weight to ask for others; the first input, the stride to the next
+    one; how many times 16 channels; where the first product goes, and the stride between inputs'.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def tile(
-        context: Any, weights: Any, offset: Any, apart: Any, inputs: Any, inputs_apart: Any, steps: Any, to: Any,
-        to_apart: Any,
+        context: Any, weights: Any, offset: Any, apart: Any, ahead: Any, inputs: Any, inputs_apart: Any, steps: Any,
+        to: Any, to_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            array, offset, apart, inputs, inputs_apart, steps, to, to_apart = arguments
+            array, offset, apart, ahead, inputs, inputs_apart, steps, to, to_apart = arguments
             kind = signature.args[0]
             width = kind.dtype.bitwidth // 8
             weights = b.add(b.ptrtoint(context.make_array(kind)(context, b, array).data, I64), offset)
             nothing = ir.Constant(REALS, [0.0] * LANES)
-            sums = [[cgutils.alloca_once_value(b, nothing) for _ in range(rows)] for _ in range(tall)]
-            with cgutils.for_range(b, steps) as loop:
-                starts = [b.add(inputs, b.mul(inputs_apart, I64(row))) for row in range(rows)]
-                x = [load(b, b.add(start, b.mul(loop.index, I64(4 * LANES))), REALS, 4) for start in starts]
-                for i in range(tall):
-                    there = b.add(weights, b.mul(apart, I64(i)))
-                    weight = widened(b, b.add(there, b.mul(loop.index, I64(width * LANES))), kind.dtype)
+            # a sum has to wait for the one before it, so there are two of each product where registers suffice
+            parts = 2 if tall * rows <= 8 else 1
+            sums = [
+                [[cgutils.alloca_once_value(b, nothing) for _ in range(parts)] for _ in range(rows)]
+                for _ in range(tall)
+            ]
+            starts = [b.add(inputs, b.mul(inputs_apart, I64(row))) for row in range(rows)]
+            firsts = [b.add(weights, b.mul(apart, I64(i))) for i in range(tall)]
+
+            def add(step: Any, which: int) -> None:
+                x = [load(b, at(b, start, step), REALS) for start in starts]
+                for i, first in enumerate(firsts):
+                    weight = widened(b, at(b, first, step, width), kind.dtype)
                     for row in range(rows):
-                        product = b.fmul(weight, x[row], flags=FAST)
-                        b.store(b.fadd(b.load(sums[i][row]), product, flags=FAST), sums[i][row])
-            ordered = [b.load(sums[i][row]) for row in range(rows) for i in range(tall)]
+                        total, product = sums[i][row][which % parts], b.fmul(weight, x[row], flags=FAST)
+                        b.store(b.fadd(b.load(total), product, flags=FAST), total)
+
+            with cgutils.for_range(b, b.lshr(steps, I64(1))) as loop:
+                step = b.shl(loop.index, I64(1))
+                for first in firsts:
+                    lanes.ask(b, b.add(at(b, first, step, width), ahead))
+                for which in (0, 1):
+                    add(b.add(step, I64(which)), which)
+            with b.if_then(b.trunc(steps, ir.IntType(1))):
+                add(b.sub(steps, I64(1)), 0)
+            tile = [sums[i][row] for row in range(rows) for i in range(tall)]
+            loaded = [[b.load(part) for part in product] for product in tile]
+            ordered = [b.fadd(*each, flags=FAST) if parts == 2 else each[0] for each in loaded]
             totals = lane_sums(b, ordered)
             for row in range(rows):
                 mine = ir.Constant(ir.VectorType(I32, tall), list(range(row * tall, (row + 1) * tall)))
                 store(b, b.shuffle_vector(totals, totals, mine), b.add(to, b.mul(to_apart, I64(row))))
             return context.get_dummy_value()
 
-        return types.void(weights, *[types.intp] * 7), generate
+        return types.void(weights, *[types.intp] * 8), generate
 
     return tile
 
@@ -127,6 +148,7 @@ def multiply(
     """
     channels = weights.shape[1]
     apart, steps = weights.itemsize * channels, channels // LANES
+    ahead = TALL * apart if TALL * apart <= FAR else NEAR
     output = first
     while output < last:
         tall = TALL if output + TALL <= last else 1
@@ -135,21 +157,21 @@ def multiply(
             x, place = inputs + row * inputs_apart, to + row * to_apart + 4 * (output - first)
             if rows - row >= 4:
                 if tall == TALL:
-                    tall_four(weights, at, apart, x, inputs_apart, steps, place, to_apart)
+                    tall_four(weights, at, apart, ahead, x, inputs_apart, steps, place, to_apart)
                 else:
-                    flat_four(weights, at, apart, x, inputs_apart, steps, place, to_apart)
+                    flat_four(weights, at, apart, ahead, x, inputs_apart, steps, place, to_apart)
                 row += 4
             elif rows - row >= 2:
                 if tall == TALL:
-                    tall_two(weights, at, apart, x, inputs_apart, steps, place, to_apart)
+                    tall_two(weights, at, apart, ahead, x, inputs_apart, steps, place, to_apart)
                 else:
-                    flat_two(weights, at, apart, x, inputs_apart, steps, place, to_apart)
+                    flat_two(weights, at, apart, ahead, x, inputs_apart, steps, place, to_apart)
                 row += 2
             else:
                 if tall == TALL:
-                    tall_one(weights, at, apart, x, inputs_apart, steps, place, to_apart)
+                    tall_one(weights, at, apart, ahead, x, inputs_apart, steps, place, to_apart)
                 else:
-                    flat_one(weights, at, apart, x, inputs_apart, steps, place, to_apart)
+                    flat_one(weights, at, apart, ahead, x, inputs_apart, steps, place, to_apart)
                 row += 1
         output += tall
 

@@ -174,9 +174,9 @@ def test_no_module_has_a_vague_name() -> None:
 
 @pytest.mark.parametrize("folder", ["cache", "engine", "server", "training", "bench"])
 def test_only_the_settings_read_the_environment(folder: str) -> None:
-    """The demo, a client, hands its own environment on to the server that it starts."""
+    """The demo hands its own environment on to the server that it starts; how torch waits is told by nothing else."""
     for file in sources(folder):
-        if file == ROOT / "server" / "settings.py":
+        if file in (ROOT / "server" / "settings.py", ROOT / "cache" / "__init__.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             assert not (
