@@ -20,12 +20,29 @@ from numpy.typing import NDArray
 
 from cache.compiling import compiled
 from cache.four_bits import DEEP, LANES, NIBBLES, WORDS
-from cache.lane_kernels import F32, I16, I32, I64, REALS, WHOLES, address, load, same, scale, shorten, spread, store
+from cache.lane_kernels import (
+    F32,
+    I16,
+    I32,
+    I64,
+    REALS,
+    WHOLES,
+    address,
+    ask,
+    load,
+    same,
+    scale,
+    shorten,
+    spread,
+    store,
+)
 
 CHUNK = 256
 """Weights that share a scale. The sum of so many products stays below 2**31."""
 TOGETHER = 64
 """Queries for which rows are read again: more would not stay in the cache beside what they write."""
+AHEAD = 32
+"""Slices: so far before it is needed a slice is asked for."""
 SLICE_BYTES = LANES * WORDS * 2
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
@@ -58,9 +75,12 @@ def lanes_kernel(vectors: int, *, adds: bool) -> Any:
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             slices, stride, count, vector, apart, scales, scale, to, to_apart = arguments
-            sums = [cgutils.alloca_once_value(b, same(WHOLES, 0)) for _ in range(vectors)]
+            # two sums for each vector: one would have to wait for the product before
+            sums = [[cgutils.alloca_once_value(b, same(WHOLES, 0)) for _ in (0, 1)] for _ in range(vectors)]
             with cgutils.for_range(b, count) as loop:
-                words = load(b, b.add(slices, b.mul(loop.index, stride)), NUMBERS, 1)
+                slice = b.add(slices, b.mul(loop.index, stride))
+                ask(b, b.add(slice, b.mul(stride, I64(AHEAD))))
+                words = load(b, slice, NUMBERS, 1)
                 for nibble in range(NIBBLES):
                     top = 4 * (NIBBLES - 1)
                     numbers = b.ashr(b.shl(words, same(NUMBERS, top - 4 * nibble)), same(NUMBERS, top))
@@ -68,11 +88,13 @@ def lanes_kernel(vectors: int, *, adds: bool) -> Any:
                     for i in range(vectors):
                         pair = load(b, b.add(b.add(vector, b.mul(apart, I64(i))), offset), I32, 2)
                         factors = b.bitcast(spread(b, pair, WHOLES), NUMBERS)
-                        b.store(add_neighbours(b, b.load(sums[i]), numbers, factors), sums[i])
+                        total = sums[i][nibble % 2]
+                        b.store(add_neighbours(b, b.load(total), numbers, factors), total)
             per_lane = load(b, scales, REALS, 4)
             for i in range(vectors):
                 factor = b.fmul(per_lane, spread(b, load(b, b.add(scale, I64(4 * i)), F32, 4), REALS))
-                result = b.fmul(b.sitofp(b.load(sums[i]), REALS), factor)
+                total = b.add(*(b.load(each) for each in sums[i]))
+                result = b.fmul(b.sitofp(total, REALS), factor)
                 place = b.add(to, b.mul(to_apart, I64(i)))
                 if adds:
                     result = b.fadd(result, load(b, place, REALS, 4))

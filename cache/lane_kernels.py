@@ -23,8 +23,9 @@ NOTHING = -1e30
 LOG2_E = 1.4426950408889634
 POWER = (1.0, 0.6931471806, 0.240226507, 0.05550410866, 0.009618129108, 0.001333355815, 0.0001540353039)
 """Taylor's coefficients of 2**x, which is right to 2e-7 for x in [-0.5, 0.5]."""
-LEAST = -126.0
-"""Power of two that counts as nothing: that of the smallest normal number, which a CPU is still quick with."""
+LEAST = -64.0
+"""Power of two that counts as nothing beside 1. Far smaller ones become numbers that a CPU is slow with (denormal) when
+they are multiplied again."""
 
 
 def same(kind: Any, value: Any) -> Any:
