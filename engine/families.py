@@ -20,7 +20,8 @@ SUPPORTED = frozenset(
     gemma4_unified_text phi phi3 phimoe gpt_neox olmo olmo2 olmo3 olmoe flex_olmo smollm3 granite granitemoe
     granitemoeshared cohere cohere2 cohere2_moe starcoder2 glm glm4 glm4_moe seed_oss ernie4_5 ernie4_5_moe exaone4
     exaone_moe arcee apertus helium persimmon bitnet dots1 cwm afmoe jetmoe minimax_m2 nanochat vaultgemma hy_v3
-    hyperclovax internlm3 iquestcoder jais2 kolibri1 laguna mellum solar_open
+    hyperclovax internlm3 iquestcoder jais2 kolibri1 laguna mellum solar_open gpt_oss granite_swa granitemoe_swa
+    mimo_v2_flash flint
     """.split()
 )
 """As `model_type` in a config."""
@@ -32,7 +33,6 @@ LEARNED = "its positions are learned or sinusoidal, so a block can not be seen f
 ALIBI = "its positions are biases on the scores (ALiBi and the like), not rotations"
 LATENT = "it keeps a compressed latent instead of keys and values (MLA), for which the cache has no form yet"
 HYBRID = "some of its layers keep a running state instead of keys and values, which can not be searched"
-SINKS = "its attention has sinks of its own (a learned logit for each head), which Cairn does not compute yet"
 CHUNKED = "it attends in chunks and scales queries by their position"
 TEMPERATURE = "it scales queries by their position"
 NORMED = "it norms queries and keys after it rotated them, so that they can not be rotated later"
@@ -50,7 +50,6 @@ REASONS = {
     HYBRID: "mamba mamba2 falcon_mamba jamba bamba zamba zamba2 zaya falcon_h1 nemotron_h granitemoehybrid lfm2 "
     "lfm2_moe lfm3 qwen3_next qwen3_5_text qwen3_5_moe_text qwen4_exp_text olmo_hybrid minimax recurrent_gemma rwkv "
     "xlstm bailing_hybrid inkling_text inkling2_text",
-    SINKS: "gpt_oss granite_swa granitemoe_swa mimo_v2_flash flint",
     CHUNKED: "llama4_text",
     TEMPERATURE: "ministral3",
     NORMED: "hunyuan_v1_dense hunyuan_v1_moe",

@@ -29,7 +29,7 @@ TOLERANCE = 0.03
 """Largest relative difference that counts as equal; bfloat16 rounds to 0.005, a wrong rotation is off by 1."""
 HARMLESS = frozenset(
     "dropout is_causal sliding_window softcap scaling position_ids use_cache output_attentions output_hidden_states "
-    "output_router_logits return_dict past_key_values cache_position logits_to_keep".split()
+    "output_router_logits return_dict past_key_values cache_position logits_to_keep s_aux".split()
 )
 """Arguments of an attention call that change nothing, or that the engine obeys."""
 FAR = 1 << 20
@@ -46,12 +46,14 @@ class Handed:
     Attributes:
         q, k, v: (tokens, heads, head_dim)
         sees: what its mask was made of
+        void: (heads,) scores of what takes attention and has no value, if the layer has any
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     sees: Sees
+    void: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class RehearsedLayer:
     Attributes:
         window: a query sees only this many latest positions, itself included; None sees all
         head_dim: channels of its keys or of its values, the larger
+        void: (query_heads,) fp32, see LayerGeometry
     """
 
     rotation: Rotation
     window: int | None
     kv_heads: int
     head_dim: int
+    void: Tensor | None
 
 
 @dataclass
@@ -115,7 +119,7 @@ def record(
     if not isinstance(attention_mask, Mask) or not hasattr(attention_mask, "sees"):
         raise ModelError("it makes masks of its own, which Cairn can not read")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head_dim)
-    recorder.add(module.layer_idx, Handed(q, k, v, attention_mask.sees))
+    recorder.add(module.layer_idx, Handed(q, k, v, attention_mask.sees, told.get("s_aux")))
     return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)[None], None
 
 
@@ -170,7 +174,7 @@ def learn(layer: int, still: Handed, moved: Handed, positions: Tensor, rotations
     if errors[best] > TOLERANCE:
         raise ModelError(f"layer {layer} applies its positions in a way that Cairn does not know")
     widest = max(head_dim, still.v.shape[2])
-    return RehearsedLayer(fitting[best], window(layer, still.sees), kv_heads, widest)
+    return RehearsedLayer(fitting[best], window(layer, still.sees), kv_heads, widest, void(layer, still))
 
 
 def window(layer: int, sees: Sees) -> int | None:
@@ -184,6 +188,15 @@ def window(layer: int, sees: Sees) -> int | None:
             f"layer {layer} sees neither all before a position nor a sliding window, but chunks or the like"
         )
     return count if count < FAR else None
+
+
+def void(layer: int, handed: Handed) -> Tensor | None:
+    """The learned scores that a layer gives to nothing, one for each query head."""
+    if handed.void is None:
+        return None
+    if handed.void.shape != handed.q.shape[1:2]:
+        raise ModelError(f"layer {layer} has attention sinks of a shape that Cairn does not know")
+    return handed.void.detach().float()
 
 
 def misfit(rotation: Rotation, still: Handed, moved: Handed, positions: Tensor) -> float:

@@ -104,6 +104,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "solar_open": ROUTED,
     "starcoder2": {"sliding_window": 40},
     "vaultgemma": WINDOWS,
+    "gpt_oss": {**LOCAL, **WINDOWS},
+    "granite_swa": {**WINDOWS, "layer_rope_theta": [10000.0, 500.0, 10000.0]},
+    "granitemoe_swa": {**LOCAL, **WINDOWS, "layer_rope_theta": [10000.0, 500.0, 10000.0]},
+    "mimo_v2_flash": {**ROUTED, **WINDOWS, "v_head_dim": 8, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "flint": {**EXPERTS, **WINDOWS, "shared_expert_intermediate_size": 32, "mlp_only_layers": [0]},
 }
 
 

@@ -210,11 +210,14 @@ class Reader:
             far: keys and values of what is read beside, as `taken` gives them
         """
         output, weight = self._near(chunk, q, *near)
-        if read is None:
+        if read is not None:
+            other, other_weight = (chunk.unpool(x, q.shape[0]) for x in self._far(chunk, read, q, *far))
+            share = (other_weight - weight).sigmoid()
+            output, weight = output + share * (other - output), torch.logaddexp(weight, other_weight)
+        if self.geometry.void is None:
             return output
-        other, other_weight = (chunk.unpool(x, q.shape[0]) for x in self._far(chunk, read, q, *far))
-        share = (other_weight - weight).sigmoid()
-        return output + share * (other - output)
+        void = self.geometry.void.view(q.shape[1], 1, -1, 1)  # (H, 1, G, 1), as it was loaded: it is not trained
+        return output * (weight - void).sigmoid()
 
     def _near(self, chunk: Chunk, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Own and recent blocks, causally and within the window: (R, H, C, G, D), and the logarithm of its weight."""

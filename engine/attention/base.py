@@ -19,10 +19,13 @@ class LayerGeometry:
     Attributes:
         rotation: its rotary positions
         window: a query sees only this many latest positions, itself included; None sees all
+        void: a learned score of each query head (query_heads,) fp32 for a key that is not there: what the softmax
+            gives it is attention to nothing, as GPT-OSS has it; None for a plain softmax
     """
 
     rotation: Rotation
     window: int | None = None
+    void: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class FusedAttention(ReferenceAttention):
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
-        output, scoring = torch.empty_like(q), Scoring(self.settings.gated, softcap)
+        output, scoring = torch.empty_like(q), self._scoring(layer, softcap)
         queries = (q.float() * scaling).unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, P, G, D)
         together: dict[Reach, list[tuple[int, Span]]] = {}
         start = 0
@@ -190,6 +190,8 @@ class FusedAttention(ReferenceAttention):
             choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0))
             step.report.retrieval_seconds += time.perf_counter() - begun
         self._audit_batch(layer, batch, reach, choice, scoring, step)
+        if scoring.void is not None:
+            lose(scoring.void, weight, output)
         self._attend_blocks(layer, batch, numbers, reach.recent, weight, output)
         if choice is not None:
             step.report.count(int(choice.valid.sum()), batch.spans[0].session.store)
@@ -320,6 +322,14 @@ class FusedAttention(ReferenceAttention):
         pool = bits(torch.zeros(1, size, dim, dtype=self.layout.dtype))
         arrays = (query, query, pool, pool, size, blocks, blocks, turns, turns.swapaxes(0, 1).copy())
         self._kernels.attend(*arrays, 1, 1, False, False, ends, 0, 1, weight, query, 0, 1)
+
+
+def lose(void: Tensor, weight: Floats, output: Tensor) -> None:
+    """Let a score (H, G) without a value take its part of an estimate: weight (H, T, G), output (H, T, G, D)."""
+    before = torch.from_numpy(weight)
+    after = torch.logaddexp(before, void[:, None])
+    output *= (before - after).exp()[..., None]
+    before.copy_(after)
 
 
 def extent(ends: Numbers) -> tuple[int, int]:

@@ -61,10 +61,12 @@ class Scoring:
     Attributes:
         gated: blocks end in a landmark that gates them (grouped softmax)
         softcap: scores are squashed to (-softcap, softcap), as Gemma 2 does
+        void: (H, G), a score that shares the softmax and has no value ("attention sink" of GPT-OSS); it is final
     """
 
     gated: bool
     softcap: float | None = None
+    void: Tensor | None = None
 
     def cap(self, scores: Tensor) -> Tensor:
         """Squash scores, if the model does."""
@@ -152,15 +154,21 @@ class EstimatedPart:
         return values.view(*weights.shape[:3], -1)
 
 
-def combine(parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+def combine(parts: Sequence[Part], void: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
     """One softmax over all parts.
+
+    Args:
+        void: (H, G), the score of what takes attention and has no value
 
     Returns:
         The output (H, T, G, D), and for each part the attention that each of its blocks got,
         summed over query heads and positions: (H, T, blocks).
     """
     scores = torch.cat([part.scores.flatten(3) for part in parts], dim=-1)
-    weights = scores.softmax(-1).split([part.scores[0, 0, 0].numel() for part in parts], dim=-1)
+    counts = [part.scores[0, 0, 0].numel() for part in parts]
+    if void is not None:
+        scores = torch.cat((scores, void[:, None, :, None].expand(-1, scores.shape[1], -1, 1)), dim=-1)
+    weights = scores.softmax(-1)[..., : sum(counts)].split(counts, dim=-1)
     output = sum(part.read(weight) for part, weight in zip(parts, weights, strict=True))
     assert isinstance(output, Tensor)
     masses = [w.unflatten(-1, p.scores.shape[3:]).sum((2, 4)) for p, w in zip(parts, weights, strict=True)]

@@ -61,12 +61,16 @@ class ReferenceAttention:
                 layer,
                 span,
                 q[start:end].float() * scaling,
-                Scoring(self.settings.gated, softcap),
+                self._scoring(layer, softcap),
                 step,
                 output[start:end],
             )
             start = end
         return output
+
+    def _scoring(self, layer: int, softcap: float | None) -> Scoring:
+        void = self.layers[layer].void
+        return Scoring(self.settings.gated, softcap, None if void is None else void.view(self.layout.kv_heads, -1))
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -171,7 +175,7 @@ class ReferenceAttention:
         shared = min(far_blocks, self.settings.sink_blocks if fetch == 0 else far_blocks)
         self._audit(layer, rows, span, step, scoring, Read(self._recent(layer), shared))
         parts = self._shared_parts(layer, rows, scoring, shared)
-        output, masses = combine(parts)
+        output, masses = combine(parts, scoring.void)
         self._count_read(layer, span, parts, masses, None)
         return output
 
@@ -191,7 +195,7 @@ class ReferenceAttention:
         if self.settings.estimate_rest:
             parts.append(self._rest(layer, rows, scoring, choice))
         parts.append(self._fetched(layer, rows, scoring, choice))
-        output, masses = combine(parts)
+        output, masses = combine(parts, scoring.void)
         self._count_selected(rows, step, choice.valid)
         self._count_read(layer, span, parts, masses, choice.blocks)
         return output

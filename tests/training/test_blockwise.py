@@ -124,6 +124,7 @@ GEOMETRIES = {
     "window": LayerGeometry(ROTATION, window=7),
     "partial": LayerGeometry(Rotation(INV_FREQ[:2])),
     "none": LayerGeometry(Rotation(None)),
+    "void": LayerGeometry(ROTATION, void=torch.tensor([0.5, -1.0, 2.0, 0.0])),
 }
 
 
