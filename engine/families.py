@@ -21,7 +21,7 @@ SUPPORTED = frozenset(
     granitemoeshared cohere cohere2 cohere2_moe starcoder2 glm glm4 glm4_moe seed_oss ernie4_5 ernie4_5_moe exaone4
     exaone_moe arcee apertus helium persimmon bitnet dots1 cwm afmoe jetmoe minimax_m2 nanochat vaultgemma hy_v3
     hyperclovax internlm3 iquestcoder jais2 kolibri1 laguna mellum solar_open gpt_oss granite_swa granitemoe_swa
-    mimo_v2_flash flint
+    mimo_v2_flash flint ministral3
     """.split()
 )
 """As `model_type` in a config."""
@@ -34,7 +34,6 @@ ALIBI = "its positions are biases on the scores (ALiBi and the like), not rotati
 LATENT = "it keeps a compressed latent instead of keys and values (MLA), for which the cache has no form yet"
 HYBRID = "some of its layers keep a running state instead of keys and values, which can not be searched"
 CHUNKED = "it attends in chunks and scales queries by their position"
-TEMPERATURE = "it scales queries by their position"
 NORMED = "it norms queries and keys after it rotated them, so that they can not be rotated later"
 SPARSE = "it chooses the keys that it reads by a rule of its own"
 REPEATED = "a layer attends more than once for each token"
@@ -51,7 +50,6 @@ REASONS = {
     "lfm2_moe lfm3 qwen3_next qwen3_5_text qwen3_5_moe_text qwen4_exp_text olmo_hybrid minimax recurrent_gemma rwkv "
     "xlstm bailing_hybrid inkling_text inkling2_text",
     CHUNKED: "llama4_text",
-    TEMPERATURE: "ministral3",
     NORMED: "hunyuan_v1_dense hunyuan_v1_moe",
     SPARSE: "doge deepseek_v4 minimax_m3_vl_text",
     REPEATED: "diffllama hrm_text",

@@ -152,7 +152,7 @@ def describe(name: str, model: PreTrainedModel) -> LoadedModel:
     return LoadedModel(
         name=name,
         model=model,
-        layers=[LayerGeometry(layer.rotation, layer.window, layer.void) for layer in rehearsed],
+        layers=[LayerGeometry(layer.rotation, layer.window, layer.void, layer.temperature) for layer in rehearsed],
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=config.vocab_size,

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from engine.errors import ModelError
 from engine.rotation import Rotation
+from engine.temperature import Temperature
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 REHEARSAL = "cairn-rehearsal"
 TOKENS = 4
@@ -63,7 +64,7 @@ class RehearsedLayer:
     Attributes:
         window: a query sees only this many latest positions, itself included; None sees all
         head_dim: channels of its keys or of its values, the larger
-        void: (query_heads,) fp32, see LayerGeometry
+        void, temperature: see LayerGeometry
     """
 
     rotation: Rotation
@@ -71,6 +72,7 @@ class RehearsedLayer:
     kv_heads: int
     head_dim: int
     void: Tensor | None
+    temperature: Temperature | None
 
 
 @dataclass
@@ -134,8 +136,8 @@ def rehearse(model: PreTrainedModel) -> list[RehearsedLayer]:
     count = model.config.num_hidden_layers
     if sorted(still) != list(range(count)):
         raise ModelError(f"only {len(still)} of its {count} layers are attention, which is all that Cairn keeps")
-    rotations = list(candidates(model))  # as the long pass left them: that is how the model treats its longest texts
-    return [learn(layer, still[layer], moved[layer], positions, rotations) for layer in range(count)]
+    turns = list(candidates(model))  # as the long pass left them: that is how the model treats its longest texts
+    return [learn(layer, still[layer], moved[layer], positions, turns) for layer in range(count)]
 
 
 @torch.inference_mode()
@@ -154,7 +156,37 @@ def run(model: PreTrainedModel, positions: Tensor) -> tuple[dict[int, Handed], T
     return recorder.layers, output.logits[0]
 
 
-def candidates(model: nn.Module) -> Iterator[Rotation]:
+@dataclass(frozen=True)
+class Turn:
+    """What positions may do to queries and keys."""
+
+    rotation: Rotation
+    temperature: Temperature | None
+
+    def misfit(self, still: Handed, moved: Handed, positions: Tensor) -> float:
+        """How far it is from explaining what the two passes handed over."""
+        q, k = (self.rotation(x.float(), positions[:, None]) for x in (still.q, still.k))
+        if self.temperature is not None:
+            q = q * self.temperature(positions)[:, None, None]
+        return max(difference(q, moved.q), difference(k, moved.k))
+
+
+def candidates(model: PreTrainedModel) -> Iterator[Turn]:
+    """Each rotation with the temperature that the config tells, then without; the first one wins where both fit."""
+    told = temperature(model.config)
+    for kind in (told, None) if told else (None,):
+        for rotation in rotations(model):
+            yield Turn(rotation, kind)
+
+
+def temperature(config: PretrainedConfig) -> Temperature | None:
+    """What a config says of queries that grow with their position."""
+    told = getattr(config, "rope_parameters", None) or {}
+    beta, length = told.get("llama_4_scaling_beta"), told.get("original_max_position_embeddings")
+    return Temperature(float(beta), int(length)) if beta and length else None
+
+
+def rotations(model: nn.Module) -> Iterator[Rotation]:
     """No rotation, and each of the model's frequencies in each convention."""
     yield Rotation(None)
     for module in model.modules():
@@ -165,16 +197,17 @@ def candidates(model: nn.Module) -> Iterator[Rotation]:
                     yield Rotation(frequencies, interleaved=True)
 
 
-def learn(layer: int, still: Handed, moved: Handed, positions: Tensor, rotations: list[Rotation]) -> RehearsedLayer:
+def learn(layer: int, still: Handed, moved: Handed, positions: Tensor, turns: list[Turn]) -> RehearsedLayer:
     """The layer whose rotation explains what the two passes handed over."""
     kv_heads, head_dim = still.k.shape[1:]
-    fitting = [r for r in rotations if r.frequencies is None or 2 * len(r.frequencies) <= head_dim]
-    errors = [misfit(rotation, still, moved, positions) for rotation in fitting]
+    fitting = [turn for turn in turns if turn.rotation.channels <= head_dim]
+    errors = [turn.misfit(still, moved, positions) for turn in fitting]
     best = min(range(len(fitting)), key=errors.__getitem__)
     if errors[best] > TOLERANCE:
         raise ModelError(f"layer {layer} applies its positions in a way that Cairn does not know")
     widest = max(head_dim, still.v.shape[2])
-    return RehearsedLayer(fitting[best], window(layer, still.sees), kv_heads, widest, void(layer, still))
+    found, seen = fitting[best], window(layer, still.sees)
+    return RehearsedLayer(found.rotation, seen, kv_heads, widest, void(layer, still), found.temperature)
 
 
 def window(layer: int, sees: Sees) -> int | None:
@@ -197,12 +230,6 @@ def void(layer: int, handed: Handed) -> Tensor | None:
     if handed.void.shape != handed.q.shape[1:2]:
         raise ModelError(f"layer {layer} has attention sinks of a shape that Cairn does not know")
     return handed.void.detach().float()
-
-
-def misfit(rotation: Rotation, still: Handed, moved: Handed, positions: Tensor) -> float:
-    """How far a rotation is from explaining what the two passes handed over."""
-    pairs = ((still.q, moved.q), (still.k, moved.k))
-    return max(difference(rotation(a.float(), positions[:, None]), b) for a, b in pairs)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

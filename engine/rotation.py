@@ -25,13 +25,18 @@ class Rotation:
     frequencies: Tensor | None
     interleaved: bool = False
 
+    @property
+    def channels(self) -> int:
+        """How many it turns."""
+        return 0 if self.frequencies is None else 2 * len(self.frequencies)
+
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate x (…, dim) by positions, whose shape broadcasts against x.shape[:-1]."""
         if self.frequencies is None:
             return x
         angles = positions[..., None].double() * self.frequencies  # (…, rotary_dim / 2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        turned, rest = x[..., : 2 * len(self.frequencies)], x[..., 2 * len(self.frequencies) :]
+        turned, rest = x[..., : self.channels], x[..., self.channels :]
         first, second = self._pairs(turned)
         rotated = self._join(first * cos - second * sin, second * cos + first * sin)
         if not rest.shape[-1]:

@@ -43,6 +43,11 @@ SHARING: dict[str, Any] = {  # the last two layers take keys and values of earli
 }
 UNEQUAL: dict[str, Any] = {"global_head_dim": 32, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 UNEQUAL |= {"attention_k_eq_v": True}
+TEMPERATE: dict[str, Any] = {  # queries are larger from position 48 on
+    "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                        "original_max_position_embeddings": 48, "llama_4_scaling_beta": 0.5,
+                        "mscale": 1.0, "mscale_all_dim": 1.0},
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -108,6 +113,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite_swa": {**WINDOWS, "layer_rope_theta": [10000.0, 500.0, 10000.0]},
     "granitemoe_swa": {**LOCAL, **WINDOWS, "layer_rope_theta": [10000.0, 500.0, 10000.0]},
     "mimo_v2_flash": {**ROUTED, **WINDOWS, "v_head_dim": 8, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "ministral3": TEMPERATE,
     "flint": {**EXPERTS, **WINDOWS, "shared_expert_intermediate_size": 32, "mlp_only_layers": [0]},
 }
 

@@ -117,7 +117,8 @@ def blockwise_attention(
     reader = blockwise.reader(module.layer_idx, softcap)
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        q = (query.to(dtype) * scaling).unflatten(1, (blockwise.kv_heads, -1)).transpose(2, 3)  # (R, H, T, G, D)
+        q = reader.scaled(query.to(dtype) * scaling)
+        q = q.unflatten(1, (blockwise.kv_heads, -1)).transpose(2, 3)  # (R, H, T, G, D)
         keys, values = (x.to(dtype).unflatten(2, (-1, reader.size)) for x in (key, value))  # (R, H, N, B, D)
         if repeats := blockwise.kv_heads // key.shape[1] - 1:
             keys, values = (x.repeat_interleave(repeats + 1, dim=1) for x in (keys, values))

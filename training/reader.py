@@ -125,6 +125,13 @@ class Reader:
             positions = torch.arange(start, end, device=device)
             yield Chunk(positions, max(0, first - self.reach), last, far, crowd=start >= alone)
 
+    def scaled(self, q: Tensor) -> Tensor:
+        """Queries (R, heads, T, D) with what the layer multiplies them with by their position."""
+        temperature = self.geometry.temperature
+        if temperature is None:
+            return q
+        return q * temperature(torch.arange(q.shape[2], device=q.device))[:, None].to(q.dtype)
+
     # -- choosing --------------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from cache import RULES, IndexShape, LandmarkRule
 from engine.rotation import Rotation
 from engine.step import Step
+from engine.temperature import Temperature
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class LayerGeometry:
         window: a query sees only this many latest positions, itself included; None sees all
         void: a learned score of each query head (query_heads,) fp32 for a key that is not there: what the softmax
             gives it is attention to nothing, as GPT-OSS has it; None for a plain softmax
+        temperature: what queries are multiplied with, by their position
     """
 
     rotation: Rotation
     window: int | None = None
     void: Tensor | None = None
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,15 @@ class FusedAttention(ReferenceAttention):
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
         output, scoring = torch.empty_like(q), self._scoring(layer, softcap)
-        queries = (q.float() * scaling).unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, P, G, D)
+        scaled = self._scaled(layer, q, step, scaling)
+        queries = scaled.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, P, G, D)
         together: dict[Reach, list[tuple[int, Span]]] = {}
         start = 0
         for span in step.spans:
             end = start + len(span.token_ids)
             if not self._serves(layer, span, scoring):
                 self.store(layer, span, k[start:end], v[start:end])
-                super()._attend(layer, span, q[start:end].float() * scaling, scoring, step, output[start:end])
+                super()._attend(layer, span, scaled[start:end], scoring, step, output[start:end])
             elif end > start + 1:
                 self.store(layer, span, k[start:end], v[start:end])
                 self._attend_span(layer, span, queries[:, start:end], scoring, step, output[start:end])

@@ -52,7 +52,7 @@ class ReferenceAttention:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
-        output = torch.empty_like(q)
+        output, queries = torch.empty_like(q), self._scaled(layer, q, step, scaling)
         start = 0
         for span in step.spans:
             end = start + len(span.token_ids)
@@ -60,13 +60,21 @@ class ReferenceAttention:
             self._attend(
                 layer,
                 span,
-                q[start:end].float() * scaling,
+                queries[start:end],
                 self._scoring(layer, softcap),
                 step,
                 output[start:end],
             )
             start = end
         return output
+
+    def _scaled(self, layer: int, q: Tensor, step: Step, scaling: float) -> Tensor:
+        """Queries (positions, query_heads, head_dim) as their products are scores: fp32."""
+        temperature = self.layers[layer].temperature
+        if temperature is None:
+            return q.float() * scaling
+        at = [torch.arange(span.first, span.first + len(span.token_ids), device=q.device) for span in step.spans]
+        return q.float() * (scaling * temperature(torch.cat(at)))[:, None, None]
 
     def _scoring(self, layer: int, softcap: float | None) -> Scoring:
         void = self.layers[layer].void

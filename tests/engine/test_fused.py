@@ -36,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 1},
     "glm": {},
     "smollm3": {"no_rope_layers": [1, 0, 1], "layer_types": [FULL] * 3},
+    "ministral3": {},
     "gpt_oss": {"num_local_experts": 4, "sliding_window": 24, "layer_types": [SLIDING, FULL, SLIDING]},
 }
 

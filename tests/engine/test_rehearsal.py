@@ -27,7 +27,6 @@ def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("family", "settings", "reason"), [
     ("hunyuan_v1_dense", {}, "applies its positions in a way"),
     ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 4096}, "change more than its queries and keys"),
-    ("ministral3", {"max_position_embeddings": 60_000}, "applies its positions in a way"),
     ("llama4_text", {"num_local_experts": 2}, "chunks"),
     ("diffllama", {}, "attends more than once"),
     ("qwen3_next", {"num_experts": 4, "num_experts_per_tok": 2, **HYBRID}, "only 2 of its 3 layers"),
