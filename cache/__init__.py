@@ -18,6 +18,7 @@ from cache.four_bits import ByChannel, ByRow
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
+from cache.pages import zeros
 from cache.parallel import over_heads
 from cache.registry import SessionRegistry
 from cache.session import Session
@@ -61,4 +62,5 @@ __all__ = [
     "outlying",
     "over_heads",
     "slopes",
+    "zeros",
 ]

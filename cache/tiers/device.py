@@ -6,15 +6,14 @@ out their pages only when they are first written, so an idle server holds little
 
 from __future__ import annotations
 
-import math
 import sys
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cache.errors import OutOfBlocks
 from cache.layout import Bytes, CacheLayout
+from cache.pages import zeros
 from cache.tiers.base import Places
 
 
@@ -31,8 +30,8 @@ class DeviceTier:
         self.memory_bytes = capacity_bytes
         self.capacity = capacity_bytes // layout.block_bytes
         shape = (self.capacity, layout.kv_heads, layout.block_size, layout.head_dim)
-        self._keys = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
-        self._values = [zeros(shape, layout.dtype, device) for _ in range(layout.layers)]
+        self._keys = [pool(shape, layout.dtype, self.device) for _ in range(layout.layers)]
+        self._values = [pool(shape, layout.dtype, self.device) for _ in range(layout.layers)]
         self._released: list[int] = []
         self._fresh = 0
 
@@ -75,12 +74,9 @@ class DeviceTier:
             self._keys[layer][slot], self._values[layer][slot] = half[:, 0], half[:, 1]
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros whose pages a CPU takes only when they are written; `torch.zeros` would touch them all.
+def pool(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, of which a CPU takes only what is written.
 
     They must be zeros: attention gives weight 0 to what is not written yet, and 0 times a stray NaN is NaN.
     """
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    return zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)

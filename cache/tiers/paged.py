@@ -9,7 +9,6 @@ Only the engine's thread brings pages up and lets them go; others may release bl
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from cache.errors import DamagedBlock, OutOfBlocks
 from cache.layout import Bytes, CacheLayout
+from cache.pages import give_back, private
 from cache.tiers.base import Places
 from cache.tiers.disk import DiskTier
 
@@ -51,8 +51,7 @@ class PagedTier:
         self.memory_bytes = memory_bytes
         self._frames = self._limit = memory_bytes // self._unit
         shape = (self._frames, layout.block_size, layout.head_dim)
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory could not be given back
-        self._memory = [mmap.mmap(-1, max(1, self._frames * self._unit // 2), flags=private) for _ in range(2)]
+        self._memory = [private(max(1, self._frames * self._unit // 2)) for _ in range(2)]
         self._keys, self._values = (torch.frombuffer(m, dtype=layout.dtype).view(shape) for m in self._memory)
         self._raw = [x.view(torch.uint8).flatten(1).numpy() for x in (self._keys, self._values)]
         # Frame of each (layer, slot, head), plus one: the system hands out zeros, and only for what is touched.
@@ -242,6 +241,4 @@ class PagedTier:
     def _give_back(self, limit: int) -> None:
         """Let the system have the memory of frames from `limit` on."""
         for memory in self._memory:
-            start = -(-limit * (self._unit // 2) // mmap.PAGESIZE) * mmap.PAGESIZE
-            if start < len(memory):
-                memory.madvise(mmap.MADV_DONTNEED, start, len(memory) - start)
+            give_back(memory, limit * (self._unit // 2))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import gc
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.pages import LARGE, zero_bytes, zeros
+
+SMAPS = Path("/proc/self/smaps")
+MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def in_large_pages(address: int) -> int:
+    """Bytes of large pages in the mapping that holds an address."""
+    inside = False
+    for line in SMAPS.read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "AnonHugePages:":
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("shape", [(3, 5), (0, 4), (3, 1 << 20), (1, LARGE)])
+def test_they_are_zeros_that_can_be_written(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    found = zeros(shape, dtype)
+    assert found.shape == shape
+    assert found.dtype == dtype
+    assert not found.any()
+    found += 1
+    assert torch.equal(found, torch.ones(shape, dtype=dtype))
+
+
+def test_large_memory_begins_at_a_border() -> None:
+    assert zero_bytes(LARGE + 12345).ctypes.data % LARGE == 0
+    assert len(zero_bytes(LARGE + 12345)) == LARGE + 12345
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux")
+def test_nothing_is_taken_before_it_is_written_and_all_is_given_back() -> None:
+    before = resident()
+    memory = zeros((64, LARGE), torch.uint8)
+    assert resident() < before + LARGE
+    memory[:8] = 1
+    assert before + 7 * LARGE <= resident() < before + 10 * LARGE
+    del memory
+    gc.collect()
+    assert resident() < before + 2 * LARGE
+
+
+@pytest.mark.skipif(not MODE.exists() or "[never]" in MODE.read_text(), reason="the system has no large pages")
+def test_it_lies_in_large_pages() -> None:
+    memory = zero_bytes(4 * LARGE)
+    memory[::4096] = 1
+    assert in_large_pages(memory.ctypes.data) >= LARGE
+    small = np.ones(LARGE // 2, np.uint8)
+    assert small.ctypes.data  # and smaller memory does not ask for them
