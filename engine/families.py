@@ -25,6 +25,13 @@ SUPPORTED = frozenset(
     """.split()
 )
 """As `model_type` in a config."""
+WITH_IMAGES = frozenset(
+    """
+    aya_vision cohere2_vision deepseek_vl exaone4_5 gemma3 gemma4 gemma4_unified got_ocr2 idefics3 internvl janus
+    lighton_ocr llava llava_next llava_onevision mistral3 ovis2 smolvlm vipllava
+    """.split()
+)
+"""Models that take images as well, of which the text model within is served, if it is of a supported type."""
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "longrope", "proportional", "yarn"})
 """Rotary frequencies that do not depend on how long the text is (`longrope` with its factors for long texts)."""
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -57,6 +64,17 @@ REASONS = {
     WRAPPER: "fuyu emu3 git moshi musicgen musicgen_melody got_ocr2 phi4_multimodal aria_text",
     ENCODER: "bert roberta camembert electra xlm-roberta modernbert rembert megatron-bert roformer big_bird",
 }
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of what is served: of a model that takes images as well, that of its text model."""
+    inner = getattr(config, "text_config", None)
+    if inner is None or inner.model_type not in SUPPORTED or config.model_type not in WITH_IMAGES:
+        return config
+    inner.tie_word_embeddings = config.tie_word_embeddings  # the outer model owns the last matrix
+    if getattr(config, "eos_token_id", None) is not None:
+        inner.eos_token_id = config.eos_token_id
+    return inner
 
 
 def check_supported(name: str, config: PretrainedConfig) -> None:

@@ -19,7 +19,7 @@ from cache import CacheLayout
 from engine import rehearsal
 from engine.attention import Attention, LayerGeometry
 from engine.errors import ModelError
-from engine.families import check_supported
+from engine.families import check_supported, text_config
 from engine.linear import quicken
 from engine.rehearsal import REHEARSAL, RehearsedLayer
 from engine.step import Step
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION = "cairn"
+TEXT_WITHIN = {r"^language_model\.model\.": "model.", r"^model\.(language_model|text_model)\.": "model.",
+               r"^language_model\.lm_head\.": "lm_head."}  # fmt: skip
+"""What weights are called in a model that takes images as well, and what in its text model alone."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
     config = load_config(name)
     register()
     logging.disable_progress_bar()  # a server's log has lines, not bars
+    logging.set_verbosity_error()  # what of an image's model is left out is no news, and what is missing is told below
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
@@ -82,6 +86,7 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
             dtype=dtype,
             attn_implementation=REHEARSAL,
             use_safetensors=True,
+            key_mapping=TEXT_WITHIN,
             output_loading_info=True,
         )
     except Exception as error:  # whatever transformers, safetensors or the hub raise
@@ -115,7 +120,7 @@ def load_config(name: str) -> PretrainedConfig:
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ModelError(f"{name}: the folder has no config.json, so it is not a transformers model")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = text_config(AutoConfig.from_pretrained(name))
     except Exception as error:  # transformers checks few values, so a senseless one fails in many ways
         raise ModelError(f"{name}: its config cannot be read: {error}") from error
     check_supported(name, config)
