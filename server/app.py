@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from server import errors
@@ -14,6 +14,7 @@ from server.context import SESSION_HEADER
 from server.door import Door
 from server.middleware import Authentication, BodyLimit, Failures, Gate, RateLimit
 from server.openapi import Api
+from server.queries import refuse_unknown
 from server.routes import (
     admin,
     chat,
@@ -55,7 +56,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 
     described = "/openapi.json" if settings.docs_page else None  # without it, there are no pages either
     app = Api(
-        title="Cairn", version=server_version(), description=DESCRIPTION, lifespan=lifespan, openapi_url=described
+        title="Cairn",
+        version=server_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=described,
+        dependencies=[Depends(refuse_unknown)],
     )
     app.state.service = service
     sessional = (sessions, documents, history, search, transfer)

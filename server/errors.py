@@ -39,6 +39,12 @@ log = logging.getLogger("cairn")
 NAMED = re.compile(r"(\w+): ")
 REFUSED = ("extra_forbidden", "none_required")
 
+UNREADABLE: tuple[tuple[type[Exception], str], ...] = (
+    (RecursionError, "it is nested too deeply"),
+    (UnicodeDecodeError, "it is not in UTF-8"),
+    (ValueError, "a number has too many digits"),
+)
+
 
 class ApiError(Exception):
     """An error of the server's own, ready to be sent."""
@@ -76,6 +82,8 @@ class Problem:
     code: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     retry_after: float = 1.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """More of them, as 405's `Allow`."""
 
     @property
     def type(self) -> str:
@@ -92,7 +100,9 @@ class Problem:
         return {"error": {**error, **self.extra}}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(max(1, math.ceil(self.retry_after)))} if self.status in (429, 503) else {}
+        headers = dict(self.headers)
+        if self.status in (429, 503):
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 504:
             headers["x-should-retry"] = "false"  # OpenAI's clients would send it again, to take as long again
         if self.status == 401:
@@ -135,7 +145,8 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, BodyTooLarge):
         return Problem(413, str(error.detail), code="body_too_large", extra={"limit": error.limit})
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail))
+        headers = error.headers or {}
+        return _unreadable(error) or Problem(error.status_code, str(error.detail), headers=headers)
     for kind, status, code in TABLE:
         if isinstance(error, kind):
             return Problem(status, str(error) or code, getattr(error, "parameter", None), code, _details(error))
@@ -174,6 +185,14 @@ def _not_json(request: Request, error: Exception) -> Problem | None:
 
 def _is_json(kind: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _unreadable(error: HTTPException) -> Problem | None:
+    """A body that the JSON reader gave up on for another reason than its grammar; FastAPI does not tell which."""
+    reason = next((told for kind, told in UNREADABLE if isinstance(error.__cause__, kind)), None)
+    if error.status_code != 400 or reason is None:
+        return None
+    return Problem(400, f"the body is not valid JSON: {reason}", code="invalid_json")
 
 
 def _details(error: Exception) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server import bodies
-from server.middleware import PROBES, is_admin
+from server.middleware import METRICS, PROBES, is_admin
 
 Json = dict[str, Any]
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -165,8 +165,10 @@ def _statuses(name: str, operation: Json) -> Iterator[int]:
         return
     yield from (401, 403, 429, 500, 503)
     body, parameters = "requestBody" in operation, operation.get("parameters")
+    if path != METRICS:  # an unknown query parameter is refused anywhere else
+        yield 400
     if body or parameters or is_admin(path):
-        yield from (400, 404)
+        yield 404
     if body:
         yield from (413, 415)
     if (path.startswith("/v1/sessions/") and method != "get") or path.endswith("completions"):

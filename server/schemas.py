@@ -44,7 +44,7 @@ def _joined_text(value: Any) -> Any:
 
 
 def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+    return isinstance(value, list) and set(map(type, value)) == {int}
 
 
 def _prompt_list(value: Any) -> Any:

@@ -123,10 +123,8 @@ class Service:
     def _around(self, engine: Engine) -> Model:
         """What goes with an engine, which begins to run."""
         description = engine.description
-        tokenizer, renderer = load_tokenizer(
-            self.settings.model, description.landmark_token_id, description.eos_token_ids
-        )
         ends, landmark = description.eos_token_ids, description.landmark_token_id
+        tokenizer, renderer = load_tokenizer(self.settings.model, landmark, ends, description.max_session_tokens)
         conversations = Conversations(tokenizer, renderer, ends, self.settings.tool_format)
         forms = Forms(Grammars(tokenizer, description.vocab_size, ends, landmark), tokenizer, conversations.tool_format)
         folder, settings = self._folder, self.settings

@@ -1,11 +1,13 @@
 """Text to tokens: what users write is encoded literally, so that no text of theirs can become a control token.
 
-Owns the loaded tokenizer. Knows no HTTP; how a conversation is laid out is `server.chat`'s.
+Owns the loaded tokenizer, and that a text which no session could hold costs little to refuse. Knows no HTTP; how a
+conversation is laid out is `server.chat`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +15,23 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine import ModelError
+from engine import ModelError, SessionTooLong
 from server.pieces import Pieces
+
+LEAST_BOUND = 1 << 20
+"""Texts of so many tokens are made tokens even where sessions are shorter: who counts wants to know the number."""
+PIECE = 1 << 16
+"""Characters of a long text that are counted at once."""
+CUT = 64
+"""Tokens that a piece may have more because it was cut out of its text."""
+
+
+class TextTooLong(SessionTooLong):
+    """A text of at least `wanted` tokens, too many to even make them all: they would take the memory of a session."""
+
+    def __init__(self, wanted: int, limit: int) -> None:
+        super().__init__(wanted, limit)
+        self.args = (f"the text has more than {wanted} tokens, and a session holds {limit}",)
 
 
 @dataclass(frozen=True)
@@ -26,9 +43,16 @@ class Segment:
 
 
 class TextTokenizer:
-    """The model's tokenizer, twice: one that knows control tokens and one that reads their names as plain text."""
+    """The model's tokenizer, twice: one that knows control tokens and one that reads their names as plain text.
 
-    def __init__(self, control: Tokenizer, landmark: int | None = None, ends: Iterable[int] = ()) -> None:
+    Args:
+        longest: tokens that a session may hold; None bounds no text
+    """
+
+    def __init__(
+        self, control: Tokenizer, landmark: int | None = None, ends: Iterable[int] = (), longest: int | None = None
+    ) -> None:
+        self._longest = longest
         self._control = control
         self._literal = Tokenizer.from_str(control.to_str())
         self._literal.encode_special_tokens = True
@@ -40,7 +64,8 @@ class TextTokenizer:
         self._control_names = tuple(name for name in names if name)
 
     def encode(self, text: str, *, begin: bool = False) -> list[int]:
-        """Tokens of a user's text; `begin` adds what the model wants at the start of a sequence."""
+        """Tokens of a user's text; `begin` adds what the model wants at the start of a sequence. Raises TextTooLong."""
+        self._check(text)
         tokens = _ids(self._literal, text, begin)
         return tokens if self._landmark not in tokens else self._around_landmark(text, begin)
 
@@ -48,6 +73,7 @@ class TextTokenizer:
         """Tokens of a prompt whose control parts may hold control tokens, but never a landmark."""
         tokens: list[int] = []
         for segment in segments:
+            self._refuse(len(tokens))
             tokens += self._encode_control(segment.text) if segment.control else self.encode(segment.text)
         return tokens
 
@@ -68,7 +94,23 @@ class TextTokenizer:
         token: int | None = self._control.token_to_id(name)
         return token if token in self.pieces.hidden else None
 
+    def _check(self, text: str) -> None:
+        """Count piece by piece while it may be too long; what is counted is thrown away at once."""
+        counted = 0
+        for start in range(0, len(text) if len(text) > self._bound else 0, PIECE):
+            counted += len(_ids(self._literal, text[start : start + PIECE])) - CUT
+            self._refuse(counted)
+
+    def _refuse(self, counted: int) -> None:
+        if counted > self._bound:
+            raise TextTooLong(counted, self._longest or 0)
+
+    @cached_property
+    def _bound(self) -> float:
+        return math.inf if self._longest is None else max(self._longest, LEAST_BOUND)
+
     def _encode_control(self, text: str) -> list[int]:
+        self._check(text)
         return [token for token in _ids(self._control, text) if token != self._landmark]
 
     def _around_landmark(self, text: str, begin: bool) -> list[int]:
@@ -83,7 +125,9 @@ class TextTokenizer:
         return tokens
 
 
-def load_tokenizer(model: str, landmark: int | None, ends: Iterable[int]) -> tuple[TextTokenizer, Any]:
+def load_tokenizer(
+    model: str, landmark: int | None, ends: Iterable[int], longest: int | None = None
+) -> tuple[TextTokenizer, Any]:
     """The tokenizer of a model folder, and transformers' own object for it (which renders chat templates)."""
     from transformers import AutoTokenizer  # seconds of import, needed only here
 
@@ -97,7 +141,7 @@ def load_tokenizer(model: str, landmark: int | None, ends: Iterable[int]) -> tup
     control = Tokenizer.from_str(backend.to_str())
     control.no_truncation()
     control.no_padding()
-    return TextTokenizer(control, landmark, ends), loaded
+    return TextTokenizer(control, landmark, ends, longest), loaded
 
 
 def _ids(tokenizer: Tokenizer, text: str, begin: bool = False) -> list[int]:

@@ -71,22 +71,29 @@ class ToolChoice(Wire):
 
 
 def _choice(value: Any) -> Any:
-    """OpenAI's spellings: a mode, a function, or several of which some may be called."""
+    """OpenAI's spellings: a mode, a function, or several of which some may be called; with no field beside."""
     match value:
         case "none" | "auto" | "required":
             return {"mode": value}
-        case {"type": "function", "function": {"name": str(name)}}:
+        case {"type": "function", "function": {"name": str(name), **more}, **others} if not more | others:
             return {"mode": "required", "names": [name], "one": True}
-        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [*tools]}}:
-            return {"mode": mode, "names": [_name(tool) for tool in tools]}
+        case {"type": "allowed_tools", "allowed_tools": dict(allowed), **others} if not others:
+            return _allowed(allowed)
         case None | ToolChoice():
             return value
     raise ValueError('must be "none", "auto", "required" or {"type": "function", "function": {"name": "..."}}')
 
 
+def _allowed(value: Any) -> dict[str, Any]:
+    match value:
+        case {"mode": "auto" | "required" as mode, "tools": [*tools], **others} if not others:
+            return {"mode": mode, "names": [_name(tool) for tool in tools]}
+    raise ValueError('must have as allowed_tools {"mode": "auto" or "required", "tools": [...]}')
+
+
 def _name(tool: Any) -> str:
     match tool:
-        case {"type": "function", "function": {"name": str(name)}}:
+        case {"type": "function", "function": {"name": str(name), **more}, **others} if not more | others:
             return name
     raise ValueError('every allowed tool must be {"type": "function", "function": {"name": "..."}}')
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
+
+HOLDING = {str, float, dict, list}
+"""What is looked at; in a list of ten million tokens there is nothing of it."""
 
 
 class Wire(BaseModel):
@@ -14,12 +19,28 @@ class Wire(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _encodable(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair, which is no text: no tokenizer takes it."""
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                _check_encodable(text)
+    def _can_be_told_again(cls, value: Any) -> Any:
+        """Python reads half a surrogate pair and NaN as JSON; no answer could hold them."""
+        for each in _leaves(value):
+            if isinstance(each, str):
+                _check_encodable(each)
+            elif not math.isfinite(each):
+                raise ValueError("holds NaN or a number that is too large")
         return value
+
+
+def _leaves(value: Any) -> Iterator[str | float]:
+    """All texts, keys and fractions in a JSON value; parts that are models have looked at their own."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += (*each, *each.values())
+        elif isinstance(each, list):
+            if HOLDING & set(map(type, each)):
+                waiting += each
+        elif isinstance(each, str | float):
+            yield each
 
 
 def _check_encodable(text: str) -> None:

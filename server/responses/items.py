@@ -24,7 +24,8 @@ def new_id(prefix: str) -> str:
 def input_items(given: Sequence[InputMessage | InputCall | InputResult]) -> list[Item]:
     """What a request gave, as it is stored and listed."""
     return [
-        {"id": each.id or new_id(PREFIXES[each.type]), **_input_item(each), "status": "completed"} for each in given
+        {"id": each.id or new_id(PREFIXES[each.type]), **_input_item(each), "status": each.status or "completed"}
+        for each in given
     ]
 
 

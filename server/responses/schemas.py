@@ -141,13 +141,11 @@ class FunctionTool(FunctionDefinition):
 
 def _choice_as_chat_s(value: Any) -> Any:
     match value:
-        case {"type": "function", "name": str(name)}:
-            return {"type": "function", "function": {"name": name}}
-        case {"type": "allowed_tools", "mode": mode, "tools": [*tools]}:
-            return {
-                "type": "allowed_tools",
-                "allowed_tools": {"mode": mode, "tools": list(map(_choice_as_chat_s, tools))},
-            }
+        case {"type": "function", "name": str(name), **others}:
+            return {"type": "function", "function": {"name": name}, **others}
+        case {"type": "allowed_tools", "mode": mode, "tools": [*tools], **others}:
+            allowed = {"mode": mode, "tools": list(map(_choice_as_chat_s, tools))}
+            return {"type": "allowed_tools", "allowed_tools": allowed, **others}
     return value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.asking import ask
+from server.asking import ask, refuse_combinations
 from server.context import Serving, check_model, place_of
 from server.responding import respond
 from server.schemas import CompletionRequest
@@ -27,6 +27,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     check_model(service, body.model)
     place = await place_of(request, service, body.session_id)
     model, settings = service.model, service.settings
+    refuse_combinations(body, len(body.prompt), place, settings.max_choices)  # before a million prompts become tokens
     prompts = await asyncio.to_thread(_tokens, model, body.prompt, place.held == 0)
     wanted = Wanted(response_format=body.response_format, structured=body.structured_outputs)
     form = await asyncio.to_thread(model.forms.of, wanted)

@@ -30,8 +30,8 @@ NAMES = (
     ("response_format", "text.format"),
     (".function.parameters", ".parameters"),
 )
-PLAIN = {("stream", "false"), ("include_obfuscation", "false")}
-"""What may be asked of a stored response: it is told as it is, not in a stream."""
+No = Literal["false"] | None
+"""A query parameter of OpenAI's that may be given, and asks for nothing."""
 
 
 @router.post("")
@@ -84,11 +84,10 @@ async def _asked(service: Service, body: ResponseRequest, ground: Ground, form: 
 
 
 @router.get("/{response_id}")
-async def get_response(response_id: str, request: Request, service: Serving, tenant: Tenant) -> dict[str, Any]:
-    """One response."""
-    for name, value in request.query_params.items():
-        if (name, value) not in PLAIN:
-            raise ApiError(400, f"{name}: this server does not support this parameter", name, "unsupported_parameter")
+async def get_response(
+    response_id: str, service: Serving, tenant: Tenant, stream: No = None, include_obfuscation: No = None
+) -> dict[str, Any]:
+    """One response, told as it is and not in a stream."""
     return _told(await _stored(service, response_id, tenant))
 
 

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import server.tokenizer
 from server.chat import PLAIN_STOP, Continuation, ConversationError, Conversations
-from server.tokenizer import TextTokenizer
+from server.tokenizer import Segment, TextTokenizer, TextTooLong
 
 CAIRN = Path(__file__).parents[2] / "models" / "cairn-4m"
 USER, ASSISTANT, END, LANDMARK = 2, 3, 4, 5
@@ -54,6 +55,30 @@ def test_a_landmark_that_is_no_special_token_is_text_too() -> None:
     tokens = TextTokenizer(plain, mark).encode("x[MARK][MARK]y[MARK]")
     assert mark not in tokens
     assert TextTokenizer(plain, mark).pieces.text(tokens) == "x[MARK][MARK]y[MARK]"
+
+
+def test_a_text_beyond_every_session_is_counted_no_further_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.tokenizer.LEAST_BOUND", 0)
+    monkeypatch.setattr("server.tokenizer.PIECE", 400)
+    bounded = TextTokenizer(Tokenizer.from_file(str(CAIRN / "tokenizer.json")), LANDMARK, longest=1000)
+    text = "The grass is green. " * 150
+    tokens = tokenizer().encode(text)
+    assert len(text) > 1000 >= len(tokens)
+    assert bounded.encode(text) == tokens, "counted, and then made tokens as a whole"
+    counted: list[str] = []
+    made = server.tokenizer._ids
+
+    def counting(of: Tokenizer, text: str, begin: bool = False) -> list[int]:
+        counted.append(text)
+        return made(of, text, begin)
+
+    monkeypatch.setattr("server.tokenizer._ids", counting)
+    with pytest.raises(TextTooLong, match="a session holds 1000") as refusal:
+        bounded.encode("x" * 100_000)
+    assert sum(map(len, counted)) <= 1600
+    assert 1000 < refusal.value.wanted < 1600
+    with pytest.raises(TextTooLong):
+        bounded.encode_segments([Segment("x" * 999), Segment("<|user|>" * 99, control=True)] * 3)
 
 
 def test_an_ordinary_conversation_is_the_template_s_own_tokens() -> None:

@@ -210,6 +210,10 @@ def named(name: str, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **more}}
 
 
+def allowed(*tools: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": list(tools), **more}}
+
+
 BAD_FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}
 CALL = {"type": "function", "function": {"name": "f", "arguments": ""}}
 
@@ -238,6 +242,10 @@ def open_object(**more: Any) -> dict[str, Any]:
         ({"tools": [named("f")], "tool_choice": ONLY_SUM}, "tool_choice"),
         ({"tools": [named("f")], "tool_choice": "always"}, "tool_choice"),
         ({"tools": [named("f")], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [named("f")], "tool_choice": {**named("f"), "more": 1}}, "tool_choice"),
+        ({"tools": [named("f")], "tool_choice": named("f", more=1)}, "tool_choice"),
+        ({"tools": [named("f")], "tool_choice": allowed(named("f"), more=1)}, "tool_choice"),
+        ({"tools": [named("f")], "tool_choice": allowed(named("f", more=1))}, "tool_choice"),
         ({"tools": [named("f")], **BAD_FORMAT}, "response_format.json_schema.schema"),
         ({"tools": [named("f")], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"functions": [{"name": "f"}]}, "functions"),
