@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cairn_client import Answer, Busy, Cairn, CairnError, Session
-from rich.console import Console
 
 from clients.terminal import exits, screen
 from clients.terminal.connecting import connected, sampling
@@ -88,7 +87,7 @@ def _show(answer: Answer, session: Session, options: Namespace) -> None:
         print(json.dumps(_told(answer, session if options.keep else None)))
         return
     print()
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen.output()
     if options.passages:
         console.print()
         screen.passages(console, answer.passages)

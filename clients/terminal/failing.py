@@ -29,7 +29,13 @@ def message_of(error: CairnError | OSError) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     hint = next((text for kind, text in HINTS if isinstance(error, kind)), "")
-    return str(error) + (f"\n{hint}" if hint else "")
+    return _named(error) + (f"\n{hint}" if hint else "")
+
+
+def _named(error: CairnError) -> str:
+    """What happened; a note of the error names the file, which the server calls `file`."""
+    about = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    return about + (str(error).removeprefix("file: ") if about else str(error))
 
 
 HINTS: tuple[tuple[type[CairnError], str], ...] = (

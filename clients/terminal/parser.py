@@ -6,8 +6,10 @@ What the server's own commands take is the server's to say: they are only named 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import shutil
 from typing import Any
+
+from clients.terminal.values import temperature, url, whole, words
 
 SERVER_COMMANDS = {
     "serve": "serve a model over HTTP",
@@ -34,7 +36,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of examples."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
+        super().__init__(prog, max_help_position=32, width=min(110, shutil.get_terminal_size().columns))
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
@@ -66,7 +68,7 @@ def command(commands: Any, name: str, text: str, examples: str, *, server: bool 
     )
     if server:
         there = added.add_argument_group("server")
-        there.add_argument("--url", help="where it is (default: CAIRN_URL, else http://127.0.0.1:8000)")
+        there.add_argument("--url", type=url, help="where it is (default: CAIRN_URL, else http://127.0.0.1:8000)")
         there.add_argument("--api-key", metavar="KEY", help="its key (default: CAIRN_API_KEY)")
     return added
 
@@ -86,31 +88,6 @@ class Version(argparse.Action):
             from cairn_client import __version__ as found
         print(f"cairn {found}")
         parser.exit()
-
-
-def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
-    """A whole number from `least` to `most`."""
-
-    def number(value: str) -> int:
-        if not least <= int(value) <= most:
-            raise argparse.ArgumentTypeError(f"must lie between {least:,} and {most:,}")
-        return int(value)
-
-    return number
-
-
-def temperature(value: str) -> float:
-    """From 0 to 2, said before anything long begins."""
-    if not 0 <= float(value) <= 2:
-        raise argparse.ArgumentTypeError("must lie between 0 and 2")
-    return float(value)
-
-
-def words(value: str) -> str:
-    """A text that says something."""
-    if not value.strip():
-        raise argparse.ArgumentTypeError("must not be empty")
-    return value
 
 
 # -- chat and ask --------------------------------------------------------------------------------------------
@@ -257,5 +234,5 @@ def _bench(commands: Any) -> None:
     parser.add_argument("--requests", type=whole(1), default=16, metavar="N", help="of all clients (default: 16)")
     parser.add_argument("--prompt-tokens", type=whole(1), default=512, metavar="N", help="about so many (default: 512)")
     parser.add_argument("--max-tokens", type=whole(2), default=64, metavar="N", help="of each answer (default: 64)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the prompts (default: another each time)")
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="of the prompts (default: another each time)")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cairn_client import Appended, Cairn, Session
+from cairn_client import ApiError, Appended, Cairn, Session
 from cairn_client import Progress as Step
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -18,14 +18,18 @@ Moved = Callable[[int, int | None], None]
 
 def read(console: Console, cairn: Cairn, session: Session, file: str | bytes, name: str) -> Appended:
     """Read a file into the session, and tell how far that is."""
-    start = time.monotonic()
+    start, held = time.monotonic(), cairn.sessions.get(session).tokens
     with _bar(console, f"reading {name}", _Tokens()) as moved:
 
-        def heard(step: Step) -> None:
-            moved(step.processed, step.total)
+        def heard(step: Step) -> None:  # of the whole session; `held` tokens of it were there before
+            moved(step.processed - held, step.total - held)
 
         content = Path(file) if isinstance(file, str) else file
-        appended = cairn.sessions.add_document(session, content, name=name, progress=heard)
+        try:
+            appended = cairn.sessions.add_document(session, content, name=name, progress=heard)
+        except ApiError as error:
+            error.add_note(name)  # which `message_of` puts before what the server says
+            raise
     seconds = time.monotonic() - start
     rate = f", {appended.tokens / seconds:,.0f} tokens/s" if seconds > 0.1 else ""
     console.print(f"read {name}: {appended.tokens:,} tokens in {seconds:.1f} s{rate}", markup=False, style="dim")

@@ -18,13 +18,19 @@ EXCERPT = 300  # characters of a passage that are shown
 
 
 def output() -> Console:
-    """Standard output, for what was asked for."""
-    return Console(highlight=False, soft_wrap=True)
+    """Standard output, for what was asked for: wrapped between words on a terminal, lines as they are elsewhere."""
+    return _console(stderr=False)
 
 
 def notes() -> Console:
     """Standard error, for what is told on the way."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 def harmless(text: str) -> str:
@@ -43,7 +49,10 @@ def one_line(text: str, most: int) -> str:
 
 
 def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
-    """A table on a terminal; elsewhere lines of fields with tabs between them, without a head, for programs."""
+    """A table on a terminal; elsewhere lines of fields with tabs between them, without a head, for programs.
+
+    On a narrow terminal the last column is cut; what it says is words, and what stands before are names and numbers.
+    """
     if not console.is_terminal:
         for row in rows:
             print("\t".join(map(str, row)))  # rich would make spaces of the tabs
@@ -51,28 +60,47 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str 
     shown = Table(box=None, header_style="dim", pad_edge=False)
     for at, name in enumerate(columns):
         numeric = any(isinstance(row[at], int) for row in rows)
-        shown.add_column(name, justify="right" if numeric else "left", no_wrap=name == "id")
+        shown.add_column(name, justify="right" if numeric else "left", no_wrap=at < len(columns) - 1)
     for row in rows:
-        shown.add_row(*(Text(f"{field:,}" if isinstance(field, int) else field) for field in row))
+        shown.add_row(*(Text(_field(field), no_wrap=True, overflow="ellipsis") for field in row))
     console.print(shown, soft_wrap=False)
+
+
+def explained(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """What things are called, and what they are; wrapped below themselves on a terminal."""
+    shown = Table.grid(padding=(0, 2, 0, 0))
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, text in pairs:
+        if console.is_terminal:
+            shown.add_row(Text(f"  {name}"), Text(text))
+        else:
+            print(f"  {name:<20} {text}")
+    if console.is_terminal:
+        console.print(shown, soft_wrap=False)
+
+
+def _field(value: str | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def session_row(session: Session) -> list[str | int]:
     """Id, tokens, when it was used, what else is to be said."""
-    said = [word for word, is_so in (("pinned", session.pinned), ("busy", session.busy)) if is_so]
-    said += [f"fork of {session.parent}"] if session.parent else []
-    return [session.id, session.tokens, age(session.used), ", ".join(said)]
+    note = session_note(session, whole=True)
+    return [session.id, session.tokens, age(session.used), note]
 
 
-SESSION_COLUMNS = ("id", "tokens", "used", "")
+def session_note(session: Session, *, whole: bool = False) -> str:
+    """What is special about it; as a `whole` with the id of its parent, else in few words."""
+    parent = f"fork of {session.parent}" if whole else "fork"
+    said = (("pinned", session.pinned), ("busy", session.busy), (parent, bool(session.parent)))
+    return ", ".join(word for word, is_so in said if is_so)
 
 
 def turn_row(turn: Turn) -> list[str | int]:
+    """Number, first token, tokens that were read and that were generated."""
     given, generated = turn.answer_token - turn.start_token, turn.end_token - turn.answer_token
     return [turn.index, turn.start_token, given, generated]
-
-
-TURN_COLUMNS = ("#", "from token", "read", "generated")
 
 
 def passages(console: Console, found: Sequence[Passage]) -> None:

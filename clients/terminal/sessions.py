@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from cairn_client import Cairn, Session
 
-from clients.terminal import exits, screen
+from clients.terminal import exits, listing, screen
 from clients.terminal.connecting import connected
 from clients.terminal.reading import moving
 
@@ -27,7 +27,7 @@ def _list(cairn: Cairn, options: Namespace) -> None:
     if options.json:
         print(json.dumps([dict(session.raw) for session in latest]))
     else:
-        screen.table(screen.output(), screen.SESSION_COLUMNS, [screen.session_row(session) for session in latest])
+        listing.sessions(screen.output(), cairn, latest)
 
 
 def _show(cairn: Cairn, options: Namespace) -> None:
@@ -40,7 +40,7 @@ def _show(cairn: Cairn, options: Namespace) -> None:
         if options.json:
             print(json.dumps([dataclasses.asdict(turn) for turn in turns]))
         else:
-            screen.table(screen.output(), screen.TURN_COLUMNS, [screen.turn_row(turn) for turn in turns])
+            listing.turns(screen.output(), cairn, session.id, turns)
     elif options.json:
         print(json.dumps(dict(session.raw)))
     else:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from cairn_client import Session
 
-from clients.terminal import screen
+from clients.terminal import listing, screen
 from clients.terminal.chat.conversation import Conversation
 from clients.terminal.reading import moving, read
+
+MOST = 20  # sessions, and turns, that are listed
 
 
 class Unusable(Exception):
@@ -71,7 +73,9 @@ def _turns(conversation: Conversation, _: str) -> None:
     turns = conversation.cairn.sessions.turns(conversation.session)
     if not turns:
         raise Unusable("this session has no turns yet")
-    screen.table(conversation.console, screen.TURN_COLUMNS, [screen.turn_row(turn) for turn in turns])
+    if len(turns) > MOST:
+        conversation.console.print(f"the last {MOST} of {len(turns)} turns:", style="dim")
+    listing.turns(conversation.console, conversation.cairn, conversation.session.id, turns[-MOST:])
 
 
 def _rewind(conversation: Conversation, rest: str) -> None:
@@ -84,11 +88,15 @@ def _rewind(conversation: Conversation, rest: str) -> None:
 
 
 def _fork(conversation: Conversation, _: str) -> None:
-    _enter(conversation, conversation.cairn.sessions.fork(conversation.session))
+    session = conversation.cairn.sessions.fork(conversation.session)
+    conversation.begun.append(session.id)
+    _enter(conversation, session)
 
 
 def _new(conversation: Conversation, _: str) -> None:
-    _enter(conversation, conversation.cairn.sessions.create())
+    session = conversation.cairn.sessions.create()
+    conversation.begun.append(session.id)
+    _enter(conversation, session)
 
 
 def _open(conversation: Conversation, rest: str) -> None:
@@ -98,8 +106,8 @@ def _open(conversation: Conversation, rest: str) -> None:
 
 
 def _sessions(conversation: Conversation, _: str) -> None:
-    latest = sorted(conversation.cairn.sessions.list(), key=lambda session: -session.used)[:20]
-    screen.table(conversation.console, screen.SESSION_COLUMNS, [screen.session_row(session) for session in latest])
+    latest = sorted(conversation.cairn.sessions.list(), key=lambda session: -session.used)[:MOST]
+    listing.sessions(conversation.console, conversation.cairn, latest)
 
 
 def _export(conversation: Conversation, rest: str) -> None:
@@ -110,9 +118,11 @@ def _export(conversation: Conversation, rest: str) -> None:
 
 
 def _help(conversation: Conversation, _: str) -> None:
-    for name, command in COMMANDS.items():
-        conversation.console.print(f"  {'/' + name + ' ' + command.takes:<20} {command.does}", markup=False)
-    conversation.console.print("  Ctrl-C stops an answer. Alt-Enter begins a new line. Ctrl-D leaves.")
+    screen.explained(
+        conversation.console,
+        [(f"/{name} {command.takes}".rstrip(), command.does) for name, command in COMMANDS.items()],
+    )
+    conversation.console.print("Ctrl-C stops an answer. Alt-Enter begins a new line. Ctrl-D leaves.")
 
 
 def _quit(_conversation: Conversation, _: str) -> None:

@@ -16,13 +16,17 @@ from clients.terminal.screen import harmless
 
 @dataclass
 class Conversation:
-    """What `cairn chat` is about; `rendered` is whether answers are shown as Markdown."""
+    """What `cairn chat` is about; `rendered` is whether answers are shown as Markdown.
+
+    `begun` are the ids of the sessions that were made in it.
+    """
 
     cairn: Cairn
     session: Session
     console: Console
     options: Namespace
     rendered: bool
+    begun: list[str]
     answer: Answer | None = None
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from argparse import Namespace
 
 from cairn_client import Cairn, CairnError, Session
+from rich.console import Console
 
 from clients.terminal import exits, screen
 from clients.terminal.chat import prompt
@@ -22,12 +24,14 @@ def chat(options: Namespace) -> int:
     talking = sys.stdin.isatty() and sys.stdout.isatty()
     console = screen.output()
     with connected(options) as cairn:
-        session = _session(cairn, options, talking)
-        conversation = Conversation(cairn, session, console, options, rendered=talking and not options.plain)
+        if (session := _session(cairn, options, talking)) is None:
+            return exits.OK
+        begun = [session.id] if not (options.session or session.tokens) else []
+        conversation = Conversation(cairn, session, console, options, talking and not options.plain, begun)
         return _talk(conversation) if talking else _answer_lines(conversation)
 
 
-def _session(cairn: Cairn, options: Namespace, talking: bool) -> Session:
+def _session(cairn: Cairn, options: Namespace, talking: bool) -> Session | None:
     if options.session:
         return cairn.sessions.get(options.session)
     return pick(screen.output(), cairn) if talking and not options.new else cairn.sessions.create()
@@ -50,8 +54,26 @@ def _talk(conversation: Conversation) -> int:
         except (Unusable, CairnError, OSError) as error:
             told = str(error) if isinstance(error, Unusable) else message_of(error)
             conversation.console.print(screen.harmless(told), style="red", markup=False)
-    conversation.console.print(f"go on with: cairn chat {conversation.session.id}", style="dim")
+    _leave(conversation, conversation.console)
     return exits.OK
+
+
+def _leave(conversation: Conversation, console: Console) -> None:
+    """Tell how to come back; what was begun here and says nothing is not left behind."""
+    empty = [session for session in conversation.begun if _is_empty(conversation.cairn, session)]
+    for session in empty:
+        with contextlib.suppress(CairnError):
+            conversation.cairn.sessions.delete(session)
+    if conversation.session.id not in empty:
+        console.print(f"go on with: cairn chat {conversation.session.id}", style="dim")
+
+
+def _is_empty(cairn: Cairn, session: str) -> bool:
+    try:
+        found = cairn.sessions.get(session)
+    except CairnError:
+        return False
+    return not found.tokens and not found.busy
 
 
 def _answer_lines(conversation: Conversation) -> int:
@@ -65,6 +87,9 @@ def _answer_lines(conversation: Conversation) -> int:
     except Unusable as error:
         print(f"cairn: {error}", file=sys.stderr)
         return exits.USAGE
+    finally:
+        if conversation.begun:
+            _leave(conversation, screen.notes())
     return exits.OK
 
 

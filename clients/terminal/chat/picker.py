@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from cairn_client import Cairn, CairnError, Session
+from cairn_client import Cairn, Session
 from rich.console import Console
 
-from clients.terminal import screen
+from clients.terminal import listing, screen
 
 MOST = 9
-BEGINNING = 24  # tokens that are shown of each
 
 
-def pick(console: Console, cairn: Cairn) -> Session:
-    """The session that the user chooses, or a new one."""
+def pick(console: Console, cairn: Cairn) -> Session | None:
+    """The session that the user chooses, or a new one; None if the user leaves by Ctrl-D."""
     recent = [session for session in sorted(cairn.sessions.list(), key=lambda session: -session.used) if session.tokens]
     if not recent:
         return cairn.sessions.create()
@@ -20,7 +19,11 @@ def pick(console: Console, cairn: Cairn) -> Session:
     rows = [[number, *_row(cairn, session)] for number, session in enumerate(shown, 1)]
     screen.table(console, ("#", "id", "tokens", "used", "begins"), rows)
     while True:
-        said = console.input("session (a number, or Enter for a new one): ").strip()
+        try:
+            said = console.input("session (a number, or Enter for a new one): ").strip()
+        except EOFError:
+            console.print()
+            return None
         if not said:
             return cairn.sessions.create()
         if said.isdecimal() and 1 <= int(said) <= len(shown):
@@ -29,12 +32,5 @@ def pick(console: Console, cairn: Cairn) -> Session:
 
 
 def _row(cairn: Cairn, session: Session) -> list[str | int]:
-    return [session.id, session.tokens, screen.age(session.used), _beginning(cairn, session)]
-
-
-def _beginning(cairn: Cairn, session: Session) -> str:
-    try:
-        held = cairn.sessions.text(session, end_token=min(BEGINNING, session.tokens))
-    except CairnError:  # it may be gone by now
-        return ""
-    return screen.one_line(held.text, 40)
+    begins = listing.beginning(cairn, session.id, 0, session.tokens)
+    return [session.id, session.tokens, screen.age(session.used), begins]

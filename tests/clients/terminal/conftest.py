@@ -132,11 +132,11 @@ class Terminal:
 
 @pytest.fixture
 def terminal(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
-    """Starts `cairn` with arguments in a pseudo-terminal."""
+    """Starts `cairn` with arguments in a pseudo-terminal of so many columns."""
     started: list[Terminal] = []
 
-    def start(*arguments: str) -> Terminal:
-        started.append(Terminal([*CAIRN, *arguments], environment, tmp_path))
+    def start(*arguments: str, columns: int = 110) -> Terminal:
+        started.append(Terminal([*CAIRN, *arguments], environment | {"COLUMNS": str(columns)}, tmp_path))
         return started[-1]
 
     yield start

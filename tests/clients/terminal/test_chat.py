@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cairn_client import Cairn
+from rich.console import Console
 
+from clients.terminal import reading
+from clients.terminal.reading import Moved
 from tests.clients.terminal.conftest import Run, Terminal
 
 Start = Callable[..., Terminal]
@@ -136,3 +140,74 @@ def test_searching_and_exporting(run: Run, cairn: Cairn, tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     assert "of attention, tokens" in result.stdout
     assert cairn.sessions.text(cairn.sessions.import_from(tmp_path / "sea.cairn")).text == "The sea is wide. " * 200
+
+
+def test_leaving_before_a_session_is_chosen(terminal: Start, cairn: Cairn) -> None:
+    cairn.sessions.append(cairn.sessions.create(), "The harbour lies to the north.")
+    screen = terminal("chat")
+    screen.wait_for("Enter for a new one")
+    screen.send("\x04")
+    assert screen.end() == 0
+    assert "Traceback" not in screen.shown
+
+
+def test_what_says_nothing_is_not_left_behind(run: Run, terminal: Start, cairn: Cairn) -> None:
+    others = cairn.sessions.create()
+    before = {session.id for session in cairn.sessions.list()}
+    silent = run("chat", "--new", stdin="/new\n/fork\n")
+    assert (silent.returncode, silent.stderr) == (0, "")
+    spoken = run("chat", "--new", "--max-tokens", "2", stdin="Hello\n")
+    [made] = {session.id for session in cairn.sessions.list()} - before
+    assert spoken.stderr == f"go on with: cairn chat {made}\n"
+    screen = terminal("chat", others.id)  # not begun there: not ours to delete
+    screen.say("\x04")
+    screen.wait_for(f"cairn chat {others.id}")
+    assert screen.end() == 0
+    assert cairn.sessions.get(others).tokens == 0
+
+
+def test_a_file_that_can_not_be_read_is_named(terminal: Start, tmp_path: Path) -> None:
+    (tmp_path / "nothing.txt").touch()
+    screen = terminal("chat", "--new")
+    screen.say("/attach nothing.txt\r")
+    screen.wait_for("nothing.txt: the file holds no text")
+    screen.say("\x04")
+    assert screen.end() == 0
+
+
+def test_turns_and_sessions_tell_how_they_begin(terminal: Start, cairn: Cairn) -> None:
+    session = cairn.sessions.create()
+    cairn.sessions.append(session, "The harbour lies to the north. " * 20)
+    cairn.sessions.append(session, "The bridge is closed.")
+    screen = terminal("chat", session.id, columns=60)
+    screen.say("/turns\r")
+    shown = screen.wait_for("bridge is closed")
+    assert re.search(r"0 +0 +\d+ +0 +The harbour", shown)
+    screen.say("/sessions\r")
+    shown = screen.wait_for("The harb")
+    [line] = [line for line in shown.splitlines() if session.id in line]
+    assert f"{cairn.sessions.get(session).tokens} " in line
+    screen.say("/help\r")
+    lines = [line.rstrip() for line in screen.wait_for("leaves.").split("> /help\n")[1].splitlines()]
+    assert max(map(len, lines)) <= 60
+    assert "                    question, without asking it" in lines  # cut between words, below itself
+    screen.say("\x04")
+    assert screen.end() == 0
+
+
+def test_the_bar_counts_what_is_attached_alone(cairn: Cairn, tmp_path: Path) -> None:
+    session = cairn.sessions.create()
+    held = cairn.sessions.append(session, "The sea is wide. " * 200).session.tokens
+    (tmp_path / "book.txt").write_text("The sky is blue. " * 200)
+    heard: list[tuple[int, int | None]] = []
+
+    @contextlib.contextmanager
+    def bar(*_: object) -> Iterator[Moved]:
+        yield lambda done, total: heard.append((done, total))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_bar", bar)
+        reading.read(Console(quiet=True), cairn, session, str(tmp_path / "book.txt"), "book.txt")
+    tokens = cairn.sessions.get(session).tokens - held
+    assert heard[-1] == (tokens, tokens)
+    assert all(0 <= done <= tokens and total == tokens for done, total in heard)
