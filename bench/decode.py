@@ -33,6 +33,7 @@ from cache import BlockStore, DeviceTier, Session
 from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, index_shapes
 from engine.huggingface import describe, register
 from engine.linear import quicken
+from engine.placing import settle
 from engine.step import with_landmarks
 
 OURS = Path("models/cairn-4m")
@@ -93,16 +94,19 @@ def qwen3_600m() -> PreTrainedModel:
 
 
 def random_weights(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """A model of this shape, bf16; made in bf16, because an fp32 one would take twice the memory."""
+    """A model of this shape, made in bf16, because an fp32 one would take twice the memory, and placed as if loaded."""
     torch.set_default_dtype(torch.bfloat16)
     model = kind(config)
     torch.set_default_dtype(torch.float32)
+    settle(model)
     return model.eval()
 
 
 def ours() -> PreTrainedModel:
     """The model that we ship."""
-    return AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
+    settle(model)
+    return model
 
 
 SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "cairn-4m": ours}

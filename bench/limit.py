@@ -18,6 +18,7 @@ import torch
 
 from bench.decode import SHAPES, Cairn
 from bench.report import write_json
+from cache import zeros
 from engine import EngineConfig, LoadedModel
 from engine.huggingface import describe, register
 
@@ -57,8 +58,8 @@ def cache_bytes(cairn: Cairn) -> tuple[int, int]:
 
 
 def read_rate(sweeps: int = 5) -> float:
-    """Bytes per second of the fastest sweep of all threads over memory."""
-    memory = torch.ones(SWEEP_BYTES // 4, dtype=torch.int32)
+    """Bytes per second of the fastest sweep of all threads over memory, in large pages if there are any."""
+    memory = zeros((SWEEP_BYTES // 4,), torch.int32).fill_(1)
     seconds = []
     for _ in range(sweeps):
         begun = time.perf_counter()

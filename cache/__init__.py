@@ -12,18 +12,19 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from cache.archive import Archive
 from cache.check import Checked, check
-from cache.compiling import compiled, kernels
+from cache.compiling import compiled, job, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.four_bits import ByChannel, ByRow
 from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
-from cache.pages import zeros
+from cache.pages import large_pages, zeros
 from cache.parallel import over_heads
 from cache.registry import SessionRegistry
 from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
+from cache.team import together
 from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
 from cache.turns import MOST_TURNS, Turn, Turns
 from cache.vectors import Vectors
@@ -58,9 +59,12 @@ __all__ = [
     "check",
     "compiled",
     "expected_largest",
+    "job",
     "kernels",
+    "large_pages",
     "outlying",
     "over_heads",
     "slopes",
+    "together",
     "zeros",
 ]

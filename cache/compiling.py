@@ -7,6 +7,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+JOBS: list[Any] = []
+"""Compiled jobs, whose code lives as long as they do."""
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
@@ -17,6 +20,22 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # a read-only installation without a cache folder
         return numba.njit(function, **options)
+
+
+def job(function: Callable[..., Any]) -> int:
+    """Compile what threads may share (`team_kernels`): takes the address of its arguments and a range of numbers.
+
+    Returns its address.
+    """
+    import numba
+
+    signature = numba.types.void(*[numba.types.intp] * 3)
+    try:
+        made = numba.cfunc(signature, cache=True, fastmath=True, error_model="numpy")(function)
+    except RuntimeError:
+        made = numba.cfunc(signature, fastmath=True, error_model="numpy")(function)
+    JOBS.append(made)
+    return int(made.address)
 
 
 @functools.cache

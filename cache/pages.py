@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,14 @@ from torch import Tensor
 
 LARGE = 2 << 20
 """Bytes of a large page. Smaller memory lies where it comes."""
+
+
+def large_pages() -> bool:
+    """Whether the system gives large pages to whoever asks."""
+    try:
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

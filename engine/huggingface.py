@@ -21,6 +21,7 @@ from engine.attention import Attention, LayerGeometry
 from engine.errors import ModelError
 from engine.families import check_supported, text_config
 from engine.linear import quicken
+from engine.placing import settle
 from engine.rehearsal import REHEARSAL, RehearsedLayer
 from engine.step import Step
 
@@ -95,6 +96,7 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
         raise ModelError(
             f"{name}: the weights lack {len(missing)} tensors, among them {missing[0]}; download them again"
         )
+    settle(model)
     loaded = describe(name, model.eval())
     quicken(model)
     return loaded

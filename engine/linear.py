@@ -1,9 +1,9 @@
-"""Linear layers of 16-bit weights on a CPU that has no instructions for them.
+"""Linear layers of 16-bit weights on a CPU.
 
-There torch multiplies bf16 and fp16 matrices at a quarter of the rate of fp32 ones, and reads them for one row at half
-of the memory's bandwidth. Here a few rows go through a kernel that widens weights on the way (`linear_kernels`), and
-many through fp32 products of one piece of the matrix after the other. Both sum in fp32, so results are nearer to the
-true ones than torch's.
+With instructions for bf16 a few rows go through `pairs`, and many through torch. Without any torch multiplies bf16 and
+fp16 matrices at a quarter of the rate of fp32 ones, and reads them for one row at half of the memory's bandwidth. There
+a few rows go through a kernel that widens weights on the way (`linear_kernels`), and many through fp32 products of one
+piece of the matrix after the other. All sum in fp32, so results are nearer to the true ones than torch's.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cache import over_heads
+from engine.pairs import PairProduct
 
 FEW = 16
 """Up to so many rows the kernel is faster than widening the matrix."""
 PIECE_BYTES = 8 << 20
 """Of the matrix that is widened at once: what a processor's cache holds."""
 LANES = 16
+SHORT = (torch.bfloat16, torch.float16)
 SEVERAL = 8
 """For more rows than so many arithmetic takes longer than reading the matrix."""
 
 
-def helps(dtype: torch.dtype) -> bool:
-    """Whether this machine multiplies matrices of this type slowly."""
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return dtype in (torch.bfloat16, torch.float16) and not native
+def native(dtype: torch.dtype) -> bool:
+    """Whether this machine has instructions for matrices of this type, so that torch multiplies many rows fast."""
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return dtype == torch.float16 and torch.cpu._is_amx_fp16_supported()
 
 
 def quicken(model: nn.Module) -> Callable[[], None]:
     """Let a model's linear layers on the CPU go the fast way; the function that is returned undoes it."""
     changed = []
     for module in model.modules():
-        if type(module) is nn.Linear and fits(module.weight):
-            module.forward = Product(module)  # type: ignore[method-assign,assignment]
+        if type(module) is nn.Linear and (product := product_for(module)) is not None:
+            module.forward = product  # type: ignore[method-assign,assignment]
             changed.append(module)
 
     def undo() -> None:
@@ -48,14 +51,18 @@ def quicken(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def fits(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu" and helps(weight.dtype) and weight.is_contiguous() and not weight.shape[1] % LANES
-    )
+def product_for(layer: nn.Linear) -> Callable[[Tensor], Tensor] | None:
+    """What is faster than the layer's own `forward` on this machine, if anything is."""
+    weight = layer.weight
+    if weight.device.type != "cpu" or weight.dtype not in SHORT or not weight.is_contiguous():
+        return None
+    if native(weight.dtype):
+        return PairProduct(layer) if PairProduct.fits(weight) else None
+    return None if weight.shape[1] % LANES else WideProduct(layer)
 
 
-class Product:
-    """What stands for a linear layer's `forward`."""
+class WideProduct:
+    """What stands for the `forward` of a linear layer whose weights are widened."""
 
     def __init__(self, layer: nn.Linear) -> None:
         from engine import linear_kernels

@@ -1,0 +1,159 @@
+"""How threads share the jobs of a compiled call without a hand-over through Python, which takes longer than a job.
+
+A *box* of six words, each in a cache line of its own, belongs to a team. Its leader puts a job into it and opens it;
+whoever stands by joins, and all claim pieces of the job until none is left. Then the leader closes the box, waits for
+those who joined, and puts the next job in. A helper who is late, or whom the system has taken off its core, joins
+nothing, and the leader does all of the work. A helper with nothing to join goes away after a while.
+
+A *job* is five numbers: the address of a compiled function, the address of its arguments, the numbers that it is to be
+done for (first, last), and how many of them to claim at once. The function takes the arguments' address and a
+range of numbers.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from cache.compiling import compiled
+from cache.lane_kernels import I32, I64
+
+LINE = 64
+STATE, NEXT, DONE, AWAKE, JOB, LAST = (LINE * i for i in range(6))
+"""Bytes to the words of a box: who joined, or CLOSED; the next number to claim; how many of those who joined are done;
+how many stand by; where the job is; and the number after the last one to claim."""
+CLOSED = 1 << 40
+JOB_BYTES = 40
+PAUSES = 16
+"""Between two looks into a box: a third of a microsecond."""
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def word(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, I64.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read(context: Any, address: Any) -> Any:
+    """A word, and after it whatever was written before it was."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.load_atomic(word(b, arguments[0]), "acquire", 8)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def write(context: Any, address: Any, value: Any) -> Any:
+    """Write a word after everything that was written before."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        b.store_atomic(arguments[1], word(b, arguments[0]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add(context: Any, address: Any, value: Any) -> Any:
+    """Add to a word; what it was before."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.atomic_rmw("add", word(b, arguments[0]), arguments[1], "seq_cst")
+
+    return types.intp(types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def replace(context: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write a word if it is still the old one, and tell whether it was."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        address, old, new = arguments
+        return b.extract_value(b.cmpxchg(word(b, address), old, new, "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def breathe(context: Any) -> Any:
+    """Wait a moment, and let others onto this core."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        if X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            pause = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.sse2.pause")
+            for _ in range(PAUSES):
+                b.call(pause, [])
+        b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(I32, []), "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call(context: Any, function: Any, arguments: Any, first: Any, last: Any) -> Any:
+    """Call a job's function for numbers first, …, last - 1."""
+
+    def generate(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
+        b.call(b.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), generate
+
+
+@compiled
+def take_part(box: int) -> None:
+    """Claim pieces of the job in the box, and do them, until none is left."""
+    job = read(box + JOB)
+    function, arguments, piece, last = read(job), read(job + 8), read(job + 32), read(box + LAST)
+    start = add(box + NEXT, piece)
+    while start < last:
+        call(function, arguments, start, min(start + piece, last))
+        start = add(box + NEXT, piece)
+
+
+@compiled
+def lead(box: int, jobs: int, count: int) -> None:
+    """Do jobs one after the other, with whoever stands by."""
+    for number in range(count):
+        job = jobs + number * JOB_BYTES
+        write(box + JOB, job)
+        write(box + NEXT, read(job + 16))
+        write(box + LAST, read(job + 24))
+        write(box + DONE, 0)
+        write(box + STATE, 0)
+        take_part(box)
+        joined = add(box + STATE, CLOSED)
+        while read(box + DONE) < joined:
+            breathe()
+
+
+@compiled
+def call_up(box: int, helpers: int) -> int:
+    """How many helpers have to be woken for all to stand by; they count as such from now on."""
+    missing = helpers - read(box + AWAKE)
+    add(box + AWAKE, missing)
+    return missing
+
+
+@compiled
+def stand_by(box: int, patience: int) -> None:
+    """Take part in what comes, until nothing came for so many looks."""
+    looks = 0
+    while looks < patience:
+        state = read(box + STATE)
+        if state < CLOSED and read(box + NEXT) < read(box + LAST) and replace(box + STATE, state, state + 1):
+            take_part(box)
+            add(box + DONE, 1)
+            looks = 0
+        else:
+            breathe()
+            looks += 1
+    add(box + AWAKE, -1)

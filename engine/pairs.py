@@ -1,0 +1,63 @@
+"""Linear layers of bf16 weights on a CPU that has instructions for them (AVX512-BF16).
+
+There torch multiplies many rows as fast as the CPU can, but reads the weights for a few at a third of the memory's
+bandwidth. Few rows go through `pair_kernels`, with all threads and without a hand-over through Python.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cache import together
+
+FEW = 32
+"""Up to so many rows the kernel is faster than torch."""
+WIDTH = 32
+"""Channels must be a multiple of it."""
+PIECE_BYTES = 1 << 17
+"""Of the matrix, which a thread claims at once."""
+
+
+class PairProduct:
+    """What stands for a linear layer's `forward`; for channels that are a multiple of 32."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        from engine import pair_kernels
+
+        self._layer = layer
+        self._multiply = pair_kernels.MULTIPLY
+        self._outputs, self._channels = layer.weight.shape
+        self._piece = max(4, PIECE_BYTES // (2 * self._channels) // 4 * 4)
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether there is a kernel for such weights, and this machine can run it."""
+        if weight.dtype != torch.bfloat16 or weight.shape[1] % WIDTH or not torch.cpu._is_avx512_bf16_supported():
+            return False
+        from llvmlite import binding
+
+        return bool(binding.get_host_cpu_features().get("avx512bf16"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self._channels)
+        if len(rows) > FEW or x.dtype != torch.bfloat16:
+            return functional.linear(x, self._layer.weight, self._layer.bias)
+        product = self._few(rows.contiguous())
+        if self._layer.bias is not None:
+            product += self._layer.bias
+        return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _few(self, rows: Tensor) -> Tensor:
+        """(rows, channels) bf16 times the matrix: (rows, outputs) fp32."""
+        product = torch.empty(len(rows), self._outputs)
+        matrix = self._layer.weight.data_ptr(), self._channels
+        words = np.array(
+            [*matrix, rows.data_ptr(), len(rows), product.data_ptr(), self._outputs, self._multiply, 0, 0,
+             self._outputs, self._piece]
+        )  # fmt: skip
+        words[7] = words.ctypes.data
+        together(words.ctypes.data + 48)
+        return product
