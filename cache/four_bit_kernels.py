@@ -1,10 +1,9 @@
 """CPU kernels for rows in 4 bits, compiled by Numba when they are first called.
 
-Each works on one head without the GIL, so that several run at once. Arrays are C-contiguous; how the words lie tells
-`cache.four_bits`. The inner loop is written for LLVM itself, because Numba makes 64-bit numbers of every sum of
-integers: a pair of 16-bit products added to 32 bits, which is one instruction on every x86 since 2006 (`pmaddwd`, 32
-pairs at once where there is AVX-512) and two on ARM. Measured beside the same loop in plain Numba: 8 times as fast for
-four queries.
+Each works on ranges of heads without the GIL, so that several run at once. Arrays are C-contiguous; how the numbers lie
+tells `cache.four_bits`. Queries and weights are rounded to 8 bits, so that a sum of products is an exact integer, and
+one instruction makes 64 products where there is AVX-512 VNNI. The inner loops are written for LLVM itself, because
+Numba makes 64-bit numbers of every sum of integers.
 """
 
 from __future__ import annotations
@@ -12,204 +11,252 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.four_bits import DEEP, LANES, NIBBLES, WORDS
+from cache.four_bits import BYTES, DEEP, LANES
 from cache.lane_kernels import (
+    CHUNK,
     F32,
-    I16,
+    FINEST,
     I32,
     I64,
+    MIDDLE,
     REALS,
+    TINIEST,
     WHOLES,
+    add_bytes,
     address,
     ask,
+    knows,
     load,
     same,
-    scale,
     shorten,
     spread,
     store,
 )
 
-CHUNK = 256
-"""Weights that share a scale. The sum of so many products stays below 2**31."""
-TOGETHER = 64
-"""Queries for which rows are read again: more would not stay in the cache beside what they write."""
+TOGETHER = 8
+"""Queries that share the work of unpacking rows: so many sums stay in registers."""
 AHEAD = 32
 """Slices: so far before it is needed a slice is asked for."""
-SLICE_BYTES = LANES * WORDS * 2
+SLICE_BYTES = LANES * BYTES
+VNNI = knows("avx512vnni")
 Floats = NDArray[np.float32]
-Words = NDArray[np.uint16]
-
-NUMBERS, PAIRS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
-
-
-def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
-    """To each lane of sums, the products of its two neighbours in left and right."""
-    both = builder.mul(builder.sext(left, PAIRS), builder.sext(right, PAIRS))
-    nothing = ir.Constant(PAIRS, ir.Undefined)
-    even, odd = (
-        builder.shuffle_vector(both, nothing, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
-    )
-    return builder.add(sums, builder.add(even, odd))
+Words = NDArray[np.uint8]
+Small = NDArray[np.int8]
+Starts = NDArray[np.int32]
 
 
-def lanes_kernel(vectors: int, *, adds: bool) -> Any:
-    """For each of so many vectors of 16-bit numbers, its product with the 16 lanes of a run of slices.
+class Sums:
+    """Sums of products of 16 lanes with each of several vectors, in registers while code is written with `builder`."""
 
-    The result takes addresses and strides in bytes: the first slice, the stride to the next one, how many there are;
-    the first vector, the stride to the next one; a scale for each lane; a scale for each vector; where the 16 results
-    of the first vector go, and the stride to the next one's. It writes results, or adds them to what is there.
+    def __init__(self, builder: Any, vectors: int, vnni: bool) -> None:
+        self._builder, self._vnni = builder, vnni
+        # few vectors have two sums each: one would have to wait for the product before
+        ways = 2 if 2 * vectors <= TOGETHER else 1
+        self._sums = [[cgutils.alloca_once(builder, WHOLES) for _ in range(ways)] for _ in range(vectors)]
+
+    def begin(self, starts: list[Any]) -> None:
+        for mine, start in zip(self._sums, starts, strict=True):
+            self._builder.store(spread(self._builder, start, WHOLES), mine[0])
+            for other in mine[1:]:
+                self._builder.store(same(WHOLES, 0), other)
+
+    def add(self, slice: Any, vectors: list[Any]) -> None:
+        """Both halves of a slice times 8 numbers from each of these addresses on."""
+        b = self._builder
+        words = load(b, slice, WHOLES, 1)
+        for half in (0, 1):
+            low = b.and_(b.lshr(words, same(WHOLES, 4)) if half else words, same(WHOLES, 0x0F0F0F0F))
+            numbers = b.xor(low, same(WHOLES, 0x01010101 * MIDDLE))  # the sign's bit: -8 … 7 become 0 … 15
+            for mine, vector in zip(self._sums, vectors, strict=True):
+                four = spread(b, load(b, b.add(vector, I64(BYTES * half)), I32, 1), WHOLES)
+                place = mine[half % len(mine)]
+                b.store(add_bytes(b, b.load(place), numbers, four, vnni=self._vnni), place)
+
+    def end(self) -> list[Any]:
+        b = self._builder
+        wholes = [[b.load(each) for each in mine] for mine in self._sums]
+        return [b.sitofp(mine[0] if len(mine) == 1 else b.add(*mine), REALS) for mine in wholes]
+
+
+def rows_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
+    """Of each of so many vectors of 8-bit numbers, its product with the 16 rows of a tile.
+
+    The result takes addresses, and strides in bytes: the tile's first slice, how many there are; the first vector, the
+    stride to the next one; for each vector what its sum begins with, and a scale; a scale for each row; where the 16
+    results of the first vector go, and the stride to the next one's.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def lanes(
-        context: Any, slices: Any, stride: Any, count: Any, vector: Any, apart: Any, scales: Any, scale: Any, to: Any,
+    def rows(
+        context: Any, slices: Any, count: Any, vector: Any, apart: Any, starts: Any, sizes: Any, scales: Any, to: Any,
         to_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            slices, stride, count, vector, apart, scales, scale, to, to_apart = arguments
-            # two sums for each vector: one would have to wait for the product before
-            sums = [[cgutils.alloca_once_value(b, same(WHOLES, 0)) for _ in (0, 1)] for _ in range(vectors)]
+            slices, count, vector, apart, starts, sizes, scales, to, to_apart = arguments
+            each = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)]
+            sums = Sums(b, vectors, vnni)
+            sums.begin([load(b, b.add(starts, I64(4 * i)), I32) for i in range(vectors)])
             with cgutils.for_range(b, count) as loop:
-                slice = b.add(slices, b.mul(loop.index, stride))
-                ask(b, b.add(slice, b.mul(stride, I64(AHEAD))))
-                words = load(b, slice, NUMBERS, 1)
-                for nibble in range(NIBBLES):
-                    top = 4 * (NIBBLES - 1)
-                    numbers = b.ashr(b.shl(words, same(NUMBERS, top - 4 * nibble)), same(NUMBERS, top))
-                    offset = b.add(b.mul(loop.index, I64(2 * DEEP)), I64(2 * WORDS * nibble))
-                    for i in range(vectors):
-                        pair = load(b, b.add(b.add(vector, b.mul(apart, I64(i))), offset), I32, 2)
-                        factors = b.bitcast(spread(b, pair, WHOLES), NUMBERS)
-                        total = sums[i][nibble % 2]
-                        b.store(add_neighbours(b, b.load(total), numbers, factors), total)
-            per_lane = load(b, scales, REALS, 4)
-            for i in range(vectors):
-                factor = b.fmul(per_lane, spread(b, load(b, b.add(scale, I64(4 * i)), F32, 4), REALS))
-                total = b.add(*(b.load(each) for each in sums[i]))
-                result = b.fmul(b.sitofp(total, REALS), factor)
-                place = b.add(to, b.mul(to_apart, I64(i)))
-                if adds:
-                    result = b.fadd(result, load(b, place, REALS, 4))
-                store(b, result, place)
+                slice = b.add(slices, b.mul(loop.index, I64(SLICE_BYTES)))
+                ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)))
+                sums.add(slice, [b.add(one, b.mul(loop.index, I64(DEEP))) for one in each])
+            per_row = load(b, scales, REALS)
+            for i, total in enumerate(sums.end()):
+                factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
+                store(b, b.fmul(total, factor), b.add(to, b.mul(to_apart, I64(i))))
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 9), generate
 
-    return lanes
+    return rows
 
 
-multiply_one, multiply_four = lanes_kernel(1, adds=False), lanes_kernel(4, adds=False)
-add_one, add_four = lanes_kernel(1, adds=True), lanes_kernel(4, adds=True)
+def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
+    """To sums of 16 channels, one for each of so many vectors of 8-bit weights, rows times their weights.
+
+    The result takes addresses, and strides in bytes: the group's first slice, the stride to the next one, how many
+    there are; the first vector, for each chunk of it what a sum begins with and a scale, the stride from a vector to
+    the next one in all three; the first vector's 16 sums, and the stride to the next one's.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def channels(
+        context: Any, slices: Any, stride: Any, count: Any, vector: Any, starts: Any, sizes: Any, apart: Any, to: Any,
+        to_apart: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            slices, stride, count, vector, starts, sizes, apart, to, to_apart = arguments
+            offsets = [b.mul(apart, I64(i)) for i in range(vectors)]
+            places = [b.add(to, b.mul(to_apart, I64(i))) for i in range(vectors)]
+            totals = [cgutils.alloca_once_value(b, load(b, place, REALS)) for place in places]
+            sums, chunk = Sums(b, vectors, vnni), CHUNK // DEEP
+            with cgutils.for_range(b, b.sdiv(b.add(count, I64(chunk - 1)), I64(chunk))) as loop:
+                first, place = b.mul(loop.index, I64(chunk)), b.mul(loop.index, I64(4))
+                sums.begin([load(b, b.add(b.add(starts, place), offset), I32) for offset in offsets])
+                left = b.sub(count, first)
+                few = b.select(b.icmp_signed("<", left, I64(chunk)), left, I64(chunk))
+                with cgutils.for_range(b, few) as inner:
+                    octet = b.add(first, inner.index)
+                    slice = b.add(slices, b.mul(octet, stride))
+                    ask(b, b.add(slice, b.mul(stride, I64(chunk))))
+                    mine = b.add(vector, b.mul(octet, I64(DEEP)))
+                    sums.add(slice, [b.add(mine, offset) for offset in offsets])
+                for total, offset, added in zip(totals, offsets, sums.end(), strict=True):
+                    size = spread(b, load(b, b.add(b.add(sizes, place), offset), F32), REALS)
+                    b.store(b.fadd(b.load(total), b.fmul(added, size)), total)
+            for total, place in zip(totals, places, strict=True):
+                store(b, b.load(total), place)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 9), generate
+
+    return channels
+
+
+rows_one, rows_two, rows_four, rows_eight = (rows_kernel(vectors) for vectors in (1, 2, 4, 8))
+channels_one, channels_two, channels_four, channels_eight = (channels_kernel(vectors) for vectors in (1, 2, 4, 8))
 
 
 @compiled
-def round_row(row: Floats, numbers: NDArray[np.int16], scale: Floats, work: Floats) -> None:
-    """A row (D,) as 16-bit numbers (D or more), zeros behind them, and its scale (1,).
-
-    The largest number is found by folding `work`, a power of two and not below D: Numba does not make vectors of a
-    maximum over a loop.
-    """
-    for d in range(len(row)):
-        work[d] = abs(row[d])
-    work[len(row) :] = 0.0
-    half = len(work) // 2
-    while half:
-        for d in range(half):
-            work[d] = max(work[d], work[half + d])
-        half //= 2
-    largest = work[0]
-    scale[0] = largest / np.float32(32767.0)
-    factor = np.float32(32767.0) / largest if largest > np.float32(1e-35) else np.float32(0.0)
-    for d in range(len(row)):
-        numbers[d] = np.int16(np.int32(np.rint(row[d] * factor)))
-    numbers[len(row) :] = 0
+def round_queries(queries: Floats, numbers: Small, starts: Starts, sizes: Floats) -> None:
+    """Queries (Q, D) as 8-bit numbers (Q, D or more), what sums of their products begin with, and their scales (Q,)."""
+    for query in range(len(queries)):
+        row, largest, total = queries[query], np.float32(TINIEST), np.int32(0)
+        for d in range(len(row)):
+            largest = max(largest, abs(row[d]))
+        factor = np.float32(FINEST) / largest
+        numbers[query] = 0
+        for d in range(len(row)):
+            number = np.int32(np.rint(row[d] * factor))
+            numbers[query, d] = np.int8(number)
+            total += number
+        starts[query] = -MIDDLE * total
+        sizes[query] = largest / np.float32(FINEST)
 
 
 @compiled
 def multiply_rows(
-    numbers: NDArray[np.int16], steps: Floats, words: int, scales: int, products: Floats, start: int, count: int
+    numbers: Small, starts: Starts, sizes: Floats, words: int, scales: int, products: Floats, start: int, count: int
 ) -> None:
     """Products of a head's queries with its first rows.
 
     Args:
-        numbers, steps: (Q, padded D) and (Q,), as `round_queries` makes them
-        words, scales: addresses of (tiles, slices, 16, 2) and (rows,)
+        numbers, starts, sizes: (Q, padded D), (Q,) and (Q,), as `round_queries` makes them
+        words, scales: addresses of (tiles, slices, 16, 4) and (rows,)
         products: (Q, N), filled from column `start` on; what lies behind the rows is written over up to 16 columns on,
             which must be there
     """
     queries, slices = numbers.shape[0], numbers.shape[1] // DEEP
-    vectors, apart = address(numbers), 2 * numbers.shape[1]
-    results, row_apart = address(products) + 4 * start, 4 * products.shape[1]
-    for begin in range(0, queries, TOGETHER):
-        end = min(begin + TOGETHER, queries)
-        for tile in range((count + LANES - 1) // LANES):
-            first, per_row = words + tile * slices * SLICE_BYTES, scales + 4 * tile * LANES
-            query = begin
-            while query < end:
-                to = results + query * row_apart + 4 * tile * LANES
-                vector, step = vectors + query * apart, address(steps) + 4 * query
-                if query + 4 <= end:
-                    multiply_four(first, SLICE_BYTES, slices, vector, apart, per_row, step, to, row_apart)
-                    query += 4
-                else:
-                    multiply_one(first, SLICE_BYTES, slices, vector, apart, per_row, step, to, row_apart)
-                    query += 1
-
-
-@compiled
-def add_up_rows(weights: Floats, words: int, scales: int, sums: Floats, start: int, count: int) -> None:
-    """Add a head's first rows, times weights, to sums.
-
-    Args:
-        weights: (Q, N), from column `start` on those of these rows; room for 16 more must be behind them
-        words, scales: addresses of (octets, groups, 16, 2) and (rows,)
-        sums: (Q, padded D)
-    """
-    queries, groups = weights.shape[0], sums.shape[1] // LANES
-    ones, scaled = np.ones(LANES, np.float32), np.empty(CHUNK, np.float32)
-    numbers, steps = np.empty((4, CHUNK), np.int16), np.empty(4, np.float32)
-    stride, to_apart = groups * SLICE_BYTES, 4 * sums.shape[1]
-    for chunk in range(0, count, CHUNK):
-        rows = min(CHUNK, count - chunk)
-        octets, blocks = (rows + DEEP - 1) // DEEP, (rows + LANES - 1) // LANES
+    apart, row_apart = numbers.shape[1], 4 * products.shape[1]
+    results = address(products) + 4 * start
+    for tile in range((count + LANES - 1) // LANES):
+        first, per_row = words + tile * slices * SLICE_BYTES, scales + 4 * tile * LANES
         query = 0
         while query < queries:
-            together = 4 if query + 4 <= queries else 1
-            for i in range(together):
-                mine = address(weights) + 4 * ((query + i) * weights.shape[1] + start + chunk)
-                largest = np.float32(scale(mine, scales + 4 * chunk, address(scaled), blocks))
-                steps[i] = largest / np.float32(32767.0)
-                factor = np.float32(32767.0) / largest if largest > np.float32(1e-35) else np.float32(0.0)
-                shorten(address(scaled), factor, address(numbers) + 2 * i * CHUNK, blocks)
-                numbers[i, rows : blocks * LANES] = 0
-            for group in range(groups):
-                first = words + chunk // DEEP * stride + group * SLICE_BYTES
-                to = address(sums) + query * to_apart + 4 * group * LANES
-                vector, step = address(numbers), address(steps)
-                if together == 4:
-                    add_four(first, stride, octets, vector, 2 * CHUNK, address(ones), step, to, to_apart)
-                else:
-                    add_one(first, stride, octets, vector, 2 * CHUNK, address(ones), step, to, to_apart)
-            query += together
+            left, place = queries - query, 4 * query
+            vector, start_at, size_at = (
+                address(numbers) + query * apart,
+                address(starts) + place,
+                address(sizes) + place,
+            )
+            to = results + query * row_apart + 4 * tile * LANES
+            if left >= 8:
+                rows_eight(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                query += 8
+            elif left >= 4:
+                rows_four(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                query += 4
+            elif left >= 2:
+                rows_two(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                query += 2
+            else:
+                rows_one(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                query += 1
 
 
 @compiled
-def round_queries(queries: Floats, numbers: NDArray[np.int16], scales: Floats) -> None:
-    """Queries (Q, D) as 16-bit numbers (Q, padded D) and their scales (Q,)."""
-    power = 1
-    while power < queries.shape[1]:
-        power *= 2
-    work = np.empty(power, np.float32)
-    for query in range(len(queries)):
-        round_row(queries[query], numbers[query], scales[query : query + 1], work)
+def add_up_rows(
+    numbers: int, starts: int, sizes: int, apart: int, first: int, words: int, sums: Floats, count: int
+) -> None:
+    """Add a head's rows, times weights, to sums.
+
+    Args:
+        numbers: address of weights times the rows' scales, in 8 bits (Q, N)
+        starts, sizes: addresses of what belongs to each chunk of them (Q, chunks), as `shorten` makes it
+        apart: bytes from a query's weights to the next one's, and from their starts and sizes
+        first: the first row's column, a multiple of 64
+        words: address of (octets, groups, 16, 4)
+        sums: (Q, padded D)
+    """
+    queries, groups = sums.shape[0], sums.shape[1] // LANES
+    stride, to_apart, octets = groups * SLICE_BYTES, 4 * sums.shape[1], (count + DEEP - 1) // DEEP
+    chunk = 4 * (first // CHUNK)
+    query = 0
+    while query < queries:
+        left, offset = queries - query, query * apart
+        vector, start_at, size_at = numbers + first + offset, starts + chunk + offset, sizes + chunk + offset
+        for group in range(groups):
+            slices, to = words + group * SLICE_BYTES, address(sums) + query * to_apart + 4 * group * LANES
+            if left >= 8:
+                channels_eight(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+            elif left >= 4:
+                channels_four(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+            elif left >= 2:
+                channels_two(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+            else:
+                channels_one(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+        query += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@compiled
+def chunks_of(count: int) -> int:
+    return (count + CHUNK - 1) // CHUNK
 
 
 @compiled
@@ -217,12 +264,16 @@ def multiply(
     queries: Floats, words: Words, scales: Floats, products: Floats, start: int, count: int, first: int, last: int
 ) -> None:
     """`multiply_rows` of heads first, …, last - 1: queries (H, Q, D), all else with heads in front, too."""
-    width = (queries.shape[2] + DEEP - 1) // DEEP * DEEP
-    numbers, steps = np.empty((queries.shape[1], width), np.int16), np.empty(queries.shape[1], np.float32)
-    room = np.empty((queries.shape[1], (count + LANES - 1) // LANES * LANES), np.float32)
+    amount, width = queries.shape[1], (queries.shape[2] + DEEP - 1) // DEEP * DEEP
+    numbers, starts, sizes = (
+        np.empty((amount, width), np.int8),
+        np.empty(amount, np.int32),
+        np.empty(amount, np.float32),
+    )
+    room = np.empty((amount, (count + LANES - 1) // LANES * LANES), np.float32)
     for head in range(first, last):
-        round_queries(queries[head], numbers, steps)
-        multiply_rows(numbers, steps, address(words[head]), address(scales[head]), room, 0, count)
+        round_queries(queries[head], numbers, starts, sizes)
+        multiply_rows(numbers, starts, sizes, address(words[head]), address(scales[head]), room, 0, count)
         products[head, :, start : start + count] = room[:, :count]
 
 
@@ -231,18 +282,31 @@ def add_up(
     weights: Floats, words: Words, scales: Floats, sums: Floats, start: int, count: int, first: int, last: int
 ) -> None:
     """`add_up_rows` of heads first, …, last - 1: everything with heads in front."""
-    room = np.zeros((weights.shape[1], (count + LANES - 1) // LANES * LANES), np.float32)
-    whole = np.empty((weights.shape[1], words.shape[2] * LANES), np.float32)
+    queries, chunks = weights.shape[1], chunks_of(count)
+    room, per_row = np.zeros(chunks * CHUNK, np.float32), np.zeros(chunks * CHUNK, np.float32)
+    numbers = np.empty((queries, chunks * CHUNK), np.int8)
+    starts, sizes = (
+        np.empty((queries, chunks * CHUNK // 4), np.int32),
+        np.empty((queries, chunks * CHUNK // 4), np.float32),
+    )
+    whole = np.empty((queries, words.shape[2] * LANES), np.float32)
     for head in range(first, last):
-        room[:, :count] = weights[head, :, start : start + count]
+        per_row[:count] = scales[head, :count]
+        for query in range(queries):
+            room[:count] = weights[head, query, start : start + count]
+            shorten(
+                address(room), address(per_row), address(numbers[query]), address(starts[query]),
+                address(sizes[query]), chunks,
+            )  # fmt: skip
         whole[:] = 0.0
-        add_up_rows(room, address(words[head]), address(scales[head]), whole, 0, count)
+        of_all = address(numbers), address(starts), address(sizes)
+        add_up_rows(*of_all, chunks * CHUNK, 0, address(words[head]), whole, count)
         sums[head] += whole[:, : sums.shape[2]]
 
 
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-    words, ones = np.zeros((1, 2, 2, LANES, WORDS), np.uint16), np.ones((1, LANES), np.float32)
+    words, ones = np.zeros((1, 2, 2, LANES, BYTES), np.uint8), np.ones((1, LANES), np.float32)
     row = np.ones((1, 1, LANES), np.float32)
     multiply(row, words, ones, np.empty_like(row), 0, 1, 0, 1)
     add_up(row, words, ones, np.zeros_like(row), 0, LANES, 0, 1)

@@ -1,18 +1,21 @@
 """Rows of numbers in 4 bits: how they are rounded, where each number lies, and their products on a CPU.
 
 A row is rounded to -7 … 7 times a scale of its own. The numbers lie as a vector unit wants to eat them. A *slice* is 16
-lanes of two words, a word is four numbers, so a slice has 16 × 8 of them. Its shifted words are 32 numbers of 16 bits,
-and one instruction multiplies neighbours with a pair of factors and adds both to a lane: no sum across lanes is ever
-needed. What a lane stands for differs by use:
+lanes of four bytes, a byte is two numbers, so a slice has 16 × 8 of them. Its lower halves are 64 numbers, and one
+instruction multiplies four neighbours with four factors and adds them to a lane; so are its upper halves. No sum across
+lanes is ever needed. What a lane stands for differs by use:
 
 - `ByRow`, to multiply with queries: lanes are 16 rows, a slice has 8 of their channels
 - `ByChannel`, to add up by weights: lanes are 16 channels, a slice has 8 rows
 
-Queries and weights are rounded to 16 bits, so that products are exact integers; what is lost is a thousandth of what
-rounding the rows loses. Numbers: H heads, Q queries, N rows, D channels.
+Queries and weights are rounded to 8 bits, each query and each 64 weights with a scale of their own, so that products
+are exact integers; what is lost is a tenth of what rounding the rows loses. Numbers: H heads, Q queries, N rows, D
+channels.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -21,13 +24,14 @@ from torch import Tensor
 
 from cache.compiling import kernels
 from cache.layout import Bytes
-from cache.rows import Rows
+from cache.pages import zero_bytes
+from cache.rows import Rows, Take
 
-LANES, WORDS, NIBBLES = 16, 2, 4
-DEEP = WORDS * NIBBLES
+LANES, BYTES, HALVES = 16, 4, 2
+DEEP = BYTES * HALVES
 """Numbers of a lane in a slice."""
 LARGEST = 7
-Words = NDArray[np.uint16]
+Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
 
 
@@ -44,12 +48,13 @@ class FourBits(Rows):
     deep: int
     """Channels must be padded to a multiple of this."""
 
-    def __init__(self, heads: int, capacity: int, width: int) -> None:
+    def __init__(self, heads: int, capacity: int, width: int, take: Take = zero_bytes) -> None:
         self.capacity = capacity
         self._width = width
         self._padded = -(-width // self.deep) * self.deep
-        self.words: Words = np.zeros(self._words_shape(heads), np.uint16)
-        self.scales = np.zeros((heads, capacity), np.float32)
+        shape = self._words_shape(heads)
+        self.words: Words = take(math.prod(shape)).reshape(shape)
+        self.scales = take(4 * heads * capacity).view(np.float32).reshape(heads, capacity)
         self.addresses = (self.words.ctypes.data, self.scales.ctypes.data)
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
@@ -97,25 +102,23 @@ class FourBits(Rows):
 
 
 class ByRow(FourBits):
-    """To multiply with queries: lanes are rows. Words (H, N / 16, D / 8, 16, 2)."""
+    """To multiply with queries: lanes are rows. Words (H, N / 16, D / 8, 16, 4)."""
 
     deep = DEEP
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
-        return heads, self.capacity // LANES, self._padded // DEEP, LANES, WORDS
+        return heads, self.capacity // LANES, self._padded // DEEP, LANES, BYTES
 
     def _put(self, first: int, numbers: Small) -> None:
-        nibbles = (numbers.view(np.uint8) & 15).astype(np.uint16)
-        nibbles = nibbles.reshape(*numbers.shape[:2], -1, NIBBLES, WORDS)  # (H, N, slices, nibbles, words)
-        words = sum(nibbles[..., nibble, :] << 4 * nibble for nibble in range(NIBBLES))
+        nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, BYTES)  # (H, N, slices, …)
+        words = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
         tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), LANES)
         self.words.swapaxes(2, 3)[:, tiles, lanes] = words
 
     def _get(self, first: int, last: int) -> Small:
         tiles, lanes = np.divmod(np.arange(first, last), LANES)
-        words = self.words.swapaxes(2, 3)[:, tiles, lanes]  # (H, N, slices, words)
-        nibbles = np.stack([words >> 4 * nibble & 15 for nibble in range(NIBBLES)], axis=-2)
-        return signed(nibbles.astype(np.uint8)).reshape(*words.shape[:2], -1)
+        words = self.words.swapaxes(2, 3)[:, tiles, lanes]  # (H, N, slices, bytes)
+        return signed(np.stack((words & 15, words >> 4), axis=-2)).reshape(*words.shape[:2], -1)
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
         arrays = (queries.numpy(), self.words, self.scales, found.numpy())
@@ -123,25 +126,25 @@ class ByRow(FourBits):
 
 
 class ByChannel(FourBits):
-    """To add up by weights: lanes are channels. Words (H, N / 8, D / 16, 16, 2)."""
+    """To add up by weights: lanes are channels. Words (H, N / 8, D / 16, 16, 4)."""
 
     deep = LANES
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
-        return heads, self.capacity // DEEP, self._padded // LANES, LANES, WORDS
+        return heads, self.capacity // DEEP, self._padded // LANES, LANES, BYTES
 
     def _put(self, first: int, numbers: Small) -> None:
-        nibbles = (numbers.view(np.uint8) & 15).astype(np.uint16).reshape(*numbers.shape[:2], -1, LANES)
+        nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, LANES)
         at = np.arange(first, first + numbers.shape[1])
-        for nibble in range(NIBBLES):  # rows that share words differ in this
-            mine = at % DEEP // WORDS == nibble
+        for half in range(HALVES):  # rows that share bytes differ in this
+            mine = at % DEEP // BYTES == half
             # Advanced indices that are apart come first: (N, H, groups, lanes).
-            self.words[:, at[mine] // DEEP, :, :, at[mine] % WORDS] |= nibbles[:, mine].swapaxes(0, 1) << 4 * nibble
+            self.words[:, at[mine] // DEEP, :, :, at[mine] % BYTES] |= nibbles[:, mine].swapaxes(0, 1) << 4 * half
 
     def _get(self, first: int, last: int) -> Small:
         at = np.arange(first, last)
-        words = self.words[:, at // DEEP, :, :, at % WORDS]  # (N, H, groups, lanes)
-        nibbles = words >> (4 * (at % DEEP // WORDS)).astype(np.uint16)[:, None, None, None] & 15
+        words = self.words[:, at // DEEP, :, :, at % BYTES]  # (N, H, groups, lanes)
+        nibbles = words >> (4 * (at % DEEP // BYTES)).astype(np.uint8)[:, None, None, None] & 15
         return signed(nibbles.astype(np.uint8)).swapaxes(0, 1).reshape(words.shape[1], len(at), -1)
 
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:

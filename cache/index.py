@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cache.four_bits import ByChannel, ByRow, FourBits
 from cache.layout import Bytes
+from cache.pages import Slab
 from cache.rows import Rows
 from cache.vectors import Meter, Segment, Vectors
 
@@ -78,9 +79,10 @@ class BlockIndex:
         self.count = 0
         self._kv_heads = kv_heads
         self._meter = meter
+        self._slab = Slab()
 
         def vectors(width: int, storage: type[Rows]) -> Vectors:
-            return Vectors(kv_heads, width, storage if shape.rounded else Rows, meter)
+            return Vectors(kv_heads, width, storage if shape.rounded else Rows, meter, self._slab)
 
         self._landmarks = [vectors(width, ByRow) for width in shape.widths]
         self._values = vectors(shape.values, ByChannel)
@@ -191,9 +193,9 @@ class BlockIndex:
         """An index of the first `count` blocks that shares their storage."""
         fork = BlockIndex(self._kv_heads, self.shape, self._meter)
         fork.count = count
-        fork._landmarks = [vectors.fork(count * self.shape.landmarks) for vectors in self._landmarks]
-        fork._values = self._values.fork(count if self.shape.values else 0)
-        fork._slopes = [vectors.fork(count) for vectors in self._slopes]
+        fork._landmarks = [vectors.fork(count * self.shape.landmarks, fork._slab) for vectors in self._landmarks]
+        fork._values = self._values.fork(count if self.shape.values else 0, fork._slab)
+        fork._slopes = [vectors.fork(count, fork._slab) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         return fork
 

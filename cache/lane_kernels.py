@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
+from llvmlite import binding, ir
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
-I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-REALS, WHOLES, SHORTS = (ir.VectorType(kind, LANES) for kind in (F32, I32, I16))
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+REALS, WHOLES, SMALL = (ir.VectorType(kind, LANES) for kind in (F32, I32, I8))
+NUMBERS, PAIRS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
 FAST = ("fast",)
 NOTHING = -1e30
 """Logarithm of a mass that is none."""
@@ -54,6 +55,40 @@ def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     """Call one of LLVM's own functions."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=FAST)
+
+
+def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
+    """To each lane of sums, the products of its two neighbours, of 16 bits, in left and right (`pmaddwd`)."""
+    both = builder.mul(builder.sext(left, PAIRS), builder.sext(right, PAIRS))
+    nothing = ir.Constant(PAIRS, ir.Undefined)
+    even, odd = (
+        builder.shuffle_vector(both, nothing, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
+    )
+    return builder.add(sums, builder.add(even, odd))
+
+
+def add_bytes(builder: Any, sums: Any, left: Any, right: Any, *, vnni: bool) -> Any:
+    """To each lane of sums, the products of its four bytes in left, without a sign, and in right, with one.
+
+    Args:
+        vnni: by the one instruction that some processors have (`vpdpbusd`), else by six that all have
+    """
+    if vnni:
+        kind = ir.FunctionType(WHOLES, [WHOLES] * 3)
+        product = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+        return builder.call(product, (sums, left, right))
+    left, right, half = builder.bitcast(left, NUMBERS), builder.bitcast(right, NUMBERS), same(NUMBERS, 8)
+    sums = add_neighbours(
+        builder, sums, builder.and_(left, same(NUMBERS, 255)), builder.ashr(builder.shl(right, half), half)
+    )
+    return add_neighbours(builder, sums, builder.lshr(left, half), builder.ashr(right, half))
+
+
+def knows(feature: str) -> bool:
+    """Whether kernels may use what not every processor has; those for another one than this may not."""
+    return (
+        config.CPU_NAME is None and config.CPU_FEATURES is None and binding.get_host_cpu_features().get(feature, False)
+    )
 
 
 def larger(builder: Any, one: Any, other: Any) -> Any:
@@ -122,32 +157,87 @@ def exponentials(context: Any, x: Any, shift: Any, to: Any, steps: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def scale(context: Any, x: Any, factors: Any, to: Any, steps: Any) -> Any:
-    """Write 16 * steps numbers, each times a factor of its own; returns the largest size among them."""
+def judge(context: Any, means: Any, variances: Any, reach: Any, log_size: Any, steps: Any) -> Any:
+    """Means and variances of 16 * steps blocks become the logarithms of their masses and their scores.
+
+    See `cache.landmarks.moments`.
+    """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, factors, to, steps = arguments
-        best = cgutils.alloca_once_value(b, same(REALS, 0.0))
+        means, variances, reach, log_size, steps = arguments
+        square = b.fmul(reach, reach)
+        shift, square = spread(b, b.fsub(log_size, square), REALS), spread(b, square, REALS)
+        reach = spread(b, reach, REALS)
         with cgutils.for_range(b, steps) as loop:
-            value = b.fmul(load(b, at(b, x, loop.index), REALS), load(b, at(b, factors, loop.index), REALS), FAST)
-            store(b, value, at(b, to, loop.index))
-            b.store(larger(b, call(b, f"llvm.fabs.v{LANES}f32", REALS, value), b.load(best)), best)
-        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, b.load(best))
+            at_mean, at_variance = at(b, means, loop.index), at(b, variances, loop.index)
+            mean, variance = load(b, at_mean, REALS), load(b, at_variance, REALS)
+            root, bent = (
+                call(b, f"llvm.sqrt.v{LANES}f32", REALS, x) for x in (variance, b.fadd(variance, square, FAST))
+            )
+            store(b, b.fadd(mean, b.fmul(reach, root, FAST), FAST), at_variance)
+            store(b, b.fadd(b.fadd(mean, shift, FAST), b.fmul(reach, bent, FAST), FAST), at_mean)
+        return context.get_dummy_value()
 
-    return types.float32(types.intp, types.intp, types.intp, types.intp), generate
+    return types.void(types.intp, types.intp, types.float32, types.float32, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def shorten(context: Any, x: Any, factor: Any, to: Any, steps: Any) -> Any:
-    """Write 16 * steps numbers times a factor as the nearest numbers of 16 bits, which they must fit into."""
+def copy(context: Any, x: Any, to: Any, steps: Any) -> Any:
+    """Copy 16 * steps numbers."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, factor, to, steps = arguments
-        factor = spread(b, factor, REALS)
+        x, to, steps = arguments
         with cgutils.for_range(b, steps) as loop:
-            value = b.fmul(load(b, at(b, x, loop.index), REALS), factor, FAST)
-            whole = b.fptosi(call(b, f"llvm.rint.v{LANES}f32", REALS, value), WHOLES)
-            store(b, b.trunc(whole, SHORTS), at(b, to, loop.index, 2), 2)
+            store(b, load(b, at(b, x, loop.index), REALS), at(b, to, loop.index))
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.float32, types.intp, types.intp), generate
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+CHUNK = 64
+"""Weights that are rounded with one scale."""
+FINEST = 127
+"""Weights are rounded to so many steps, up and down."""
+MIDDLE = 8
+"""Numbers of 4 bits are multiplied as numbers without a sign, this much too large."""
+TINIEST = 1e-35
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def shorten(context: Any, x: Any, factors: Any, to: Any, starts: Any, sizes: Any, chunks: Any) -> Any:
+    """Numbers times a factor of their own in 8 bits; each 64 of them share a scale.
+
+    Args:
+        x, factors: (64 * chunks,) fp32
+        to: (64 * chunks,) int8
+        starts: (chunks,) int32: what a sum of products begins with, as `MIDDLE` asks for
+        sizes: (chunks,) fp32: of a step
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, factors, to, starts, sizes, chunks = arguments
+        parts = CHUNK // LANES
+        with cgutils.for_range(b, chunks) as loop:
+            first, place = b.mul(loop.index, I64(parts)), b.mul(loop.index, I64(4))
+            scaled = []
+            largest, total = same(REALS, TINIEST), same(WHOLES, 0)
+            for part in range(parts):
+                step = b.add(first, I64(part))
+                scaled.append(b.fmul(load(b, at(b, x, step), REALS), load(b, at(b, factors, step), REALS), FAST))
+                largest = larger(b, call(b, f"llvm.fabs.v{LANES}f32", REALS, scaled[-1]), largest)
+            peak = call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, largest)
+            inverse = spread(b, b.fdiv(F32(FINEST), peak), REALS)
+            for part, value in enumerate(scaled):
+                near = call(b, f"llvm.rint.v{LANES}f32", REALS, b.fmul(value, inverse))
+                whole = b.fptosi(near, WHOLES)
+                total = b.add(total, whole)
+                store(b, b.trunc(whole, SMALL), at(b, to, b.add(first, I64(part)), 1), 1)
+            kind = ir.FunctionType(I32, [WHOLES])
+            added = b.call(
+                cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.add.v{LANES}i32"), [total]
+            )
+            store(b, b.mul(added, I32(-MIDDLE)), b.add(starts, place))
+            store(b, b.fmul(peak, F32(1 / FINEST)), b.add(sizes, place))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate

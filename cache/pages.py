@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+LINE = 64
+"""Bytes that memory gives at once."""
 LARGE = 2 << 20
 """Bytes of a large page. Smaller memory lies where it comes."""
 
@@ -48,6 +50,28 @@ def zero_bytes(count: int) -> NDArray[np.uint8]:
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % LARGE
     return whole[start : start + count]
+
+
+class Slab:
+    """Pieces of memory that belong together, one after the other in large pages, as zeros.
+
+    It is given back when nobody has a piece of it any more.
+
+    Args:
+        size: bytes that are mapped at once; what nobody takes costs nothing
+    """
+
+    def __init__(self, size: int = 8 * LARGE) -> None:
+        self._size = size
+        self._left = np.empty(0, np.uint8)
+
+    def take(self, count: int) -> NDArray[np.uint8]:
+        """So many bytes (count,) from a border of 64 on."""
+        whole = -(-count // LINE) * LINE
+        if len(self._left) < whole:
+            self._left = zero_bytes(max(self._size, whole))
+        piece, self._left = self._left[:count], self._left[whole:]
+        return piece
 
 
 def private(count: int) -> mmap.mmap:

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.four_bit_kernels import add_up_rows, multiply_rows, round_queries
+from cache.four_bit_kernels import TOGETHER, add_up_rows, chunks_of, multiply_rows, round_queries
 from cache.four_bits import LANES
-from cache.lane_kernels import NOTHING, address, exponentials, highest
+from cache.lane_kernels import CHUNK, NOTHING, address, copy, exponentials, highest, judge, shorten
 
 Floats = NDArray[np.float32]
+Small = NDArray[np.int8]
+Starts = NDArray[np.int32]
 Integers = NDArray[np.int64]
 STRETCH = 64
 """Blocks that are looked at together for one that is better."""
@@ -68,15 +70,15 @@ def best_blocks(wanted: Floats, sinks: int, count: int, best: Floats, blocks: In
 
 
 @compiled
-def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, whole: Floats, room: Floats) -> None:
+def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, whole: Floats) -> None:
     """The best blocks of one head's queries, by the mean, over its query heads, of their scores' softmax.
 
     Args:
-        scores: (T * G, R); what may not be chosen is written over
+        scores: (T * G, R); written over
         sinks: the first block that may be chosen
         ends: for each query the first one that may not be chosen any more (T,)
         blocks: (T, K), filled; -1 where there was nothing left
-        whole, room: (R,)
+        whole: room (R,)
     """
     groups, best = len(scores) // len(ends), np.empty(blocks.shape[1], np.float32)
     for query in range(len(ends)):
@@ -90,65 +92,47 @@ def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, wh
                 mine = scores[query * groups + group]
                 mine[:sinks] = NOTHING
                 mine[end : steps * LANES] = NOTHING
-                total = exponentials(address(mine), highest(address(mine), steps), address(room), steps)
+                total = exponentials(address(mine), highest(address(mine), steps), address(mine), steps)
                 factor = np.float32(1.0) / np.float32(total)
                 for n in range(end):
-                    whole[n] += room[n] * factor
+                    whole[n] += mine[n] * factor
         best_blocks(wanted, sinks, end, best, blocks[query])
 
 
 @compiled
-def weigh_head(masses: Floats, sinks: int, ends: Integers, blocks: Integers, weight: Floats) -> None:
-    """Shares of the blocks that are not read among themselves, and the logarithm of the mass of all of them.
+def weigh_head(
+    masses: Floats, sinks: int, ends: Integers, blocks: Integers, chunks: int, weight: Floats, factors: Floats
+) -> None:
+    """Weights of the blocks that are not read, and the logarithm of the mass of all of them.
 
     Args:
-        masses: their logarithms (T * G, R), replaced by the shares, 0 for what is read or may not be
+        masses: their logarithms (T * G, R), replaced by weights; those of 64 * chunks blocks, as good as 0 for what is
+            read, may not be, or is not there
         sinks, ends, blocks: as in `choose_head`
         weight: (T, G), filled
+        factors: what makes the weights of a query head one (T * G,), filled; 0 where there is nothing
     """
-    groups = weight.shape[1]
+    groups, padded = weight.shape[1], chunks * CHUNK
     for query in range(len(ends)):
         end, chosen = max(sinks, ends[query]), blocks[query]
-        steps = steps_of(end)
         for group in range(groups):
-            mass = masses[query * groups + group]
+            row = query * groups + group
+            mass = masses[row]
             mass[:sinks] = NOTHING
-            mass[end : steps * LANES] = NOTHING
+            mass[end:padded] = NOTHING
             for k in range(len(chosen)):
                 if chosen[k] >= 0:
                     mass[chosen[k]] = NOTHING
-            peak = np.float32(highest(address(mass), steps))
-            if peak <= np.float32(NOTHING):
-                mass[:] = 0.0
-                weight[query, group] = NOTHING
-                continue
-            total = np.float32(exponentials(address(mass), peak, address(mass), steps))
-            weight[query, group] = peak + np.log(total)
-            factor = np.float32(1.0) / total
-            for n in range(end):
-                mass[n] *= factor
-            mass[:sinks] = 0.0
-            mass[end:] = 0.0
-            for k in range(len(chosen)):
-                if chosen[k] >= 0:
-                    mass[chosen[k]] = 0.0
-
-
-@compiled
-def judge_moments(means: Floats, variances: Floats, count: int, reach: float, log_size: float) -> None:
-    """Products with mean and variance (Q, R) become the logarithm of a block's mass, and its score."""
-    step = np.float32(reach)
-    for query in range(len(means)):
-        mean, variance = means[query], variances[query]
-        for n in range(count):
-            spread, middle = variance[n], mean[n]
-            variance[n] = middle + step * np.sqrt(spread)
-            mean[n] = middle + step * np.sqrt(spread + step * step) - step * step + np.float32(log_size)
+            peak = np.float32(highest(address(mass), padded // LANES))
+            total = np.float32(exponentials(address(mass), peak, address(mass), padded // LANES))
+            nothing = peak <= np.float32(NOTHING)
+            weight[query, group] = NOTHING if nothing else peak + np.log(total)
+            factors[row] = np.float32(0.0) if nothing else np.float32(1.0) / total
 
 
 @compiled
 def multiply_part(
-    table: Integers, part: int, head: int, numbers: NDArray[np.int16], steps: Floats, products: Floats, count: int
+    table: Integers, part: int, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, count: int
 ) -> None:
     """Products (Q, R) of a head's queries with the first `count` vectors of a part, whose lanes are rows."""
     start = 0
@@ -157,48 +141,86 @@ def multiply_part(
         if taken > 0:
             words = table[segment, 2 + 2 * part] + head * capacity * numbers.shape[1] // 2
             scales = table[segment, 3 + 2 * part] + head * capacity * 4
-            multiply_rows(numbers, steps, words, scales, products, start, taken)
+            multiply_rows(numbers, starts, sizes, words, scales, products, start, taken)
             start += taken
 
 
 @compiled
-def add_up_part(table: Integers, part: int, head: int, weights: Floats, sums: Floats, count: int) -> None:
-    """Add the first `count` vectors of a part, whose lanes are channels, times weights (Q, R) to sums (Q, D)."""
+def scales_of(table: Integers, part: int, head: int, count: int, scales: Floats) -> None:
+    """The scales of the first `count` vectors of a part, and zeros up to a multiple of 64."""
+    start = 0
+    for segment in range(len(table)):
+        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        if taken > 0:
+            copy(table[segment, 3 + 2 * part] + head * capacity * 4, address(scales) + 4 * start, steps_of(taken))
+            start += taken
+    scales[count : chunks_of(count) * CHUNK] = 0.0
+
+
+@compiled
+def add_up_part(
+    table: Integers, part: int, head: int, weights: Floats, scales: Floats, short: Floats, sums: Floats, count: int
+) -> None:
+    """Add the first `count` vectors of a part, whose lanes are channels, times weights to sums (Q, D).
+
+    Args:
+        weights: (Q, R), zeros behind `count` up to a multiple of 64
+        scales: of the part, by `scales_of`
+        short: room (Q, R) for weights in 8 bits: R bytes, and what belongs to chunks of them
+    """
+    queries, room = weights.shape
+    numbers, starts, sizes = address(short), address(short) + room, address(short) + 2 * room
+    for query in range(queries):
+        offset = 4 * room * query
+        shorten(
+            address(weights[query]),
+            address(scales),
+            numbers + offset,
+            starts + offset,
+            sizes + offset,
+            chunks_of(count),
+        )
     start = 0
     for segment in range(len(table)):
         capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
         if taken > 0:
             words = table[segment, 2 + 2 * part] + head * capacity * sums.shape[1] // 2
-            scales = table[segment, 3 + 2 * part] + head * capacity * 4
-            add_up_rows(weights, words, scales, sums, start, taken)
+            add_up_rows(numbers, starts, sizes, 4 * room, start, words, sums, taken)
             start += taken
 
 
 @compiled
-def recall_head(
+def recall_few(
     queries: Floats, table: Integers, head: int, sinks: int, ends: Integers, reach: float, log_size: float,
     estimates: bool, slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats,
 ) -> None:  # fmt: skip
     """What one head of a session fetches and estimates; see `recall_moments`. Arrays are without heads in front."""
     count, rows = max(0, ends[-1]), len(queries)
-    numbers, steps = np.empty(queries.shape, np.int16), np.empty(rows, np.float32)
-    means, variances, turned, spare = room[0, :rows], room[1, :rows], room[2, :rows], room[3, :rows]
-    round_queries(queries * queries, numbers, steps)
-    multiply_part(table, VARIANCE, head, numbers, steps, variances, count)
-    round_queries(queries, numbers, steps)
-    multiply_part(table, MEAN, head, numbers, steps, means, count)
-    judge_moments(means, variances, count, reach, log_size)
-    choose_head(variances, sinks, ends, blocks, spare[0], turned[0])
+    chunks = chunks_of(count)
+    numbers, starts = np.empty(queries.shape, np.int8), np.empty(rows, np.int32)
+    sizes, factors = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    masses, scores, short, whole = room[3:][:rows], room[3 + rows :][:rows], room[3 + 2 * rows :][:rows], room[0]
+    round_queries(queries * queries, numbers, starts, sizes)
+    multiply_part(table, VARIANCE, head, numbers, starts, sizes, scores, count)
+    round_queries(queries, numbers, starts, sizes)
+    multiply_part(table, MEAN, head, numbers, starts, sizes, masses, count)
+    for row in range(rows):
+        judge(address(masses[row]), address(scores[row]), np.float32(reach), np.float32(log_size), steps_of(count))
+    choose_head(scores, sinks, ends, blocks, whole)
+    rest[:] = 0.0
     if estimates:
-        weigh_head(means, sinks, ends, blocks, weight)
-        add_up_part(table, VALUES, head, means, rest, count)
+        weigh_head(masses, sinks, ends, blocks, chunks, weight, factors)
+        add_up_part(table, VALUES, head, masses, room[1], short, rest, count)
         if slopes:
-            multiply_part(table, SLOPE_KEYS, head, numbers, steps, turned, count)
-            for query in range(rows):
+            turned = scores
+            multiply_part(table, SLOPE_KEYS, head, numbers, starts, sizes, turned, count)
+            for row in range(rows):
                 for n in range(count):
-                    turned[query, n] *= means[query, n]
-                turned[query, count:] = 0.0
-            add_up_part(table, SLOPE_VALUES, head, turned, rest, count)
+                    turned[row, n] *= masses[row, n]
+                turned[row, count : chunks * CHUNK] = 0.0
+            add_up_part(table, SLOPE_VALUES, head, turned, room[2], short, rest, count)
+        for row in range(rows):
+            rest[row] *= factors[row]
 
 
 @compiled
@@ -209,31 +231,76 @@ def recall_moments(
 ) -> None:  # fmt: skip
     """What heads first, …, last - 1 fetch, and what they estimate of the rest; see `cache.landmarks.moments`.
 
+    A few queries at a time: their scores stay near, and who is asked together changes nothing.
+
     Args:
         queries: as far blocks see them (H, T * G, D), one session's after the other's; D is a multiple of 16
         borders: queries borders[i], …, borders[i + 1] - 1 are those of session i (sessions + 1,)
         tables: of the sessions' indexes in 4 bits, one after the other, as `BlockIndex.table`
         table_borders: which rows of them are whose (sessions + 1,)
-        sinks, ends: as in `choose_head`
+        sinks, ends: as in `choose_head`; in order for each session
         reach, log_size: the largest of a block's keys is expected so many deviations above their mean; log of a block's
             positions
         estimates: whether to estimate what is not read
         slopes: whether mean values turn with the query
-        room: (H, 4, most queries of a session * G, R), of which only that of head `first` is used
+        room: (H, `recall_rows`, R), of which only that of head `first` is used
         blocks: (H, T, K), filled
-        weight: the logarithm of the mass of what is estimated (H, T, G), filled
-        rest: (H, T * G, D): estimated values are added
+        weight: the logarithm of the mass of what is estimated (H, T, G), filled if it is
+        rest: estimated values (H, T * G, D), filled
     """
     groups = weight.shape[2]
+    few = max(1, TOGETHER // groups)
     for i in range(len(borders) - 1):
-        begin, end = borders[i], borders[i + 1]
         table = tables[table_borders[i] : table_borders[i + 1]]
         for head in range(first, last):
-            recall_head(
-                queries[head, begin * groups : end * groups], table, head, sinks, ends[begin:end], reach, log_size,
-                estimates, slopes, room[first], blocks[head, begin:end], weight[head, begin:end],
-                rest[head, begin * groups : end * groups],
-            )  # fmt: skip
+            count = max(0, ends[borders[i + 1] - 1])
+            if estimates:
+                scales_of(table, VALUES, head, count, room[first, 1])
+            if estimates and slopes:
+                scales_of(table, SLOPE_VALUES, head, count, room[first, 2])
+            for begin in range(borders[i], borders[i + 1], few):
+                end = min(begin + few, borders[i + 1])
+                recall_few(
+                    queries[head, begin * groups : end * groups], table, head, sinks, ends[begin:end], reach, log_size,
+                    estimates, slopes, room[first], blocks[head, begin:end], weight[head, begin:end],
+                    rest[head, begin * groups : end * groups],
+                )  # fmt: skip
+
+
+def recall_rows(groups: int) -> int:
+    """Rows of numbers that `recall_moments` works with, for so many query heads of a head."""
+    return 3 + 3 * groups * max(1, TOGETHER // groups)
+
+
+@compiled
+def choose_landmarks(
+    queries: Floats, table: Integers, sinks: int, ends: Integers, blocks: Integers, room: Floats, first: int, last: int
+) -> None:
+    """What heads first, …, last - 1 fetch by products with one landmark of each block.
+
+    Args:
+        queries: (H, T * G, W), W a multiple of 8
+        table: of an index in 4 bits, as `BlockIndex.table`
+        sinks, ends, blocks: as in `recall_moments`
+        room: (H, `choose_rows`, R), of which only that of head `first` is used
+    """
+    groups = queries.shape[1] // len(ends)
+    few = max(1, TOGETHER // groups)
+    numbers, starts = np.empty((groups * few, queries.shape[2]), np.int8), np.empty(groups * few, np.int32)
+    sizes = np.empty(groups * few, np.float32)
+    for head in range(first, last):
+        for begin in range(0, len(ends), few):
+            end = min(begin + few, len(ends))
+            rows = groups * (end - begin)
+            round_queries(queries[head, begin * groups : end * groups], numbers[:rows], starts[:rows], sizes[:rows])
+            scores = room[first, 1:][:rows]
+            multiply_part(table, MEAN, head, numbers[:rows], starts[:rows], sizes[:rows], scores, max(0, ends[end - 1]))
+            choose_head(scores, sinks, ends[begin:end], blocks[head, begin:end], room[first, 0])
+
+
+def choose_rows(groups: int) -> int:
+    """Rows of numbers that `choose_landmarks` works with, for so many query heads of a head."""
+    return 1 + groups * max(1, TOGETHER // groups)
 
 
 @compiled
@@ -241,9 +308,9 @@ def choose(scores: Floats, sinks: int, ends: Integers, blocks: Integers, room: F
     """`choose_head` of heads first, …, last - 1.
 
     Args:
-        scores: (H, T * G, R)
+        scores: (H, T * G, R), written over
         blocks: (H, T, K), filled
-        room: (H, 2, R), of which only that of head `first` is used
+        room: (H, R), of which only that of head `first` is used
     """
     for head in range(first, last):
-        choose_head(scores[head], sinks, ends, blocks[head], room[first, 0], room[first, 1])
+        choose_head(scores[head], sinks, ends, blocks[head], room[first])

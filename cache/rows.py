@@ -5,11 +5,16 @@ Numbers in shapes: H heads, Q queries, N rows, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from cache.layout import Bytes
+from cache.pages import zero_bytes
+
+Take = Callable[[int], Bytes]
 
 
 class Rows:
@@ -19,9 +24,10 @@ class Rows:
         heads: heads with rows of their own
         capacity: rows that there is room for
         width: channels of a row
+        take: gives so many bytes of zeros, if it matters where rows lie
     """
 
-    def __init__(self, heads: int, capacity: int, width: int) -> None:
+    def __init__(self, heads: int, capacity: int, width: int, take: Take = zero_bytes) -> None:
         self.capacity = capacity
         self._storage = torch.empty(heads, capacity, width)
 

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 
 from cache.layout import Bytes
+from cache.pages import Slab, zero_bytes
 from cache.parallel import over_heads
 from cache.rows import Rows
 
-FIRST_SEGMENT, LARGEST_SEGMENT = 64, 8192
+FIRST_SEGMENT, MANY, LARGEST_SEGMENT = 64, 1024, 8192
+"""All sizes are multiples of the first one, and so are the rows before a segment: kernels round 64 weights together,
+and which ones must not depend on who shares storage with whom. From `MANY` rows on a segment lies in large pages, which
+its first rows take whole: heads lie apart."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,20 @@ class Vectors:
         width: channels of a row
         storage: how rows are kept
         meter: counts their memory
+        slab: where rows lie that are many
     """
 
-    def __init__(self, kv_heads: int, width: int, storage: type[Rows] = Rows, meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        kv_heads: int,
+        width: int,
+        storage: type[Rows] = Rows,
+        meter: Meter | None = None,
+        slab: Slab | None = None,
+    ) -> None:
         self._shape = (kv_heads, width)
         self._storage = storage
+        self._slab = slab or Slab()
         self._meter = meter or Meter()
         self._segments: list[Segment] = []
         self._owned = False
@@ -99,14 +112,27 @@ class Vectors:
         self.count += count
 
     def _open_segment(self) -> Segment:
-        """A segment of our own with room: the last one, or a new one twice as large as it."""
+        """A segment of our own with room: the last one, or a new one twice as large; a fork's first one is small."""
         if not self._owned or not self._segments[-1].room:
-            largest = max((segment.storage.capacity for segment in self._segments), default=FIRST_SEGMENT // 2)
-            heads, width = self._shape
-            storage = self._storage(heads, min(2 * largest, LARGEST_SEGMENT), width)
-            self._segments.append(Segment(storage, 0, self._meter.watch(storage)))
+            capacity = 2 * self._segments[-1].storage.capacity if self._owned else FIRST_SEGMENT
+            capacity = min(capacity, LARGEST_SEGMENT)
+            take = self._slab.take if capacity >= MANY else zero_bytes
+            storage = self._storage(self._shape[0], capacity, self._shape[1], take)
+            use = self._meter.watch(storage)
+            self._segments.append(Segment(storage, self._take_over(storage, use), use))
             self._owned = True
         return self._segments[-1]
+
+    def _take_over(self, storage: Rows, use: Callable[[int], None]) -> int:
+        """Move the rows behind a border of 64, which others share, to the storage that goes on; how many there are."""
+        left = 0 if self._owned else self.count % FIRST_SEGMENT
+        if left:
+            last = self._segments.pop()
+            storage.unpack(0, last.storage.pack(last.count - left, last.count))
+            use(left * self.row_bytes)
+            if last.count > left:
+                self._segments.append(Segment(last.storage, last.count - left, last.use))
+        return left
 
     def _until(self, count: int) -> list[tuple[Rows, int]]:
         """The storage of the first `count` rows, each with how many of its rows."""
@@ -174,9 +200,9 @@ class Vectors:
         """Append rows as `pack` gave them."""
         self._append(len(packed), lambda storage, place, inside: storage.unpack(place, packed[inside]))
 
-    def fork(self, count: int) -> Vectors:
-        """Vectors that are the first `count` rows and share their storage."""
-        fork = Vectors(*self._shape, self._storage, self._meter)
+    def fork(self, count: int, slab: Slab | None = None) -> Vectors:
+        """Vectors that are the first `count` rows and share their storage; they go on in a slab of their own."""
+        fork = Vectors(*self._shape, self._storage, self._meter, slab)
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:

@@ -26,8 +26,6 @@ from engine.rotation import Rotation
 from engine.step import Span, Step
 
 LANES = 16
-ROWS = 4
-"""Numbers that kernels keep of a block for each query while they choose."""
 NOTHING = -1e30
 """Logarithm of a mass that is none."""
 MOST_READ = 128
@@ -66,6 +64,7 @@ class FusedAttention(ReferenceAttention):
         from engine.attention import attend_kernels  # loads Numba, which a server with another cache does not need
 
         self._kernels, self._recall = attend_kernels, kernels("recall")
+        self._keeps_scores = settings.landmark_dtype != "int4"
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = torch.empty(0)
         self._warm_up()
@@ -166,7 +165,7 @@ class FusedAttention(ReferenceAttention):
         """How many queries to take at once: their scores fit into working memory, their blocks into the tier's."""
         last = span.session.layout.blocks(span.end)
         reach, heads = self._reach(layer, span, last), self.layout.kv_heads
-        scores = 4 * ROWS * heads * groups * last
+        scores = 4 * heads * groups * last if self._keeps_scores else 1
         located = span.session.store.tier.window // (heads * reach.blocks)
         return max(
             1, min(located, WORKING_BYTES // scores if reach.fetch is not None else located, len(span.token_ids))
@@ -231,16 +230,31 @@ class FusedAttention(ReferenceAttention):
 
     def _choose_trained(self, index: BlockIndex, rows: Rows, sinks: int, ends: Numbers, chosen: Numbers) -> None:
         """Blocks are scored by products with their landmark; see `choose` in the kernels."""
-        looking = self.settings.rule.look(rows.far_queries, rows.own).flatten(1, 2)  # (H, T * G, W)
+        looking = self.settings.rule.look(rows.far_queries, rows.own).flatten(1, 2).contiguous()  # (H, T * G, W)
+        groups = rows.queries.shape[2]
         count, padded = extent(ends)
-        scores = self._working_memory(len(looking), looking.shape[1], padded)
-        room = np.empty((len(looking), 2, padded), np.float32)
+        if self._keeps_scores:
+            self._choose_by_scores(index, looking, sinks, ends, chosen)
+            return
+        room = self._working_memory(len(looking), self._recall.choose_rows(groups), padded).numpy()
+        table = index.table
 
         def work(some: slice) -> None:
-            index.fill(looking, scores[None, ..., :count], some)
-            self._recall.choose(scores.numpy(), sinks, ends, chosen, room, some.start, some.stop)
+            self._recall.choose_landmarks(looking.numpy(), table, sinks, ends, chosen, room, some.start, some.stop)
 
-        over_heads(work, len(looking), scores[0].numel())
+        over_heads(work, len(looking), looking.shape[1] * count)
+
+    def _choose_by_scores(self, index: BlockIndex, looking: Tensor, sinks: int, ends: Numbers, chosen: Numbers) -> None:
+        """The same where landmarks are kept in fp32."""
+        count, padded = extent(ends)
+        scores = self._working_memory(len(looking), looking.shape[1] + 1, padded)
+        products, room = scores[:, :-1].contiguous(), scores[:, -1].numpy()
+
+        def work(some: slice) -> None:
+            index.fill(looking, products[None, ..., :count], some)
+            self._recall.choose(products.numpy(), sinks, ends, chosen, room, some.start, some.stop)
+
+        over_heads(work, len(looking), products[0].numel())
 
     def _recall_moments(
         self, layer: int, batch: Batch, sinks: int, ends: Numbers, chosen: Numbers, weight: Floats, rest: Tensor
@@ -250,8 +264,7 @@ class FusedAttention(ReferenceAttention):
         far = batch.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
         tables = [index.table for span in batch.spans if (index := span.session.indexes[layer]) is not None]
         borders = np.cumsum([0, *map(len, tables)])
-        most = int(np.diff(batch.borders).max()) * batch.queries.shape[2]
-        room = self._working_memory(len(far), ROWS, most, extent(ends)[1])
+        room = self._working_memory(len(far), self._recall.recall_rows(batch.queries.shape[2]), extent(ends)[1])
         sessions = (far.numpy(), batch.borders, np.concatenate(tables), borders, sinks, ends)
         how = (expected_largest(size), float(np.log(size)), settings.estimate_rest, settings.rest_slopes)
         arrays = (room.numpy(), chosen, weight, rest.flatten(1, 2).numpy())
@@ -259,7 +272,7 @@ class FusedAttention(ReferenceAttention):
         def work(some: slice) -> None:
             self._recall.recall_moments(*sessions, *how, *arrays, some.start, some.stop)
 
-        over_heads(work, len(far), len(tables) * room[0].numel())
+        over_heads(work, len(far), far.shape[1] * extent(ends)[0])
 
     def _working_memory(self, *shape: int) -> Tensor:
         """Room that is used again and again."""
@@ -312,10 +325,12 @@ class FusedAttention(ReferenceAttention):
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
         size, dim = self.layout.block_size, self.layout.head_dim
         query, weight = np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, 1, 1), np.float32)
-        room, blocks = np.zeros((1, 4, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
+        room, blocks = np.zeros((1, self._recall.recall_rows(1), 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
         ends, turns = np.zeros(1, np.int64), np.zeros((1, 2, 1), np.float32)
-        if self.settings.gated:
-            self._recall.choose(room[:, 0], 0, ends, blocks, room[:, :2, 0], 0, 1)
+        if self._keeps_scores:
+            self._recall.choose(room[:, :1], 0, ends, blocks, room[:, 1], 0, 1)
+        elif self.settings.gated:
+            self._recall.choose_landmarks(query[0], np.zeros((0, 4), np.int64), 0, ends, blocks, room, 0, 1)
         else:
             table, borders, how = np.zeros((0, 12), np.int64), np.zeros(2, np.int64), (1.0, 1.0, True, True)
             sessions = (query[0], borders, table, borders, 0, ends)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.pages import LARGE, zero_bytes, zeros
+from cache.pages import LARGE, Slab, zero_bytes, zeros
 
 SMAPS = Path("/proc/self/smaps")
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -66,3 +66,26 @@ def test_it_lies_in_large_pages() -> None:
     assert in_large_pages(memory.ctypes.data) >= LARGE
     small = np.ones(LARGE // 2, np.uint8)
     assert small.ctypes.data  # and smaller memory does not ask for them
+
+
+def test_pieces_of_a_slab_are_zeros_apart_from_each_other() -> None:
+    slab = Slab(LARGE)
+    pieces = [slab.take(count) for count in (1, 100, LARGE // 2, LARGE // 2, 3 * LARGE, 7)]
+    assert all(not piece.any() and piece.ctypes.data % 64 == 0 for piece in pieces)
+    for value, piece in enumerate(pieces, 1):
+        piece[:] = value
+    assert [(len(piece), set(piece.tolist())) for piece in pieces[:2]] == [(1, {1}), (100, {2})]
+    assert all((piece == value).all() for value, piece in enumerate(pieces, 1))
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux")
+def test_a_slab_is_given_back_with_its_last_piece() -> None:
+    before, slab = resident(), Slab(4 * LARGE)
+    one, other = slab.take(2 * LARGE), slab.take(2 * LARGE)
+    one[:] = other[:] = 1
+    del slab, one
+    gc.collect()
+    assert resident() > before + 3 * LARGE
+    del other
+    gc.collect()
+    assert resident() < before + LARGE

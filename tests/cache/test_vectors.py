@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache import ByChannel, ByRow, Vectors
+from cache import ByChannel, ByRow, Vectors, four_bit_kernels
 from cache.rows import Rows
 
 HEADS, WIDTH = 2, 6
@@ -129,6 +132,26 @@ def test_four_bits_keep_each_row_to_a_15th_of_its_range(kind: type[Rows], width:
     assert not fork.rows(334)[:, 333].any(), "a row of zeros stays one"
 
 
+def rounded(numbers: Tensor) -> Tensor:
+    """Numbers that share a scale in the last dimension, in 127 steps up and down."""
+    peak = numbers.abs().amax(-1, keepdim=True).clamp(min=1e-35)
+    return (numbers * (127 / peak)).round() * (peak / 127)
+
+
+def weighed(weights: Tensor, rows: Tensor) -> Tensor:
+    """The oracle of sums in 8 bits: weights (H, Q, N) times the scales of rows (H, N, D), each 64 rounded together."""
+    scales = (rows.abs().amax(-1) / 7)[:, None]  # (H, 1, N)
+    parts = [rounded(part) for part in (weights * scales).split(64, dim=-1)]
+    return torch.cat(parts, dim=-1) @ (rows / scales.mT).round()
+
+
+def near(found: Tensor, expected: Tensor) -> None:
+    """Equal but for a number here and there that lies between two steps and was rounded to the other one."""
+    off = (found - expected).abs() / expected.abs().max()
+    assert (off > 2e-6).float().mean() < 0.05
+    assert off.max() < 5e-3
+
+
 @KINDS
 @WIDTHS
 @pytest.mark.parametrize("queries", [1, 3, 4, 9, 100])
@@ -142,13 +165,47 @@ def test_four_bits_multiply_and_add_up_as_the_rows_that_they_keep(kind: type[Row
     for index, count in ((vectors, 2901), (fork, 370), (fork, 70)):
         rows = index.rows(count)
         asked = torch.randn(HEADS, queries, width, generator=generator)
-        expected = asked @ rows.mT
-        torch.testing.assert_close(
-            index.scores(asked, count), expected, atol=5e-5 * float(expected.abs().max()), rtol=0
-        )
         weights = torch.rand(HEADS, queries, count, generator=generator) ** 9
-        expected = weights @ rows
-        torch.testing.assert_close(index.weigh(weights), expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+        by_rows = kind is ByRow
+        near(index.scores(asked, count), (rounded(asked) if by_rows else asked) @ rows.mT)
+        near(index.weigh(weights), weights @ rows if by_rows else weighed(weights, rows))
+
+
+@pytest.mark.parametrize("taken", [1, 63, 64, 100, 128, 700])
+def test_sums_do_not_depend_on_who_shares_storage(taken: int) -> None:
+    """A fork goes on where the parent's storage has a border of 64 rows, so the same weights are rounded together."""
+    everything = torch.randn(HEADS, 900, 32, generator=torch.Generator().manual_seed(4))
+    whole = Vectors(HEADS, 32, ByChannel)
+    whole.add(everything)
+    fork = whole.fork(taken)
+    fork.add(everything[:, taken:])
+    weights = torch.rand(HEADS, 3, 900, generator=torch.Generator().manual_seed(5)) ** 4
+    assert torch.equal(fork.rows(900), whole.rows(900))
+    near(fork.weigh(weights), whole.weigh(weights))
+    assert all(sum(s.count for s in fork.segments[:i]) % 64 == 0 for i in range(len(fork.segments)))
+
+
+def test_products_are_the_same_without_the_instruction_for_them() -> None:
+    """Processors without AVX-512 VNNI make the same integers."""
+    import numba
+
+    generator = np.random.default_rng(6)
+    slices, numbers = generator.integers(0, 256, (8, 16, 4), np.uint8), generator.integers(-127, 128, (4, 64), np.int8)
+    starts, ones = generator.integers(-99, 99, 4, np.int32), np.ones(16, np.float32)
+    found = []
+    for vnni in {False, four_bit_kernels.VNNI}:
+        kernel, to = four_bit_kernels.rows_kernel(4, vnni=vnni), np.zeros((4, 16), np.float32)
+
+        def multiply(a: int, b: int, c: int, d: int, e: int, kernel: Any = kernel) -> None:
+            kernel(a, 8, b, 64, c, d, d, e, 64)
+
+        numba.njit(multiply)(*(x.ctypes.data for x in (slices, numbers, starts, ones, to)))
+        found.append(to)
+    nibbles = np.stack((slices & 15, slices >> 4), axis=-2).astype(np.int64) ^ 8  # (slices, lanes, halves, bytes)
+    factors = numbers.astype(np.int64).reshape(4, 8, 2, 4)
+    expected = starts[:, None] + np.einsum("slhb,qshb->ql", nibbles, factors)
+    for each in found:
+        assert np.array_equal(each, expected)
 
 
 @pytest.mark.parametrize("kind", [Rows, ByRow, ByChannel])
