@@ -15,6 +15,7 @@ from server.app import create_app
 from server.keys import hash_of
 from server.openapi import operations
 from server.settings import Settings
+from tests.engine.durable import eventually
 from tests.server.test_durability import served
 
 FIRST, SECOND = ({"Authorization": f"Bearer {name}-key"} for name in ("first", "second"))
@@ -26,6 +27,7 @@ BODIES: dict[str, Any] = {
     "search": {"query": "x"},
     "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "completions": {"prompt": "x"},
+    "responses": {"input": "x"},
 }
 """What a route needs to be asked properly, by the end of its path."""
 
@@ -95,7 +97,7 @@ def test_a_foreign_response_is_not_continued(shared: httpx.Client, answered: str
     assert mine.text.replace(answered, unknown) == none.text
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("by_header", [False, True])
 def test_a_foreign_session_is_not_continued(
@@ -105,6 +107,49 @@ def test_a_foreign_session_is_not_continued(
     headers = {**SECOND, "x-session-id": secret} if by_header else SECOND
     answer = shared.post(path, json=body if by_header else {**body, "session_id": secret}, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+
+
+@pytest.mark.parametrize(("method", "end"), [("get", ""), ("get", "/text"), ("patch", ""), ("post", "/append")])
+def test_a_foreign_state_is_not_confirmed(shared: httpx.Client, secret: str, method: str, end: str) -> None:
+    """Whoever has learnt a session's tag cannot ask whether it is still the same."""
+    tag = shared.get(f"/v1/sessions/{secret}", headers=FIRST).headers["etag"]
+    told = []
+    for session in (secret, "0" * len(secret)):
+        for known in (tag, '"another"', "*"):
+            headers = {**SECOND, "If-Match": known, "If-None-Match": known}
+            body = {"json": BODIES.get(end[1:], {})} if method != "get" else {}
+            answer = shared.request(method, f"/v1/sessions/{session}{end}", headers=headers, **body)
+            told.append((answer.status_code, answer.text.replace(session, "")))
+    assert len(set(told)) == 1
+    assert told[0][0] == 404
+
+
+def test_a_foreign_session_that_is_busy_is_as_good_as_none(shared: httpx.Client) -> None:
+    session = str(shared.post("/v1/sessions", headers=FIRST).json()["id"])
+    asked = {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True, "session_id": session}
+    with shared.stream("POST", "/v1/completions", json=asked, headers=FIRST) as running:
+        lines = running.iter_lines()  # held: who lets go of it lets go of the stream
+        next(lines)
+        for method, path in (("get", ""), ("post", "/append"), ("post", "/rewind"), ("delete", "")):
+            as_good_as_none(shared, session, method, "/v1/sessions/{session_id}" + path)
+        assert busy(shared, session), "it was too quick to be tested"
+    eventually(lambda: not busy(shared, session))
+    shared.delete(f"/v1/sessions/{session}", headers=FIRST)
+
+
+def busy(client: httpx.Client, session: str) -> bool:
+    return bool(client.get(f"/v1/sessions/{session}", headers=FIRST).json()["busy"])
+
+
+def test_no_page_begins_behind_what_is_foreign(shared: httpx.Client, secret: str, answered: str) -> None:
+    mine = shared.post("/v1/responses", json={"input": "x", "max_output_tokens": 1}, headers=SECOND).json()["id"]
+    items = shared.get(f"/v1/responses/{answered}/input_items", headers=FIRST).json()["data"]
+    for path, foreign in (("/v1/sessions", secret), (f"/v1/responses/{mine}/input_items", items[0]["id"])):
+        unknown = "0" * len(foreign)
+        told = [shared.get(path, params={"after": each}, headers=SECOND) for each in (foreign, unknown)]
+        assert [answer.status_code for answer in told] == [400, 400]
+        assert told[0].text.replace(foreign, unknown) == told[1].text
+    shared.delete(f"/v1/responses/{mine}", headers=SECOND)
 
 
 def test_a_foreign_session_takes_no_other_time(shared: httpx.Client, secret: str) -> None:
@@ -124,9 +169,13 @@ def test_sessions_are_listed_to_their_tenant_alone(shared: httpx.Client, secret:
 
 def computed(client: httpx.Client) -> float:
     """Prompt tokens that were computed so far."""
+    return metric(client, "cairn_prompt_tokens_total")
+
+
+def metric(client: httpx.Client, name: str) -> float:
     page = client.get("/metrics", headers=FIRST).text
     samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
-    return next(sample.value for sample in samples if sample.name == "cairn_prompt_tokens_total")
+    return next(sample.value for sample in samples if sample.name == name)
 
 
 def test_a_guessed_prefix_is_not_confirmed(shared: httpx.Client, secret: str) -> None:
@@ -142,6 +191,18 @@ def test_a_guessed_prefix_is_not_confirmed(shared: httpx.Client, secret: str) ->
     assert costs[0] == prompt, "all of it is computed, though another tenant's session begins like it"
     assert costs[1] < prompt / 2
     assert costs[2] < prompt / 2
+
+
+def test_memory_does_not_tell_that_another_holds_the_same_text(shared: httpx.Client, secret: str) -> None:
+    """Equal text is kept once for a tenant, and once more for each other."""
+    costs = []
+    text = "What one tenant has read, and the other one guesses. " * 20
+    for tenant in (FIRST, SECOND, SECOND):
+        before = metric(shared, "cairn_kv_tier_blocks")
+        session = shared.post("/v1/sessions", headers=tenant).json()["id"]
+        shared.post(f"/v1/sessions/{session}/append", json={"text": text}, headers=tenant)
+        costs.append(metric(shared, "cairn_kv_tier_blocks") - before)
+    assert costs[0] == costs[1] > costs[2]
 
 
 def test_passages_are_the_askers_own(shared: httpx.Client, secret: str) -> None:

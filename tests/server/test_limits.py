@@ -29,6 +29,7 @@ LIMITS: dict[str, dict[str, int]] = {
     "parallel": {"concurrent_requests": 1},
     "sessions": {"sessions": 2, "session_tokens": 50},
     "free": {"tokens_per_minute": 0, "session_tokens": 0},
+    "watched": {"tokens_per_minute": 500},
     "default": {},
 }
 
@@ -212,6 +213,18 @@ def test_tokens_per_minute(limited: httpx.Client) -> None:
     assert complete(limited, "tokens").status_code == 200, "what was refused was not charged"
     assert complete(limited, "free", max_tokens=300).status_code == 200, "0 sets no limit"
     assert "x-ratelimit-limit-tokens" not in complete(limited, "free").headers
+
+
+def test_headers_do_not_tell_of_others(limited: httpx.Client) -> None:
+    """What another tenant uses changes no header of one's own, but for what refills meanwhile."""
+    mine = complete(limited, "watched", max_tokens=0)
+    complete(limited, "default", max_tokens=100)
+    again = complete(limited, "watched", max_tokens=0)
+    names = {name for name in mine.headers if name.startswith("x-ratelimit")}
+    assert names == {name for name in again.headers if name.startswith("x-ratelimit")} != set()
+    used = mine.json()["usage"]["total_tokens"]
+    left = [int(answer.headers["x-ratelimit-remaining-tokens"]) for answer in (mine, again)]
+    assert left[0] - left[1] <= used
 
 
 def test_appended_tokens_count_and_what_a_session_holds_does_not(limited: httpx.Client) -> None:
