@@ -7,20 +7,20 @@ it found what it did not mend.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import re
+import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from server import keys_cli, logs
+from server import keys_cli, logs, serve_arguments
 from server.keys import KeysError, read_keys
-from server.settings import SettingError, Settings, parse, read_settings, variable
+from server.settings import SettingError, parse, read_settings
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-ENVIRONMENT_ONLY = ("api_keys", "admin_key")  # a command line can be read by every user of the machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_model_exists(settings.model)
         if settings.keys_file is not None:
             read_keys(Path(settings.keys_file))
+        check_address(settings.host, settings.port)
     except (SettingError, KeysError) as error:
         print(f"cairn: {error}", file=sys.stderr)
         return 2
@@ -74,22 +75,41 @@ def check_model_exists(model: str) -> None:
         raise SettingError(f"model: there is no folder {model}")
 
 
+def check_address(host: str, port: int) -> None:
+    """SettingError if nobody can listen there: known before the model is loaded."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise SettingError(f"host: {host} is no address of this machine: {error.strerror}") from error
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise SettingError(f"port: another program listens on {host}:{port}; take another --port") from error
+            if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:  # a name may have one that is not ours
+                raise SettingError(f"port: can not listen on {host}:{port}: {error.strerror}") from error
+
+
+class _Strict(argparse.ArgumentParser):
+    """Says itself which of its arguments it does not know; argparse lets the outermost parser do that."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cairn", description="An inference server whose KV cache is a memory.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="serve a model over HTTP", description="Serve a model over HTTP.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Strict)
+    serve_arguments.add(commands)
     about = "Verify a folder of stored sessions (--disk-kv-path) that no server uses, block by block."
     checked = commands.add_parser("check", help="verify a folder of stored sessions", description=about)
     checked.add_argument("path", metavar="PATH", help="the folder")
     checked.add_argument("--repair", action="store_true", help="mend what can be mended")
     keys_cli.add(commands)
-    for each in fields(Settings):
-        if each.name not in ENVIRONMENT_ONLY:
-            _add(serve, each.name, each.metadata["help"], each.default)
     return parser
-
-
-def _add(parser: argparse.ArgumentParser, name: str, description: str, default: Any) -> None:
-    shown = "" if default is None else f" (default: {default})"
-    text = f"{description}{shown} [{variable(name)}]".replace("%", "%%")
-    parser.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=text)

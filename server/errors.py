@@ -34,6 +34,7 @@ from engine import (
     StoreError,
 )
 from server.chat import ConversationError
+from server.settings import sized
 
 log = logging.getLogger("cairn")
 NAMED = re.compile(r"(\w+): ")
@@ -68,7 +69,7 @@ class BodyTooLarge(HTTPException):
     """Raised while a body is read; of all exceptions FastAPI lets only its own pass there."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(413, f"the body is larger than {limit} bytes")
+        super().__init__(413, f"the body is larger than {sized(limit)}")
         self.limit = limit
 
 

@@ -18,6 +18,7 @@ from server.keys import Key, KeysError, KeysFile, Limits, TenantEntry, hash_of, 
 from server.settings import read_settings
 
 Given = Mapping[str, Any]
+NAMES = "a name has up to 63 small letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
 ABOUT = """Make, list and revoke keys, and set tenants' limits, in the file that `cairn serve --keys-file` reads. \
 A key is shown once, when it is made: the file holds its hash."""
 
@@ -58,9 +59,16 @@ def run(given: Given) -> int:
         print(f"cairn: {error}", file=sys.stderr)
         return 2
     except ValidationError as error:
-        print(f"cairn: {error.errors()[0]['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        print(f"cairn: {_told(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _told(error: ValidationError) -> str:
+    """What is wrong, and with which argument."""
+    first = error.errors()[0]
+    known = NAMES if first["type"] == "string_pattern_mismatch" else first["msg"].removeprefix("Value error, ")
+    return ": ".join([str(part) for part in first["loc"][-1:]] + [known])
 
 
 def _create(file: KeysFile, given: Given) -> KeysFile:
@@ -100,6 +108,11 @@ def _limit(file: KeysFile, given: Given) -> KeysFile:
     said = {name: given[name] for name in Limits.model_fields if given[name] is not None}
     entry = file.tenant(given["tenant"])
     limits = Limits(**{**entry.limits.model_dump(), **said})
+    told = [
+        f"{_option(name)[2:]} {value or 'without limit'}"
+        for name, value in limits.model_dump(exclude_none=True).items()
+    ]
+    print(f"{given['tenant']}: {', '.join(told) or 'the limits of the server'}")
     tenants = {**file.tenants, given["tenant"]: TenantEntry(limits=limits, sessions_of=entry.sessions_of)}
     return KeysFile(tenants=tenants, keys=file.keys)
 

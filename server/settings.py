@@ -213,6 +213,14 @@ def _bytes(text: str) -> int:
     return int(float(number) * (1024 if len(unit) == 3 else 1000) ** (1 + "kmgt".index(unit[0].lower())))
 
 
+def sized(number: int) -> str:
+    """A number of bytes as people say it, exactly."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if number >= 1 << power and number % (1 << power) == 0:
+            return f"{number >> power} {unit}"
+    return f"{number:,} bytes"
+
+
 def _kind_name(kind: Any) -> str:
     return {int: "whole number", float: "number", bool: "yes or no"}.get(kind, "value")
 

@@ -44,11 +44,21 @@ class Help(argparse.RawDescriptionHelpFormatter):
             self._action_max_length += self._indent_increment
 
 
+class Strict(argparse.ArgumentParser):
+    """Says itself which of its arguments it does not know; argparse lets the outermost parser do that."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def build() -> argparse.ArgumentParser:
     """The parser of `cairn`."""
     parser = argparse.ArgumentParser(prog="cairn", description=ABOUT, epilog=f"{START}\n{EXITS}", formatter_class=Help)
     parser.add_argument("--version", action=Version, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Strict)
     _chat(commands)
     _ask(commands)
     _sessions(commands)

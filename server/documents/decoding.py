@@ -19,6 +19,8 @@ REFUSED = ("utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape", 
 FOREIGN = 0.5
 """Above this share of non-ASCII letters, what decodes as Windows-1252 is most likely something else."""
 CONTROLS = {*range(32), *range(127, 160)} - {*b"\t\n\v\f\r\x1b\x85"}
+BINARY_BYTES = CONTROLS & {*range(32)}
+BINARY = "the file holds binary data; send plain text, Markdown, HTML or PDF"
 ADVICE = "name its encoding in the content type (text/plain; charset=...), or save it as UTF-8"
 
 
@@ -42,6 +44,8 @@ def _unnamed(data: bytes) -> tuple[str, str]:
         text, encoding = data.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:
         encoding = _wide(data) or "windows-1252"
+        if encoding == "windows-1252" and BINARY_BYTES & {*data}:
+            raise Unreadable("document_not_text", BINARY) from None
         text = _decoded(data, encoding)
         if encoding == "windows-1252" and _foreign(text):
             raise Unreadable("document_not_text", f"the file is not in UTF-8; {ADVICE}") from None
@@ -61,7 +65,7 @@ def _decoded(data: bytes, encoding: str) -> str:
 def _checked(text: str) -> str:
     """No text has these characters; binary data have."""
     if not text.isprintable() and any(ord(each) in CONTROLS for each in set(text)):
-        raise Unreadable("document_not_text", "the file holds binary data; send plain text, Markdown, HTML or PDF")
+        raise Unreadable("document_not_text", BINARY)
     return text
 
 

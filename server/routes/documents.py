@@ -21,6 +21,7 @@ from server.library import MAX_NAME, Shelved, digest_of
 from server.reading import Reading, reading_of
 from server.responding import while_connected
 from server.service import Service
+from server.settings import sized
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 STATUS = {"document_too_large": 413, "unsupported_media_type": 415}
@@ -84,7 +85,8 @@ async def _sent(request: Request, most: int) -> Sent:
         if not isinstance(file, UploadFile):
             raise ApiError(400, "file: give a file, with a file name", "file", "invalid_value")
         if file.size is not None and file.size > most:
-            message = f"file: it has {file.size} bytes and the limit is {most}; split it, or send its text alone"
+            has = f"it has {file.size:,} bytes, and the limit is {sized(most)}"
+            message = f"file: {has}; split it, or send its text alone"
             raise ApiError(413, message, "file", "document_too_large")
         name = (file.filename or "").encode(errors="replace").decode()[:MAX_NAME]
         return Sent(name, file.content_type or "", await file.read(), _flag(stream))

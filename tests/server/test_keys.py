@@ -77,8 +77,8 @@ def test_a_revoked_key_is_gone_and_others_stay(file: Path, capsys: pytest.Captur
     [
         (("create",), "needs a tenant"),
         (("create", "acme", "--role", "admin"), "others have none"),
-        (("create", "Bad Name"), "pattern"),
-        (("limit", "acme", "--sessions", "-1"), "greater than or equal to 0"),
+        (("create", "Bad Name"), "tenant: a name has up to 63 small letters"),
+        (("limit", "acme", "--sessions", "-1"), "sessions: Input should be greater than or equal to 0"),
         (("list",), "No such file"),
         (("revoke", "000000000000"), "No such file"),
     ],
@@ -116,6 +116,15 @@ def test_a_wrong_file_is_refused_by_name(
     assert "0" * 64 not in str(caught.value) or "tenants." in told
     assert main(["serve", "--keys-file", str(file)]) == 2
     assert capsys.readouterr().err.startswith("cairn: keys_file: ")
+
+
+def test_limits_are_told_as_they_are_now(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert keys(file, "limit", "acme", "--sessions", "2") == 0
+    assert keys(file, "limit", "acme", "--tokens-per-minute", "0") == 0
+    assert keys(file, "limit", "acme") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "acme: tokens-per-minute without limit, sessions 2"
+    assert keys(file, "limit", "other") == 0
+    assert capsys.readouterr().out == "other: the limits of the server\n"
 
 
 def test_keys_come_and_go_while_the_server_runs(

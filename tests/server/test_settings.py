@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from engine import EngineConfig
-from server.cli import ENVIRONMENT_ONLY, check_model_exists
-from server.settings import ENGINE_SETTINGS, SettingError, Settings, parse, read_settings, variable
+from server.cli import check_address, check_model_exists, main
+from server.serve_arguments import ENVIRONMENT_ONLY, GROUPS
+from server.settings import ENGINE_SETTINGS, SettingError, Settings, parse, read_settings, sized, variable
 
 ROOT = Path(__file__).parents[2]
 NAMES = [each.name for each in fields(Settings)]
@@ -79,3 +81,47 @@ def test_a_folder_that_is_no_model_is_refused(model: str, monkeypatch: pytest.Mo
 def test_a_hub_name_is_left_to_the_loader() -> None:
     check_model_exists("some-organisation/some-model")
     check_model_exists(str(ROOT / "models" / "cairn-4m"))
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(64 << 20, "64 MiB"), (1 << 30, "1 GiB"), (1536 << 10, "1536 KiB"), (17, "17 bytes")]
+)
+def test_bytes_are_told_as_they_may_be_given(number: int, told: str) -> None:
+    assert sized(number) == told
+    assert parse("max_body_bytes", told.removesuffix(" bytes")) == number
+
+
+def test_an_address_that_is_taken_is_told_before_the_model_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingError, match=f"another program listens on 127.0.0.1:{port}"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    check_address("localhost", 0)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    with pytest.raises(SettingError, match=host):
+        check_address(host, 0)
+
+
+def test_help_tells_every_setting_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = capsys.readouterr().out
+    for name in NAMES:
+        assert (f"--{name.replace('_', '-')} " in told) == (name not in ENVIRONMENT_ONLY), name
+    assert "--max-body-bytes BYTES" in told
+    assert "(default: 64 MiB)" in " ".join(told.split())
+    assert len(told.split("\n\n")[0].splitlines()) == 1  # the usage is no wall of options
+    assert {*NAMES} >= {name for names in GROUPS.values() for name in names.split()} - {"device"}
+
+
+def test_a_wrong_option_is_told_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--nonsense", "1"])
+    assert ended.value.code == 2
+    assert "cairn serve: error: unrecognized arguments: --nonsense" in capsys.readouterr().err
