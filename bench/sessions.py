@@ -73,7 +73,7 @@ class Server:
 
     def __init__(self, options: argparse.Namespace, folder: Path | None, memory: int) -> None:
         self.hits: Counter[str] = Counter()
-        self.moved: Counter[str] = Counter()
+        self.moved: Counter[tuple[str, str]] = Counter()
         self.prefilled = 0
         self.restored: list[float] = []
         config = EngineConfig(

@@ -25,9 +25,9 @@ from cache.session import Session
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.team import together
-from cache.tiers import DeviceTier, DiskTier, PagedTier, Places, Tier
+from cache.tiers import DeviceTier, DiskTier, LowerTier, PagedTier, Places, Tier, Traffic, WindowTier, copies_for
 from cache.turns import MOST_TURNS, Turn, Turns
-from cache.vectors import Vectors
+from cache.vectors import Meter, Vectors
 
 __all__ = [
     "MOST_TURNS",
@@ -45,6 +45,8 @@ __all__ = [
     "DiskTier",
     "IndexShape",
     "LandmarkRule",
+    "LowerTier",
+    "Meter",
     "OutOfBlocks",
     "PagedTier",
     "Places",
@@ -53,11 +55,14 @@ __all__ = [
     "StoreError",
     "Summary",
     "Tier",
+    "Traffic",
     "Turn",
     "Turns",
     "Vectors",
+    "WindowTier",
     "check",
     "compiled",
+    "copies_for",
     "expected_largest",
     "job",
     "kernels",

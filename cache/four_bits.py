@@ -25,7 +25,7 @@ from torch import Tensor
 from cache.compiling import kernels
 from cache.layout import Bytes
 from cache.pages import zero_bytes
-from cache.rows import Rows, Take
+from cache.rows import CPU, Rows, Take
 
 LANES, BYTES, HALVES = 16, 4, 2
 DEEP = BYTES * HALVES
@@ -35,20 +35,23 @@ Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
 
 
-def rounded(rows: Tensor) -> tuple[Small, NDArray[np.float32]]:
-    """Rows (H, N, D) as numbers from -7 to 7, and a scale for each row (H, N)."""
+def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (H, N, D) as int8 numbers from -7 to 7, and a scale for each row (H, N)."""
     scales = rows.abs().amax(-1) / LARGEST
     numbers = (rows / scales.clamp(min=torch.finfo(scales.dtype).tiny)[..., None]).round()
-    return numbers.to(torch.int8).numpy(), scales.numpy()
+    return numbers.to(torch.int8), scales
 
 
 class FourBits(Rows):
-    """Rows in 4 bits; see `ByRow` and `ByChannel`. There must be room for a multiple of 16 of them."""
+    """Rows in 4 bits on a CPU; see `ByRow` and `ByChannel`. There must be room for a multiple of 16 of them."""
 
     deep: int
     """Channels must be padded to a multiple of this."""
 
-    def __init__(self, heads: int, capacity: int, width: int, take: Take = zero_bytes) -> None:
+    def __init__(
+        self, heads: int, capacity: int, width: int, take: Take = zero_bytes, device: torch.device = CPU
+    ) -> None:
+        assert device.type == "cpu", "elsewhere rows are `Packed`"
         self.capacity = capacity
         self._width = width
         self._padded = -(-width // self.deep) * self.deep
@@ -73,7 +76,8 @@ class FourBits(Rows):
         return heads * (-(-width // 2) + np.dtype(np.float32).itemsize)
 
     def put(self, first: int, rows: Tensor) -> None:
-        self._write(first, *rounded(rows))
+        numbers, scales = rounded(rows)
+        self._write(first, numbers.numpy(), scales.numpy())
 
     def _write(self, first: int, numbers: Small, scales: NDArray[np.float32]) -> None:
         self.scales[:, first : first + scales.shape[1]] = scales

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cache.four_bits import ByChannel, ByRow, FourBits
 from cache.layout import Bytes
+from cache.packed import Packed
 from cache.pages import Slab
-from cache.rows import Rows
+from cache.rows import CPU, Rows
 from cache.vectors import Meter, Segment, Vectors
 
 Numbers = NDArray[np.int64]
@@ -72,22 +73,26 @@ class BlockIndex:
         kv_heads: heads that choose separately
         shape: what is kept of a block
         meter: counts the memory that it takes
+        device: where it lies: where attention computes
     """
 
-    def __init__(self, kv_heads: int, shape: IndexShape, meter: Meter | None = None) -> None:
+    def __init__(
+        self, kv_heads: int, shape: IndexShape, meter: Meter | None = None, device: torch.device = CPU
+    ) -> None:
         self.shape = shape
         self.count = 0
         self._kv_heads = kv_heads
-        self._meter = meter
+        self._meter, self._device = meter, device
         self._slab = Slab()
 
         def vectors(width: int, storage: type[Rows]) -> Vectors:
-            return Vectors(kv_heads, width, storage if shape.rounded else Rows, meter, self._slab)
+            rounded = storage if device.type == "cpu" else Packed
+            return Vectors(kv_heads, width, rounded if shape.rounded else Rows, meter, self._slab, device)
 
         self._landmarks = [vectors(width, ByRow) for width in shape.widths]
         self._values = vectors(shape.values, ByChannel)
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
-        self._outlying = Vectors(kv_heads, 1, meter=meter)
+        self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
         self._table: Numbers | None = None
 
     def add(self, summary: Summary) -> None:
@@ -129,7 +134,7 @@ class BlockIndex:
 
     @property
     def table(self) -> Numbers:
-        """Where an index in 4 bits lies, for kernels: (segments, 2 + 2 * parts).
+        """Where an index in 4 bits lies on a CPU, for kernels: (segments, 2 + 2 * parts).
 
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
         addresses of its words and scales; parts are those of a landmark, mean values, and both vectors of their slopes.
@@ -191,7 +196,7 @@ class BlockIndex:
 
     def fork(self, count: int) -> BlockIndex:
         """An index of the first `count` blocks that shares their storage."""
-        fork = BlockIndex(self._kv_heads, self.shape, self._meter)
+        fork = BlockIndex(self._kv_heads, self.shape, self._meter, self._device)
         fork.count = count
         fork._landmarks = [vectors.fork(count * self.shape.landmarks, fork._slab) for vectors in self._landmarks]
         fork._values = self._values.fork(count if self.shape.values else 0, fork._slab)

@@ -287,7 +287,7 @@ class SessionRegistry:
     def _settle(self, session: Session) -> None:
         """Give back what holds no full block: an open one could not leave the memory, and is computed again."""
         session.trim()
-        if self.store.archive is not None:
+        if self.store.tier.pins:
             self._rewind(session, session.sealed)
 
     # -- making room -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Room for a fixed number of rows of numbers, kept as they are; `cache.four_bits` keeps them smaller.
+"""Room for a fixed number of rows of numbers, kept as they are; `cache.four_bits` and `cache.packed` keep them smaller.
 
 Numbers in shapes: H heads, Q queries, N rows, D channels.
 """
@@ -16,6 +16,8 @@ from cache.pages import zero_bytes
 
 Take = Callable[[int], Bytes]
 
+CPU = torch.device("cpu")
+
 
 class Rows:
     """Rows 0, 1, 2, … of all heads in fp32, each written once.
@@ -25,11 +27,14 @@ class Rows:
         capacity: rows that there is room for
         width: channels of a row
         take: gives so many bytes of zeros, if it matters where rows lie
+        device: where they lie
     """
 
-    def __init__(self, heads: int, capacity: int, width: int, take: Take = zero_bytes) -> None:
+    def __init__(
+        self, heads: int, capacity: int, width: int, take: Take = zero_bytes, device: torch.device = CPU
+    ) -> None:
         self.capacity = capacity
-        self._storage = torch.empty(heads, capacity, width)
+        self._storage = torch.empty(heads, capacity, width, device=device)
 
     @staticmethod
     def row_bytes(heads: int, width: int) -> int:
@@ -46,11 +51,12 @@ class Rows:
 
     def pack(self, first: int, last: int) -> Bytes:
         """Rows first, …, last - 1 as bytes (N, row_bytes)."""
-        return self._storage[:, first:last].transpose(0, 1).flatten(1).contiguous().numpy().view(np.uint8)
+        return self._storage[:, first:last].transpose(0, 1).flatten(1).contiguous().cpu().numpy().view(np.uint8)
 
     def unpack(self, first: int, packed: Bytes) -> None:
         """Write rows as `pack` gave them."""
         rows = torch.from_numpy(np.ascontiguousarray(packed)).view(torch.float32)
+        rows = rows.to(self._storage.device)
         self.put(first, rows.unflatten(1, (len(self._storage), -1)).transpose(0, 1))
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:

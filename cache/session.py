@@ -95,8 +95,8 @@ class Session:
             self.blocks.append(slot)
 
     def slots(self, blocks: Tensor) -> Tensor:
-        """Slots of block numbers, the same shape int64."""
-        return self._table[blocks]
+        """Slots of block numbers, the same shape int64: on the CPU, as all addresses are."""
+        return self._table[blocks.cpu()]
 
     def slots_between(self, first: int, last: int) -> Tensor:
         """Slots of blocks first, …, last - 1: (last - first,)."""
@@ -125,8 +125,8 @@ class Session:
     # -- going and coming back -------------------------------------------------------------------------------
 
     def _empty_indexes(self) -> list[BlockIndex | None]:
-        heads, meter = self.layout.kv_heads, self.store.landmarks
-        return [None if shape is None else BlockIndex(heads, shape, meter) for shape in self._shapes]
+        facts = (self.store.landmarks, self.store.tier.device)
+        return [BlockIndex(self.layout.kv_heads, shape, *facts) if shape else None for shape in self._shapes]
 
     def _entries(self, first: int, last: int) -> Bytes:
         """As `entries`, for who stores them; nothing if nobody does."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cache.archive import Archive, Freed, Sealed
 from cache.layout import Bytes, CacheLayout
-from cache.tiers import PagedTier, Places, Tier
+from cache.tiers import PagedTier, Places, Tier, WindowTier
 from cache.vectors import Meter
 
 
@@ -22,13 +22,13 @@ class BlockStore:
     """Reference-counted slots of a tier.
 
     Args:
-        archive: where sealed blocks go; the tier must be a PagedTier over its disk
+        archive: where sealed blocks go; the tier must be one over its disk
     """
 
     def __init__(self, tier: Tier, archive: Archive | None = None) -> None:
         self.tier = tier
         self.archive = archive
-        self._heads = torch.arange(tier.layout.kv_heads, device=tier.device)
+        self._heads = torch.arange(tier.layout.kv_heads)
         self.landmarks = Meter()
         """Memory that the indexes of all sessions take."""
         self._lock = threading.RLock()  # the archive's thread gives blocks back, too
@@ -37,9 +37,15 @@ class BlockStore:
         self._hashes: dict[int, bytes] = {}
         self._unseen: set[int] = set()  # blocks of an earlier process that nobody has looked at
         if archive is not None:
-            assert isinstance(tier, PagedTier)
-            tier.pending = lambda: archive.behind > 0
+            self._over_disk.pending = lambda: archive.behind > 0
             archive.start(tier.units, self._written)
+
+    @property
+    def _over_disk(self) -> PagedTier:
+        """The tier that lies right over the archive's disk."""
+        tier = self.tier.below if isinstance(self.tier, WindowTier) else self.tier
+        assert isinstance(tier, PagedTier)
+        return tier
 
     @property
     def layout(self) -> CacheLayout:
@@ -52,8 +58,8 @@ class BlockStore:
 
     @property
     def most_landmarks(self) -> int:
-        """Bytes that indexes may take: half of the memory is left to what is read."""
-        return self.tier.memory_bytes // 2
+        """Bytes that indexes may take."""
+        return self.tier.most_landmarks
 
     @property
     def longest(self) -> int:
@@ -125,6 +131,7 @@ class BlockStore:
                 self.release([slot])
             elif slot not in self._hashes:
                 self._hashes[slot] = digest
+                self.tier.sealed(slot)
                 if self.archive is not None:
                     self._references[slot] += 1  # the archive's, until it is written
                     self.archive.put(Sealed(slot, digest, entry))
@@ -150,8 +157,7 @@ class BlockStore:
 
     def claim(self, found: dict[bytes, int]) -> None:
         """Take over what lies on the disk from an earlier process, before anything is allocated; nobody has it yet."""
-        assert isinstance(self.tier, PagedTier)
-        self.tier.claim(sorted(found.values()))
+        self._over_disk.claim(sorted(found.values()))
         self._slots = dict(found)
         self._hashes = {slot: digest for digest, slot in found.items()}
         self._unseen = set(self._hashes)
@@ -163,12 +169,10 @@ class BlockStore:
 
     def balance(self) -> None:
         """Let the tier leave the memory that indexes take."""
-        if isinstance(self.tier, PagedTier):
-            self.tier.yield_bytes(self.landmarks.bytes)
+        self.tier.yield_bytes(self.landmarks.bytes)
 
     def _written(self, slot: int) -> None:
-        assert isinstance(self.tier, PagedTier)
-        self.tier.written(slot)
+        self._over_disk.written(slot)
         self.release([slot])
 
     # -- what is in them -------------------------------------------------------------------------------------
@@ -199,6 +203,16 @@ class BlockStore:
     def locate(self, layer: int, slots: Tensor) -> Places:
         """Per head: where the blocks in slots (kv_heads, …) lie; see Tier.locate."""
         return self.tier.locate(layer, slots, self._heads.view(-1, *[1] * (slots.dim() - 1)))
+
+    @property
+    def foresees(self) -> bool:
+        """Whether `prefetch` does anything."""
+        return isinstance(self.tier, WindowTier)
+
+    def prefetch(self, layer: int, slots: Tensor) -> None:
+        """Per head: the blocks in slots (kv_heads, blocks) may be located soon, the first ones most likely."""
+        if isinstance(self.tier, WindowTier):
+            self.tier.prefetch(layer, slots.T, self._heads)  # a block of all heads before the next one
 
     def head_keys(self, layer: int, slots: Tensor, head: int) -> Tensor:
         """Keys of one head: slots (blocks,) -> (blocks, block_size, head_dim)."""

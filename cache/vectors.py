@@ -18,7 +18,7 @@ from torch import Tensor
 from cache.layout import Bytes
 from cache.pages import Slab, zero_bytes
 from cache.parallel import over_heads
-from cache.rows import Rows
+from cache.rows import CPU, Rows
 
 FIRST_SEGMENT, MANY, LARGEST_SEGMENT = 64, 1024, 8192
 """All sizes are multiples of the first one, and so are the rows before a segment: kernels round 64 weights together,
@@ -76,6 +76,7 @@ class Vectors:
         storage: how rows are kept
         meter: counts their memory
         slab: where rows lie that are many
+        device: whose memory they lie in
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class Vectors:
         storage: type[Rows] = Rows,
         meter: Meter | None = None,
         slab: Slab | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self._shape = (kv_heads, width)
         self._storage = storage
         self._slab = slab or Slab()
+        self._device = device
         self._meter = meter or Meter()
         self._segments: list[Segment] = []
         self._owned = False
@@ -106,7 +109,8 @@ class Vectors:
             inside = slice(start, min(start + last.room, count))
             taken = inside.stop - start
             put(last.storage, last.count, inside)
-            last.use(taken * self.row_bytes)
+            if self._backed_when_written:
+                last.use(taken * self.row_bytes)
             self._segments[-1] = Segment(last.storage, last.count + taken, last.use)
             start = inside.stop
         self.count += count
@@ -117,11 +121,18 @@ class Vectors:
             capacity = 2 * self._segments[-1].storage.capacity if self._owned else FIRST_SEGMENT
             capacity = min(capacity, LARGEST_SEGMENT)
             take = self._slab.take if capacity >= MANY else zero_bytes
-            storage = self._storage(self._shape[0], capacity, self._shape[1], take)
+            storage = self._storage(self._shape[0], capacity, self._shape[1], take, self._device)
             use = self._meter.watch(storage)
+            if not self._backed_when_written:
+                use(capacity * self.row_bytes)
             self._segments.append(Segment(storage, self._take_over(storage, use), use))
             self._owned = True
         return self._segments[-1]
+
+    @property
+    def _backed_when_written(self) -> bool:
+        """Whether storage takes memory row by row; a device gives it all at once."""
+        return self._device.type == "cpu"
 
     def _take_over(self, storage: Rows, use: Callable[[int], None]) -> int:
         """Move the rows behind a border of 64, which others share, to the storage that goes on; how many there are."""
@@ -129,7 +140,8 @@ class Vectors:
         if left:
             last = self._segments.pop()
             storage.unpack(0, last.storage.pack(last.count - left, last.count))
-            use(left * self.row_bytes)
+            if self._backed_when_written:
+                use(left * self.row_bytes)
             if last.count > left:
                 self._segments.append(Segment(last.storage, last.count - left, last.use))
         return left
@@ -148,13 +160,21 @@ class Vectors:
     def rows(self, count: int) -> Tensor:
         """The first `count` rows as they are kept, in fp32: (kv_heads, count, width)."""
         heads, width = self._shape
-        return torch.cat([torch.empty(heads, 0, width), *(rows.rows(taken) for rows, taken in self._until(count))], 1)
+        none = torch.empty(heads, 0, width, device=self._device)
+        return torch.cat([none, *(rows.rows(taken) for rows, taken in self._until(count))], 1)
 
     def scores(self, queries: Tensor, count: int) -> Tensor:
         """Products of queries (kv_heads, queries, width) with the first `count` rows: (kv_heads, queries, count)."""
-        queries, found = queries.contiguous(), torch.empty(*queries.shape[:2], count)
-        over_heads(lambda heads: self.fill(queries, found, heads), len(found), found[0].numel())
+        queries, found = queries.contiguous(), torch.empty(*queries.shape[:2], count, device=self._device)
+        self._over_heads(lambda heads: self.fill(queries, found, heads), len(found), found[0].numel())
         return found
+
+    def _over_heads(self, work: Callable[[slice], None], heads: int, each: int) -> None:
+        """`over_heads` on a CPU; a device has threads of its own."""
+        if self._device.type == "cpu":
+            over_heads(work, heads, each)
+        else:
+            work(slice(0, heads))
 
     def fill(self, queries: Tensor, found: Tensor, heads: slice) -> None:
         """Fill found (kv_heads, queries, rows) with products of queries and rows, both contiguous, for such heads."""
@@ -165,8 +185,9 @@ class Vectors:
 
     def weigh(self, weights: Tensor) -> Tensor:
         """Sums of the first rows by weights (kv_heads, queries, count): (kv_heads, queries, width)."""
-        weights, sums = weights.contiguous(), torch.zeros(*weights.shape[:2], self._shape[1])
-        over_heads(lambda heads: self.add_up(weights, sums, heads), len(sums), weights[0].numel())
+        weights = weights.contiguous()
+        sums = torch.zeros(*weights.shape[:2], self._shape[1], device=self._device)
+        self._over_heads(lambda heads: self.add_up(weights, sums, heads), len(sums), weights[0].numel())
         return sums
 
     def add_up(self, weights: Tensor, sums: Tensor, heads: slice) -> None:
@@ -202,7 +223,7 @@ class Vectors:
 
     def fork(self, count: int, slab: Slab | None = None) -> Vectors:
         """Vectors that are the first `count` rows and share their storage; they go on in a slab of their own."""
-        fork = Vectors(*self._shape, self._storage, self._meter, slab)
+        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device)
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:

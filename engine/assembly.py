@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from cache import Archive, BlockStore, CacheLayout, DeviceTier, IndexShape, PagedTier, SessionRegistry, StoreError
+from cache import Archive, BlockStore, CacheLayout, IndexShape, SessionRegistry, StoreError, WindowTier
 from engine.attention import FusedAttention, ReferenceAttention, RetrievalSettings
+from engine.budgets import budgets, make_tier
 from engine.config import EngineConfig
 from engine.description import ModelDescription
 from engine.errors import InvalidParameter
@@ -19,8 +20,9 @@ SAMPLED = 4096
 
 def choose_attention(model: LoadedModel, settings: RetrievalSettings, layout: CacheLayout) -> ReferenceAttention:
     """The fastest implementation that serves this cache."""
-    kind = FusedAttention if FusedAttention.serves(layout, settings) else ReferenceAttention
-    return kind(model.layers, layout, settings)
+    if model.device.type == "cpu" and FusedAttention.serves(layout, settings):
+        return FusedAttention(model.layers, layout, settings)
+    return ReferenceAttention(model.layers, layout, settings, model.device)
 
 
 def index_shapes(model: LoadedModel, settings: RetrievalSettings) -> list[IndexShape | None]:
@@ -50,14 +52,14 @@ def open_registry(model: LoadedModel, settings: RetrievalSettings, config: Engin
     """The sessions of a model, in memory or as a folder has them; raises InvalidParameter."""
     layout, shapes, who = config.layout(model), index_shapes(model, settings), identity(model)
     mark = fingerprint(who, settings, layout)
-    memory = config.storage_bytes(layout)
-    if config.disk_kv_path is None:
-        return SessionRegistry(BlockStore(DeviceTier(layout, memory)), shapes, mark, who)
-    folder = Path(config.disk_kv_path)
     entry = layout.kv_heads * sum(shape.block_bytes for shape in shapes if shape is not None)
+    given = budgets(config, model, entry)
+    if config.disk_kv_path is None:
+        return SessionRegistry(BlockStore(make_tier(layout, given, model, None)), shapes, mark, who)
+    folder = Path(config.disk_kv_path)
     try:
         archive = Archive(folder, layout, entry, config.disk_bytes(folder, layout), mark)
-        return SessionRegistry(BlockStore(PagedTier(layout, memory, archive.disk), archive), shapes, mark, who)
+        return SessionRegistry(BlockStore(make_tier(layout, given, model, archive.disk), archive), shapes, mark, who)
     except StoreError as error:
         raise InvalidParameter("disk_kv_path", str(error)) from error
 
@@ -97,8 +99,11 @@ def snapshot(registry: SessionRegistry, running: int, waiting: int) -> EngineSta
 def tiers(store: BlockStore) -> dict[str, TierStats]:
     """What lies where."""
     tier, archive = store.tier, store.archive
-    memory = TierStats(tier.used_bytes + store.landmarks.bytes, tier.memory_bytes, tier.used)
-    if archive is None:
-        return {tier.name: memory}
-    disk = archive.disk
-    return {tier.name: memory, disk.name: TierStats(disk.used_bytes, disk.capacity_bytes, tier.used - archive.behind)}
+    found = {tier.name: TierStats(tier.used_bytes + store.landmarks.bytes, tier.memory_bytes, tier.used)}
+    if isinstance(tier, WindowTier):
+        below = tier.below
+        found[below.name] = TierStats(below.used_bytes, below.memory_bytes, tier.used)
+    if archive is not None:
+        disk = archive.disk
+        found[disk.name] = TierStats(disk.used_bytes, disk.capacity_bytes, tier.used - archive.behind)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from engine.requests import Quota
 DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
 LOWEST = {
-    "max_session_tokens": 1, "kv_bytes": 1, "disk_kv_bytes": 1, "tenant_tokens": 1,
+    "max_session_tokens": 1, "kv_bytes": 1, "host_kv_bytes": 1, "disk_kv_bytes": 1, "tenant_tokens": 1,
     "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
     "block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0, "landmarks_per_block": 1,
     "outlier_blocks": 0, "least_blocks": 0, "dense_layers": 0,
@@ -30,7 +30,10 @@ class EngineConfig:
     Attributes:
         max_session_tokens: text tokens that a session may hold; None is the model's trained length with absolute
             positions and what the cache holds with bounded ones
-        kv_bytes: memory for keys and values; None takes half of the free memory
+        kv_bytes: memory for keys, values and landmarks where attention reads: on a CPU host memory, of which None
+            takes half of what is free, on a GPU its own, of which None takes three quarters
+        host_kv_bytes: host memory below a GPU's; None takes half of what is free. On a CPU the same as `kv_bytes`;
+            with both there is a window of `kv_bytes` over it, as on a GPU
         disk_kv_path: folder in which sessions outlive the server; None keeps them in memory alone
         disk_kv_bytes: for the files of blocks there; None takes half of what is free
         session_ttl: seconds without use after which a session is deleted, if it does not say itself; None never
@@ -55,6 +58,7 @@ class EngineConfig:
         positions: `absolute` or `bounded`
         audit_rate: share of the tokens at which one layer and head is compared with exact attention
         dtype: of the weights, as transformers takes it
+        device: where model and cache lie: `cpu`, `cuda` or `cuda:1`; `auto` is a GPU if there is one
         prefix_cache: keep finished prompts for the next one with the same beginning
         threads: CPU threads of a forward pass; None leaves it to torch. Fewer than the cores are right where
             other work keeps some of them busy: a pass waits for its slowest thread
@@ -62,6 +66,7 @@ class EngineConfig:
 
     max_session_tokens: int | None = None
     kv_bytes: int | None = None
+    host_kv_bytes: int | None = None
     disk_kv_path: str | None = None
     disk_kv_bytes: int | None = None
     session_ttl: float | None = None
@@ -86,6 +91,7 @@ class EngineConfig:
     positions: str | None = None
     audit_rate: float = 0.001
     dtype: str = "auto"
+    device: str = "auto"
     prefix_cache: bool = True
     threads: int | None = None
 
@@ -104,6 +110,8 @@ class EngineConfig:
             raise InvalidParameter("landmarks", f"must be one of {', '.join(RULES)}, not {self.landmarks!r}")
         if self.positions not in (None, "absolute", "bounded"):
             raise InvalidParameter("positions", f"must be absolute or bounded, not {self.positions!r}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise InvalidParameter("device", f"must be auto, cpu, cuda or cuda:0, cuda:1, …, not {self.device!r}")
         if self.landmark_dtype not in (None, "int4", "float32"):
             raise InvalidParameter("landmark_dtype", f"must be int4 or float32, not {self.landmark_dtype!r}")
 
@@ -182,18 +190,6 @@ class EngineConfig:
     def _block_size(self) -> int:
         return choose(self.block_size, 16)
 
-    def storage_bytes(self, layout: CacheLayout) -> int:
-        """Bytes for keys and values in memory; raises InvalidParameter if too few blocks fit."""
-        budget = choose(self.kv_bytes, free_memory() // 2)
-        steps = 2 * layout.blocks(self.step_tokens + self.max_running * layout.text_per_block)
-        least = 2 if self.disk_kv_path is None else max(2, steps)  # what is not on the disk yet has to stay
-        if budget < least * layout.block_bytes:
-            raise InvalidParameter(
-                "kv_bytes", f"must hold {least} blocks of {layout.block_bytes} bytes, {least * layout.block_bytes} in "
-                f"all, not {budget}; give more, or make step_tokens or max_running smaller"
-            )  # fmt: skip
-        return budget
-
     def disk_bytes(self, folder: Path, layout: CacheLayout) -> int:
         """Bytes for the files of blocks; raises InvalidParameter if not even two blocks fit."""
         inside = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -221,12 +217,3 @@ class EngineConfig:
 
 def choose(wanted: int | None, otherwise: int) -> int:
     return otherwise if wanted is None else wanted
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, also within a container's limit."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text))
-    return free

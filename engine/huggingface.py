@@ -60,6 +60,13 @@ class LoadedModel:
     landmarks: Landmarks | None
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs, and what it computes lies."""
+        device = self.model.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
     def dtype(self) -> torch.dtype:
         dtype = self.model.dtype
         assert isinstance(dtype, torch.dtype)
@@ -71,8 +78,12 @@ class LoadedModel:
         return CacheLayout(len(self.layers), self.kv_heads, self.head_dim, block_size, self.dtype, reserved)
 
 
-def load_model(name: str, dtype: str = "auto") -> LoadedModel:
-    """Load a causal language model from a folder or the hub; raises ModelError."""
+def load_model(name: str, dtype: str = "auto", device: torch.device | None = None) -> LoadedModel:
+    """Load a causal language model from a folder or the hub; raises ModelError.
+
+    Args:
+        device: where it is to run; None is the CPU
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -96,6 +107,8 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
         raise ModelError(
             f"{name}: the weights lack {len(missing)} tensors, among them {missing[0]}; download them again"
         )
+    if device is not None:
+        model.to(device)
     settle(model)
     loaded = describe(name, model.eval())
     quicken(model)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from engine.config import EngineConfig
+from engine.device import place
 from engine.engine import Engine
 from engine.huggingface import load_model
 from engine.requests import Quota
@@ -23,4 +24,4 @@ def load_engine(
     """An engine for a model folder or hub name; raises ModelError, InvalidParameter."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Engine(load_model(model, config.dtype), config, observe=observe, quota=quota)
+    return Engine(load_model(model, config.dtype, place(config.device)), config, observe=observe, quota=quota)

@@ -56,6 +56,7 @@ class Memory:
     ) -> SessionInfo:
         """Set what is not None; a ttl of 0 means none. Raises SessionNotFound."""
         with self._changed:
+            self._check_accepting()
             session = self._session(session_id, tenant)
             self._registry.change(session, pinned=pinned, ttl=ttl)
             return self._info(session)
@@ -92,6 +93,7 @@ class Memory:
     def delete_session(self, session_id: str, tenant: str) -> None:
         """Raises SessionNotFound, SessionBusy."""
         with self._changed:
+            self._check_accepting()
             self._registry.delete(self._idle_session(session_id, tenant))
 
     # -- what was asked, and taking it back ------------------------------------------------------------------

@@ -19,9 +19,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, step: Step, rows: list[int] | None = None) -> Tensor:
-        """Logits (len(rows), vocabulary) fp32 at these rows of the flattened step; None gives all rows.
+        """Logits (len(rows), vocabulary) fp32 at these rows of the flattened step, on the CPU; None gives all rows.
 
-        A row at a landmark predicts the text token after it.
+        A row at a landmark predicts the text token after it. Tokens are drawn on the CPU, wherever the model runs.
         """
         ids = [token for span in step.spans for token in span.token_ids]
         tokens = torch.tensor([ids], device=self._model.device)
@@ -35,6 +35,6 @@ class ModelRunner:
         )
         for span in step.spans:
             span.session.advance(span.end)
-        logits = output.logits[0].float()
+        logits = output.logits[0].float().cpu()
         assert isinstance(logits, Tensor)
         return logits

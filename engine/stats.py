@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from cache import BlockStore
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ class StepReport:
         retrieval_seconds: index scan and selection, over all layers
         blocks_selected: far blocks fetched, over all tokens, layers and KV heads
         queries: how many (token, layer, KV head) chose them
-        hits: blocks found in each tier
+        hits: heads of blocks that were fetched, by the tier that had them
         audited: for each audited (token, layer, query head) the share of exact attention that it read
         audit_seconds: what the audit cost
-        moved: bytes of keys and values that were brought up, by where they came from
+        moved: bytes of keys and values that were brought up, by (from, to)
+        foreseen: heads of blocks that were brought to the device before they were asked for
+        guessed: how many of these were asked for then
         restores: seconds that it took to bring each session back that was needed
     """
 
@@ -68,19 +73,24 @@ class StepReport:
     hits: dict[str, int] = field(default_factory=dict)
     audited: list[float] = field(default_factory=list)
     audit_seconds: float = 0.0
-    moved: dict[str, int] = field(default_factory=dict)
+    moved: dict[tuple[str, str], int] = field(default_factory=dict)
+    foreseen: int = 0
+    guessed: int = 0
     restores: list[float] = field(default_factory=list)
 
     def count(self, fetched: int, store: BlockStore) -> None:
         """So many heads of blocks were fetched; some of them came up from below for it."""
-        came = min(fetched, store.tier.loads)
+        traffic, left, layout = store.tier.traffic(), fetched, store.layout
         self.blocks_selected += fetched
-        self._add(self.hits, store.tier.name, fetched - came)
-        if store.archive is not None:
-            self._add(self.hits, store.archive.disk.name, came)
-            self._add(self.moved, store.archive.disk.name, store.tier.loads * store.archive.disk.unit_bytes)
-        store.tier.loads = 0
+        for name, came in reversed(traffic.waited.items()):
+            add(self.hits, name, min(came, left))
+            left -= min(came, left)
+        add(self.hits, store.tier.name, left)
+        for way, came in traffic.moved.items():
+            add(self.moved, way, came * layout.block_bytes // (layout.layers * layout.kv_heads))
+        self.foreseen += traffic.foreseen
+        self.guessed += traffic.guessed
 
-    @staticmethod
-    def _add(counts: dict[str, int], name: str, count: int) -> None:
-        counts[name] = counts.get(name, 0) + count
+
+def add(counts: dict[Key, int], name: Key, count: int) -> None:
+    counts[name] = counts.get(name, 0) + count

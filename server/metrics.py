@@ -75,6 +75,8 @@ class Metrics:
             "retrieval_attention_mass", "Share of exact attention that a head read for a token, sampled", MASS
         )
         self.transfers = self._counter("kv_transfer_bytes", "Keys and values that were moved", "src", "dst")
+        self.prefetched = self._counter("kv_prefetched", "Heads of blocks copied to the device before they were needed")
+        self.prefetch_hits = self._counter("kv_prefetch_hits", "Heads of these that were needed then")
         self.restore = self._histogram("session_restore_seconds", "Bringing a stored session back to memory", RESTORE)
         self.audit_seconds = self._counter("retrieval_audit_seconds", "Time that the sampled audit took")
 
@@ -93,8 +95,10 @@ class Metrics:
         self.audit_seconds.inc(report.audit_seconds)
         for tier, blocks in report.hits.items():
             self.block_hits.labels(tier).inc(blocks)
-        for tier, count in report.moved.items():
-            self.transfers.labels(tier, "device").inc(count)
+        for (source, target), count in report.moved.items():
+            self.transfers.labels(source, target).inc(count)
+        self.prefetched.inc(report.foreseen)
+        self.prefetch_hits.inc(report.guessed)
         for seconds in report.restores:
             self.restore.observe(seconds)
 

@@ -112,7 +112,7 @@ class Service:
 
     def _load_model(self) -> Model:
         given = {name: getattr(self.settings, name) for name in ENGINE_SETTINGS}
-        config = EngineConfig(**given, kv_bytes=self.settings.kv_bytes or self.settings.host_kv_bytes)
+        config = EngineConfig(**given)
         engine = load_engine(self.settings.model, config, observe=self.metrics.observe_step, quota=self.tenants.quota)
         with contextlib.ExitStack() as on_error:
             on_error.callback(engine.stop)

@@ -66,8 +66,8 @@ class Settings:
     drain_seconds: float = _setting(30.0, "time for running requests to end after SIGTERM", 0.0)
 
     max_session_tokens: int | None = _setting(None, "most text tokens in a session (default: what the model allows)", 1)
-    kv_bytes: int | None = _setting(None, "bytes for keys and values (default: half of the free memory)", 1)
-    host_kv_bytes: int | None = _setting(None, "the same as kv_bytes: on a CPU, attention reads host memory", 1)
+    kv_bytes: int | None = _setting(None, "bytes for keys and values (default: a GPU's, else half of what is free)", 1)
+    host_kv_bytes: int | None = _setting(None, "bytes for them in host memory below a GPU's; else as kv_bytes", 1)
     disk_kv_path: str | None = _setting(None, "folder in which sessions outlive the server (default: memory alone)")
     disk_kv_bytes: int | None = _setting(None, "bytes for keys and values there (default: half of what is free)", 1)
     session_ttl: float | None = _setting(None, "seconds without use after which a session is deleted", 0.001)
@@ -98,6 +98,7 @@ class Settings:
     audit_rate: float = _setting(0.001, "share of the tokens that are compared with exact attention", 0.0, 1.0)
     positions: str | None = _setting(None, "absolute or bounded (default: the model's)")
     dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:1: where model and cache lie")
     prefix_cache: bool = _setting(True, "share the blocks of identical beginnings within a tenant")
     threads: int | None = _setting(None, "CPU threads of a forward pass (default: torch's, one for each core)", 1)
 
@@ -108,8 +109,6 @@ class Settings:
             raise SettingError(f"log_level: unknown level {self.log_level!r}")
         if self.tool_format not in ("auto", "hermes", "llama3_json", "mistral"):
             raise SettingError(f"tool_format: unknown format {self.tool_format!r}")
-        if self.kv_bytes is not None and self.host_kv_bytes is not None:
-            raise SettingError("host_kv_bytes: is the same as kv_bytes on a CPU; give one of them")
         if self.disk_kv_bytes is not None and self.disk_kv_path is None:
             raise SettingError("disk_kv_bytes: says how much disk_kv_path may hold; give a folder there")
 
@@ -127,6 +126,8 @@ class Settings:
 
 ENGINE_SETTINGS = (
     "max_session_tokens",
+    "kv_bytes",
+    "host_kv_bytes",
     "disk_kv_path",
     "disk_kv_bytes",
     "session_ttl",
@@ -151,6 +152,7 @@ ENGINE_SETTINGS = (
     "audit_rate",
     "positions",
     "dtype",
+    "device",
     "prefix_cache",
     "threads",
 )

@@ -154,18 +154,20 @@ class Bench:
     Args:
         folder: of the model
         fused: attend with the CPU kernels where they serve these settings, instead of the reference
+        device: where model and cache lie
         config: how the cache is set up
     """
 
-    def __init__(self, folder: Path, *, fused: bool = False, **config: Any) -> None:
+    def __init__(self, folder: Path, *, fused: bool = False, device: torch.device | None = None, **config: Any) -> None:
         settings = EngineConfig(**{"kv_bytes": 32 << 20, "dtype": "float32", "landmark_dtype": "float32", **config})
-        self.model = load_model(str(folder), "float32")
+        self.model = load_model(str(folder), "float32", device)
         self.layout = settings.layout(self.model)
         self.settings = settings.retrieval(self.model)
-        self.store = BlockStore(DeviceTier(self.layout, 32 << 20))
+        self.store = BlockStore(DeviceTier(self.layout, 32 << 20, self.model.device))
+        facts = (self.model.layers, self.layout, self.settings)
         fused = fused and FusedAttention.serves(self.layout, self.settings)
-        attention = FusedAttention if fused else ReferenceAttention
-        self.runner = ModelRunner(self.model, attention(self.model.layers, self.layout, self.settings))
+        attention = FusedAttention(*facts) if fused else ReferenceAttention(*facts, self.model.device)
+        self.runner = ModelRunner(self.model, attention)
         self.landmark = self.model.landmarks.token_id if self.model.landmarks else None
 
     def session(self, name: str = "session") -> Session:

@@ -1,8 +1,11 @@
-"""The protocol of what attention reads from. A tier knows slots and tensors; it knows neither sessions nor hashes."""
+"""The protocol of what attention reads from. A tier knows slots and tensors; it knows neither sessions nor hashes.
+
+Addresses (slots, heads, offsets) are tensors of the CPU, on every device: what lies where is decided there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -17,7 +20,7 @@ class Places:
 
     Attributes:
         keys, values: (places, block_size, head_dim)
-        at: numbers of places, the shape of what was asked for
+        at: numbers of places, the shape of what was asked for; on their device
     """
 
     keys: Tensor
@@ -29,6 +32,23 @@ class Places:
         at = self.at.flatten()
         keys, values = (x.index_select(0, at).unflatten(0, self.at.shape) for x in (self.keys, self.values))
         return keys, values
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Heads of blocks that were brought up.
+
+    Attributes:
+        moved: all of them, by (from, to)
+        waited: those that were not there when they were located, by the tier that had them
+        foreseen: those that were brought up before they were located
+        guessed: how many of these were located then
+    """
+
+    moved: dict[tuple[str, str], int] = field(default_factory=dict)
+    waited: dict[str, int] = field(default_factory=dict)
+    foreseen: int = 0
+    guessed: int = 0
 
 
 class Tier(Protocol):
@@ -47,6 +67,11 @@ class Tier(Protocol):
     @property
     def device(self) -> torch.device:
         """Where attention reads."""
+        ...
+
+    @property
+    def pins(self) -> bool:
+        """Whether a block that is not full keeps memory from others."""
         ...
 
     @property
@@ -74,8 +99,10 @@ class Tier(Protocol):
         """Heads of blocks that can be located at once."""
         ...
 
-    loads: int
-    """Heads of blocks that were brought up from below, since somebody set it to 0."""
+    @property
+    def most_landmarks(self) -> int:
+        """Bytes that indexes may take beside what is read."""
+        ...
 
     def allocate(self) -> int:
         """A free slot; raises OutOfBlocks."""
@@ -83,6 +110,10 @@ class Tier(Protocol):
 
     def release(self, slot: int) -> None:
         """Give a slot back; its contents are gone."""
+        ...
+
+    def sealed(self, slot: int) -> None:
+        """A block will not change any more; it may go down."""
         ...
 
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -98,6 +129,14 @@ class Tier(Protocol):
         """
         ...
 
+    def traffic(self) -> Traffic:
+        """What was brought up since it was last asked."""
+        ...
+
+    def yield_bytes(self, count: int) -> None:
+        """Leave so many bytes of the budget, up to half of it, to others, who keep landmarks in them."""
+        ...
+
     def units(self, slot: int) -> Bytes:
         """A sealed block as it travels: keys, then values of each head (layers, kv_heads, bytes), copied.
 
@@ -107,4 +146,12 @@ class Tier(Protocol):
 
     def fill(self, slot: int, units: Bytes) -> None:
         """Store a whole block, as `units` gave it, in a slot that was just allocated."""
+        ...
+
+
+class LowerTier(Tier, Protocol):
+    """A tier in host memory that a window can lie over."""
+
+    def at_hand(self, layer: int, slots: Tensor, heads: Tensor) -> Tensor:
+        """Which heads of blocks could be located at once, bool; the others are looked for meanwhile."""
         ...

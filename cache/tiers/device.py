@@ -1,4 +1,4 @@
-"""The tier that attention reads directly: one tensor per layer on the model's device.
+"""The tier that attention reads directly: one tensor per layer in the memory of one device.
 
 On a CPU machine this is host memory. The tensors are as large as the budget but the operating system hands
 out their pages only when they are first written, so an idle server holds little.
@@ -14,17 +14,27 @@ from torch import Tensor
 from cache.errors import OutOfBlocks
 from cache.layout import Bytes, CacheLayout
 from cache.pages import zeros
-from cache.tiers.base import Places
+from cache.tiers.base import Places, Traffic
 
 
 class DeviceTier:
-    """Slots in memory of one device; a (slot, head) holds its keys, or its values, in one piece."""
+    """Slots in memory of one device; a (slot, head) holds its keys, or its values, in one piece.
 
-    name = "device"
+    Args:
+        name: `host` where attention reads another tier above this one
+    """
+
     window = sys.maxsize
-    loads = 0
+    pins = False
 
-    def __init__(self, layout: CacheLayout, capacity_bytes: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        layout: CacheLayout,
+        capacity_bytes: int,
+        device: torch.device | str = "cpu",
+        name: str = "device",
+    ) -> None:
+        self.name = name
         self.layout = layout
         self.device = torch.device(device)
         self.memory_bytes = capacity_bytes
@@ -43,6 +53,10 @@ class DeviceTier:
     def used_bytes(self) -> int:
         return self.used * self.layout.block_bytes
 
+    @property
+    def most_landmarks(self) -> int:
+        return self.memory_bytes // 2
+
     def allocate(self) -> int:
         if self._released:  # memory that was touched before is taken first
             return self._released.pop()
@@ -54,21 +68,34 @@ class DeviceTier:
     def release(self, slot: int) -> None:
         self._released.append(slot)
 
+    def sealed(self, slot: int) -> None:
+        """It lies where it stays."""
+
     def write(self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
+        slots, offsets = slots.to(self.device), offsets.to(self.device)
         self._keys[layer][slots, :, offsets] = keys.to(self.layout.dtype)
         self._values[layer][slots, :, offsets] = values.to(self.layout.dtype)
 
     def locate(self, layer: int, slots: Tensor, heads: Tensor, *, passing: bool = False) -> Places:
         keys, values = self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1)
-        return Places(keys, values, slots * self.layout.kv_heads + heads)
+        return Places(keys, values, (slots * self.layout.kv_heads + heads).to(self.device))
+
+    def at_hand(self, layer: int, slots: Tensor, heads: Tensor) -> Tensor:
+        return torch.ones(torch.broadcast_shapes(slots.shape, heads.shape), dtype=torch.bool)
+
+    def traffic(self) -> Traffic:
+        return Traffic()
 
     def units(self, slot: int) -> Bytes:
         heads = [torch.stack((k[slot], v[slot]), dim=1) for k, v in zip(self._keys, self._values, strict=True)]
         return torch.stack(heads).flatten(2).contiguous().cpu().view(torch.uint8).numpy()
 
+    def yield_bytes(self, count: int) -> None:
+        """Landmarks are not counted: there would be nowhere for blocks to go."""
+
     def fill(self, slot: int, units: Bytes) -> None:
         layout = self.layout
-        whole = torch.from_numpy(units).contiguous().view(layout.dtype)
+        whole = torch.from_numpy(units).contiguous().view(layout.dtype).to(self.device)
         halves = whole.view(layout.layers, layout.kv_heads, 2, layout.block_size, layout.head_dim)
         for layer, half in enumerate(halves):
             self._keys[layer][slot], self._values[layer][slot] = half[:, 0], half[:, 1]

@@ -99,6 +99,7 @@ class FusedAttention(ReferenceAttention):
             start = end
         for reach, found in together.items():
             self._attend_together(layer, reach, found, (queries, k, v), scoring, step, output)
+        self._foresight.hint(layer, step.spans)
         return output
 
     def _attend_span(
@@ -188,6 +189,8 @@ class FusedAttention(ReferenceAttention):
             chosen = self._choose_blocks(layer, batch, own - reach.recent, reach.fetch, output, weight)
             numbers = np.concatenate((numbers, chosen), axis=2)
             choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0))
+            for span, end in zip(batch.spans, batch.borders[1:], strict=True):
+                self._foresight.remember(layer, span.session, choice.blocks[:, end - 1])
             step.report.retrieval_seconds += time.perf_counter() - begun
         self._audit_batch(layer, batch, reach, choice, scoring, step)
         if scoring.void is not None:

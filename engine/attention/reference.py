@@ -23,11 +23,13 @@ from cache import BlockIndex, CacheLayout, Session, Summary, kernels, outlying, 
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice, most_outlying, shares, within_top_p
 from engine.attention.exact import ExactAudit, Read
+from engine.attention.foresight import Foresight
 from engine.attention.parts import EstimatedPart, Part, Scoring, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
 from engine.tally import Tally
 
+CPU = torch.device("cpu")
 WORKING_BYTES = 16 << 20
 """Queries are taken in as many pieces as keep their gathered blocks and scores below this."""
 
@@ -39,14 +41,22 @@ class ReferenceAttention:
         layers: one geometry per layer
         layout: shapes of the cache
         settings: what is read
+        device: where queries, keys and values lie
     """
 
-    def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
+    def __init__(
+        self,
+        layers: list[LayerGeometry],
+        layout: CacheLayout,
+        settings: RetrievalSettings,
+        device: torch.device = CPU,
+    ) -> None:
         self.layers = layers
         self.layout = layout
         self.settings = settings
         self._audit = ExactAudit(layers, layout, settings)
-        if settings.landmark_dtype == "int4":
+        self._foresight = Foresight([self._recent(layer) for layer in range(len(layers))], settings.sink_blocks)
+        if settings.landmark_dtype == "int4" and device.type == "cpu":
             kernels("four_bit").warm_up()
 
     def __call__(
@@ -66,6 +76,7 @@ class ReferenceAttention:
                 output[start:end],
             )
             start = end
+        self._foresight.hint(layer, step.spans)
         return output
 
     def _scaled(self, layer: int, q: Tensor, step: Step, scaling: float) -> Tensor:
@@ -85,9 +96,9 @@ class ReferenceAttention:
     def store(self, layer: int, span: Span, k: Tensor, v: Tensor) -> None:
         """Write the span's keys and values, and index the blocks that it fills."""
         session, size = span.session, self.layout.block_size
-        positions = torch.arange(span.first, span.first + len(span.token_ids), device=k.device)
+        positions = torch.arange(span.first, span.first + len(span.token_ids))  # addresses: of the CPU
         offsets = positions % size
-        keys = self.layers[layer].rotation(k.float(), offsets[:, None])
+        keys = self.layers[layer].rotation(k.float(), offsets[:, None].to(k.device))
         session.store.write(layer, session.slots(positions // size), offsets, keys, v)
         index = session.indexes[layer]
         if index is not None:
@@ -200,6 +211,7 @@ class ReferenceAttention:
         """As `_attend_rows`, where each head has to choose."""
         parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
         choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
+        self._foresight.remember(layer, span.session, choice.blocks[:, -1])
         if self.settings.estimate_rest:
             parts.append(self._rest(layer, rows, scoring, choice))
         parts.append(self._fetched(layer, rows, scoring, choice))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import cache.tiers.paged
 from cache import CacheLayout, DamagedBlock, DiskTier, OutOfBlocks, PagedTier
-from cache.tiers.paged import PARTS
+from cache.tiers.table import PARTS
 
 LAYOUT = CacheLayout(layers=2, kv_heads=3, head_dim=4, block_size=4)
 PAGES = LAYOUT.layers * LAYOUT.kv_heads
@@ -64,15 +64,15 @@ class Truth:
 
     def in_memory(self, slot: int) -> int:
         """Pages of a block that are in memory."""
-        return len(self.tier._frames_of(slot))
+        return len(self.tier._pages.frames_of(slot))
 
     def check(self) -> None:
         """Every frame is idle or has one page that knows it; pages lie within the limit."""
-        tier = self.tier
-        owned = np.flatnonzero(tier._owner >= 0)
-        assert sorted([*owned.tolist(), *tier._idle]) == list(range(tier._limit))
-        assert np.array_equal(tier._pages[tier._owner[owned]], owned + 1)
-        assert np.count_nonzero(tier._pages) == len(owned)
+        tier, pages = self.tier, self.tier._pages
+        owned = np.flatnonzero(pages.owner >= 0)
+        assert sorted([*owned.tolist(), *pages.idle]) == list(range(pages.limit))
+        assert np.array_equal(pages.places[pages.owner[owned]], owned + 1)
+        assert np.count_nonzero(pages.places) == len(owned)
         assert tier.used_bytes == len(owned) * self.disk.unit_bytes <= tier.memory_bytes
         assert tier.used == len(self.held)
 
@@ -274,9 +274,9 @@ def test_memory_is_yielded_and_taken_back(tmp_path: Path) -> None:
         tier.yield_bytes(int(share * whole))
         truth.check()
         allowed = max(0.5, 1 - share) * whole
-        assert allowed - whole / PARTS - truth.disk.unit_bytes <= tier._limit * truth.disk.unit_bytes <= allowed
-        assert resident(truth) <= tier._limit, "the system did not get its memory back"
-        assert 1 <= tier.window <= max(1, tier._limit // 4)
+        assert allowed - whole / PARTS - truth.disk.unit_bytes <= tier._pages.limit * truth.disk.unit_bytes <= allowed
+        assert resident(truth) <= tier._pages.limit, "the system did not get its memory back"
+        assert 1 <= tier.window <= max(1, tier._pages.limit // 4)
         for slot in (slots[0], slots[17], slots[37]):
             truth.read(0, [slot])
             truth.read(1, [slot])

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache import ByChannel, ByRow, Vectors, four_bit_kernels
+from cache import BlockIndex, ByChannel, ByRow, IndexShape, Meter, Summary, Vectors, four_bit_kernels
+from cache.packed import Packed
 from cache.rows import Rows
+from tests.pretended import CARD, Card
 
 HEADS, WIDTH = 2, 6
 
@@ -112,7 +114,7 @@ def test_more_than_it_holds_is_an_error_not_noise() -> None:
         index.fork(11)
 
 
-KINDS = pytest.mark.parametrize("kind", [ByRow, ByChannel])
+KINDS = pytest.mark.parametrize("kind", [ByRow, ByChannel, Packed])
 WIDTHS = pytest.mark.parametrize("width", [6, 33, 64, 80])
 
 
@@ -166,9 +168,8 @@ def test_four_bits_multiply_and_add_up_as_the_rows_that_they_keep(kind: type[Row
         rows = index.rows(count)
         asked = torch.randn(HEADS, queries, width, generator=generator)
         weights = torch.rand(HEADS, queries, count, generator=generator) ** 9
-        by_rows = kind is ByRow
-        near(index.scores(asked, count), (rounded(asked) if by_rows else asked) @ rows.mT)
-        near(index.weigh(weights), weights @ rows if by_rows else weighed(weights, rows))
+        near(index.scores(asked, count), (rounded(asked) if kind is ByRow else asked) @ rows.mT)
+        near(index.weigh(weights), weighed(weights, rows) if kind is ByChannel else weights @ rows)
 
 
 @pytest.mark.parametrize("taken", [1, 63, 64, 100, 128, 700])
@@ -208,7 +209,7 @@ def test_products_are_the_same_without_the_instruction_for_them() -> None:
         assert np.array_equal(each, expected)
 
 
-@pytest.mark.parametrize("kind", [Rows, ByRow, ByChannel])
+@pytest.mark.parametrize("kind", [Rows, ByRow, ByChannel, Packed])
 @pytest.mark.parametrize("width", [6, 7, 64])
 def test_rows_come_back_from_their_bytes_as_they_were(kind: type[Rows], width: int) -> None:
     everything = torch.randn(HEADS, 300, width, generator=torch.Generator().manual_seed(2))
@@ -219,3 +220,60 @@ def test_rows_come_back_from_their_bytes_as_they_were(kind: type[Rows], width: i
         assert packed.shape == (last - first, vectors.row_bytes)
         again.unpack(packed)
     assert torch.equal(again.rows(300), vectors.rows(300))
+
+
+@pytest.mark.parametrize("width", [6, 7, 64])
+def test_packed_rows_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """To the bit, also as bytes; products agree but for the kernels' rounding of queries."""
+    monkeypatch.setattr("cache.packed.PIECE_BYTES", 100 * HEADS * width * 4)  # several pieces
+    generator = torch.Generator().manual_seed(5)
+    everything = torch.randn(HEADS, 700, width, generator=generator)
+    packed, *others = (Vectors(HEADS, width, kind) for kind in (Packed, ByRow, ByChannel))
+    for vectors in (packed, *others):
+        vectors.add(everything)
+    asked = torch.randn(HEADS, 3, width, generator=generator)
+    for other in others:
+        assert torch.equal(packed.rows(700), other.rows(700))
+        assert (packed.pack(3, 650) == other.pack(3, 650)).all()
+    agree(packed.scores(asked, 601), others[0].scores(asked, 601))
+    weights = asked.new_ones(HEADS, 3, 601) / 601
+    agree(packed.weigh(weights), others[1].weigh(weights))
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    """Equal but for factors that one of them rounds to 8 bits."""
+    torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
+
+
+def test_an_index_lies_on_its_device_and_reads_what_the_cpu_packed() -> None:
+    generator = torch.Generator().manual_seed(6)
+    shape = IndexShape((WIDTH, WIDTH), values=WIDTH, slopes=True, outlying=True, rounded=True)
+
+    def drawn(*sizes: int) -> Tensor:
+        return torch.randn(HEADS, 90, *sizes, generator=generator)
+
+    here = BlockIndex(HEADS, shape)
+    here.add(Summary(drawn(1, 2 * WIDTH), drawn(WIDTH), (drawn(WIDTH), drawn(WIDTH)), drawn()))
+    asked, weights = torch.randn(HEADS, 2, 2 * WIDTH), torch.rand(HEADS, 2, 80) / 80
+    with Card():
+        there = BlockIndex(HEADS, shape, device=CARD)
+        there.unpack(here.pack(0, 90))
+        assert (there.pack(7, 50) == here.pack(7, 50)).all()
+        fork = there.fork(81)
+        products = fork.products(asked.to(CARD), 80).cpu()
+        values = fork.weigh_values(weights.to(CARD), asked[..., :WIDTH].to(CARD)).cpu()
+        assert torch.equal(fork.outlying(80).cpu(), here.outlying(80))
+    agree(products, here.products(asked, 80))
+    agree(values, here.weigh_values(weights, asked[..., :WIDTH]))
+
+
+def test_a_device_gives_memory_by_the_segment() -> None:
+    meter = Meter()
+    with Card():
+        vectors = Vectors(HEADS, WIDTH, meter=meter, device=CARD)
+        vectors.add(torch.ones(HEADS, 3, WIDTH, device=CARD))
+    assert meter.bytes == 64 * vectors.row_bytes
+    here = Meter()
+    few = Vectors(HEADS, WIDTH, meter=here)
+    few.add(torch.ones(HEADS, 3, WIDTH))
+    assert here.bytes == 3 * few.row_bytes

@@ -25,7 +25,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics()
     tiers = {"device": TierStats(used_bytes=1, capacity_bytes=2, blocks=1)}
     metrics.watch(lambda: EngineStats(running=1, waiting=0, sessions={"idle": 1}, tiers=tiers))
-    metrics.observe_step(StepReport(phase="decode", queries=1, hits={"device": 1}, moved={"disk": 1}))
+    metrics.observe_step(StepReport(phase="decode", queries=1, hits={"device": 1}, moved={("disk", "device"): 1}))
     metrics.success.labels("stop").inc()
     metrics.count_refusal(429, "queue_full")
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]

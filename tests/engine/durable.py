@@ -35,23 +35,26 @@ class Durable:
     Args:
         folder: of the model
         store: where sessions outlive an engine
+        window: attention reads a window onto the memory, as on a GPU
         config: beside SMALL and how the model is read
     """
 
-    def __init__(self, folder: Path, store: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, store: Path, *, window: bool = False, **config: Any) -> None:
         self.model = model_of(folder)
         kind = "trained" if self.model.landmarks else "chosen"
         self.reading = READING[kind]
         self.config = {**self.reading, **SMALL, "disk_kv_path": str(store), **config}
         self.store = store
         self.block_bytes = EngineConfig(block_size=self.reading.get("block_size")).layout(self.model).block_bytes
+        self._window = {"kv_bytes": 2 * BLOCKS * self.block_bytes} if window else {}
         self.run = self.start()
         self.alone = self._started({**self.reading, "kv_bytes": 32 << 20, "prefix_cache": False})
         self._answers: dict[tuple[tuple[int, ...], int], list[int]] = {}
 
     def start(self, blocks: int = BLOCKS, **changes: Any) -> Running:
         """A new engine on the folder, with memory for so many blocks."""
-        self.run = self._started({"kv_bytes": blocks * self.block_bytes, **self.config, **changes})
+        memory = {"host_kv_bytes" if self._window else "kv_bytes": blocks * self.block_bytes, **self._window}
+        self.run = self._started({**memory, **self.config, **changes})
         return self.run
 
     def _started(self, config: dict[str, Any]) -> Running:

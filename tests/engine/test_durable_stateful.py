@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from engine import Generation, SamplingParams, Search, Told
+from tests.cache.late import LateCopies
 from tests.engine.durable import BLOCKS, Durable
 from tests.engine.running import Request
 from tests.models import random_tokens
@@ -40,12 +41,13 @@ class Sessions(RuleBasedStateMachine):
     """Engines on a folder beside the tokens that each session should have."""
 
     folder: Path
+    window = False
     sessions: Bundle[Owned] = Bundle("sessions")
 
     @initialize()
     def begin(self) -> None:
         self.store = Path(tempfile.mkdtemp())
-        self.durable = Durable(self.folder, self.store)
+        self.durable = Durable(self.folder, self.store, window=self.window)
         self.truth: dict[Owned, list[int]] = {}
         self.turns: dict[Owned, list[tuple[int, int, int]]] = {}
         self.pinned: dict[Owned, bool] = {}
@@ -232,14 +234,14 @@ class Sessions(RuleBasedStateMachine):
             shutil.rmtree(self.store)
 
 
-@pytest.fixture
-def machine(folder: Path) -> type[Sessions]:
-    return type("SessionsOfAModel", (Sessions,), {"folder": folder})
-
-
-@pytest.fixture(params=["chosen", "trained"])
-def folder(request: pytest.FixtureRequest, tiny_folder: Path, landmark_folder: Path) -> Path:
-    return landmark_folder if request.param == "trained" else tiny_folder
+@pytest.fixture(params=["chosen", "trained", "through a window"])
+def machine(
+    request: pytest.FixtureRequest, tiny_folder: Path, landmark_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> type[Sessions]:
+    """Sessions of two kinds of models; and, as on a GPU, of one whose copies come as late as they may."""
+    monkeypatch.setattr("engine.budgets.copies_for", LateCopies)
+    folder = landmark_folder if request.param == "trained" else tiny_folder
+    return type("SessionsOfAModel", (Sessions,), {"folder": folder, "window": request.param == "through a window"})
 
 
 def explore(machine: type[Sessions], examples: int, steps: int) -> None:

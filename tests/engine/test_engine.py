@@ -395,6 +395,10 @@ def test_a_stopped_engine_refuses(landmark_folder: Path) -> None:
                 ask()
         with pytest.raises(EngineStopped):
             run.engine.fork_session(session, "")
+        with pytest.raises(EngineStopped):  # it could not be stored any more
+            run.engine.change_session(session, "", pinned=True)
+        with pytest.raises(EngineStopped):
+            run.engine.delete_session(session, "")
         assert run.engine.get_session(session, "").tokens == 0
         run.engine.stop()  # again does nothing
 

@@ -33,6 +33,8 @@ RETRIEVAL: dict[str, tuple[list[Any], list[Any]]] = {
 CONFIG: dict[str, tuple[list[Any], list[Any]]] = {
     "max_session_tokens": ([0, -5], [None, 1]),
     "kv_bytes": ([0, -1], [None, 1]),
+    "host_kv_bytes": ([0, -1], [None, 1]),
+    "device": (["", "tpu", "cuda:", "cuda:x", "gpu"], ["auto", "cpu", "cuda", "cuda:1"]),
     "max_running": ([0], [1]),
     "max_waiting": ([-1], [0]),
     "step_tokens": ([0], [1]),
