@@ -69,6 +69,7 @@ async def _decoding(port: int, streams: Sequence[Stream], context: int) -> Async
         for connection, body, into in zip(connections, bodies, streams, strict=True)
     ]
     while any(len(stream.came) < WARM for stream in streams):
+        assert not any(task.done() for task in tasks), f"an answer ended at once, status {streams[0].status}"
         await asyncio.sleep(0.05)
     yield
     assert not any(task.done() for task in tasks), "an answer ended while it was measured"

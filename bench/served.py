@@ -176,7 +176,9 @@ class Connection:
         assert self._reader is not None
         assert self._writer is not None
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: cairn\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+        )
         told.sent = time.perf_counter()
         self._writer.write(head.encode() + b"\r\n\r\n" + data)
         if leave == 0:

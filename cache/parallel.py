@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import get_ident
 
 import torch
 
@@ -13,7 +14,8 @@ PER_THREAD = 32768
 
 
 @cache
-def pool(threads: int) -> ThreadPoolExecutor:
+def pool(threads: int, caller: int) -> ThreadPoolExecutor:
+    """So many threads for one that calls: of two passes at once neither waits for the other's heads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="heads")
 
 
@@ -30,7 +32,7 @@ def over_heads(work: Callable[[slice], None], heads: int, each: int) -> None:
         with torch.inference_mode(inference):
             work(some)
 
-    others = [pool(threads - 1).submit(elsewhere, some) for some in ranges[1:]]
+    others = [pool(threads - 1, get_ident()).submit(elsewhere, some) for some in ranges[1:]]
     work(ranges[0])
     for other in others:
         other.result()

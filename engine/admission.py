@@ -5,12 +5,14 @@ Owns the checks and the count of blocks that are promised to running sequences. 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 
 from cache import Session, SessionRegistry
 from engine.description import ModelDescription
 from engine.errors import EmptyPrompt, InvalidParameter, OutOfRoom, QuotaExceeded, SessionTooLong
-from engine.requests import Generation, Quota
+from engine.requests import Generation, Quota, Search
 from engine.sequence import Sequence as Running
 
 
@@ -123,6 +125,16 @@ class Admission:
         """Blocks that a running sequence may still take, with those of the choices that have not branched off it."""
         own = self._store.layout.blocks(sequence.limit) - len(sequence.session.blocks)
         return own + (self._further(sequence.generation) if sequence.choices > 1 else 0)
+
+    def apart(self, generation: Generation, session: Session) -> Generation:
+        """A search with so much of the session's end once more before its prompt that no block of it is recent."""
+        assert generation.search is not None, "only a search is set apart"
+        layout, held = self._store.layout, len(session.tokens)
+        blocks = -(-held // layout.text_per_block) + self._description.retrieval.recent_blocks
+        count = blocks * layout.text_per_block - held if held else 0
+        again = tuple(islice(cycle(session.tokens[-count:]), count))
+        first, last = generation.search.first + count, generation.search.last + count
+        return dataclasses.replace(generation, tokens=again + generation.tokens, search=Search(first, last, held))
 
     def fits(self, generation: Generation, session: Session | None, running: list[Running]) -> bool:
         """Whether the generation can start beside what runs, dropping kept anonymous prompts if need be."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from cache import Archive, BlockStore, CacheLayout, IndexShape, SessionRegistry, StoreError, WindowTier
 from engine.attention import FusedAttention, ReferenceAttention, RetrievalSettings
@@ -12,6 +15,8 @@ from engine.config import EngineConfig
 from engine.description import ModelDescription
 from engine.errors import InvalidParameter
 from engine.huggingface import LoadedModel
+from engine.passes import Beside
+from engine.runner import ModelRunner
 from engine.stats import EngineStats, TierStats
 
 SAMPLED = 4096
@@ -23,6 +28,17 @@ def choose_attention(model: LoadedModel, settings: RetrievalSettings, layout: Ca
     if model.device.type == "cpu" and FusedAttention.serves(layout, settings):
         return FusedAttention(model.layers, layout, settings)
     return ReferenceAttention(model.layers, layout, settings, model.device)
+
+
+def open_beside(
+    model: LoadedModel, settings: RetrievalSettings, config: EngineConfig, store: BlockStore, tell: Callable[[], None]
+) -> Beside | None:
+    """The thread that reads prompts beside decoding steps, where two passes may run at once and have cores for it."""
+    threads, tier = torch.get_num_threads(), store.tier
+    if threads < 2 or not tier.lasting or tier.device.type != "cpu":
+        return None
+    runner = ModelRunner(model, choose_attention(model, settings, tier.layout))
+    return Beside(runner, threads, config.decode_share, tell)
 
 
 def index_shapes(model: LoadedModel, settings: RetrievalSettings) -> list[IndexShape | None]:

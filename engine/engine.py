@@ -12,21 +12,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from itertools import cycle, islice
 
+import torch
 from torch import Tensor
 
 from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
-from engine.assembly import choose_attention, describe, open_registry, snapshot
+from engine.assembly import choose_attention, describe, open_beside, open_registry, snapshot
 from engine.config import EngineConfig
 from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel
 from engine.memory import Memory
-from engine.requests import Event, Failed, Finished, Generation, Quota, Search, Timing, Usage
+from engine.passes import Pass
+from engine.requests import Event, Failed, Finished, Generation, Quota, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler, score
-from engine.scheduler import Scheduler, step_of
+from engine.scheduler import Planned, Scheduler
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
 from engine.step import Span
@@ -62,10 +63,14 @@ class Engine(Memory):
         self._config, self._observe = config, observe
         self._store = registry.store
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
+        self._threads = torch.get_num_threads()
+        self._beside = open_beside(model, settings, config, registry.store, self._wake)
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
-        self._scheduler = Scheduler(config.step_tokens, config.decode_share, defaults, landmark, layout)
+        self._scheduler = Scheduler(
+            config.step_tokens, config.decode_share, defaults, landmark, layout, apart=self._beside is not None
+        )
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[Sequence] = set()
         self._stopping = False
@@ -99,9 +104,10 @@ class Engine(Memory):
             name = generation.session_id
             session = None if name is None else self._idle_session(name, generation.tenant)
             if generation.search is not None:
-                generation = self._apart(generation, session)
+                assert session is not None, "what is looked up is looked up in a session"
+                generation = self._admission.apart(generation, session)
             self._admission.validate(generation, session)
-            if len(self._waiting) >= max(self._config.max_waiting, 1):
+            if self.full:
                 raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
             aside = None
             if session is not None and generation.search is not None:
@@ -111,16 +117,10 @@ class Engine(Memory):
             self._waiting.append(Waiting(generation, deliver, time.perf_counter(), aside))
             self._changed.notify_all()
 
-    def _apart(self, generation: Generation, session: Session | None) -> Generation:
-        """A search with so much of the session's end once more before its prompt that no block of it is recent."""
-        assert session is not None, "what is looked up is looked up in a session"
-        assert generation.search is not None
-        layout, held = self._store.layout, len(session.tokens)
-        blocks = -(-held // layout.text_per_block) + self.description.retrieval.recent_blocks
-        count = blocks * layout.text_per_block - held if held else 0
-        again = tuple(islice(cycle(session.tokens[-count:]), count))
-        first, last = generation.search.first + count, generation.search.last + count
-        return dataclasses.replace(generation, tokens=again + generation.tokens, search=Search(first, last, held))
+    @property
+    def full(self) -> bool:
+        """Whether no more may wait; asked without the lock, so what comes next may still be told otherwise."""
+        return len(self._waiting) >= max(self._config.max_waiting, 1)
 
     def cancel(self, generation_id: str, index: int | None = None) -> None:
         """End a generation, or one choice of it; one that has ended already is left alone."""
@@ -150,12 +150,15 @@ class Engine(Memory):
                 pass
         except Exception:  # nobody who was accepted may wait for ever, whatever went wrong
             logger.exception("the engine has failed")
+        if self._beside is not None:
+            self._beside.close()
         with self._changed:
             self._accepting = False
             self._finish_all()
 
     def _turn(self) -> bool:
         """Wait for work and do one step of it; False when the engine is to stop."""
+        self._take_what_came()
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._running or self._waiting, timeout=IDLE_SECONDS)
             if self._stopping:
@@ -164,11 +167,33 @@ class Engine(Memory):
             self._retire_cancelled()
             self._admit()
             planned = self._plan()
+            if not planned and self._away:
+                self._changed.wait_for(lambda: self._stopping or self._has_come, timeout=IDLE_SECONDS)
         if planned:
             begun = time.perf_counter()
-            self._step(planned)
+            threads = self._beside.left if self._beside is not None and self._away else self._threads
+            self._after_pass(Pass(planned).run(self._runner, threads))
             self._scheduler.took(time.perf_counter() - begun)
         return True
+
+    @property
+    def _away(self) -> frozenset[Sequence]:
+        """Sequences that are being read beside steps: left alone until their part has come."""
+        return frozenset() if self._beside is None else self._beside.sequences
+
+    @property
+    def _has_come(self) -> bool:
+        return self._beside is not None and self._beside.ended
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _take_what_came(self) -> None:
+        if self._beside is not None and self._beside.ended:
+            passed = self._beside.take()
+            self._scheduler.came(passed.tokens, passed.step.report.seconds)
+            self._after_pass(passed)
 
     def _tidy(self) -> None:
         """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
@@ -226,16 +251,25 @@ class Engine(Memory):
     def _run(self, sequence: Sequence) -> None:
         self._running[sequence] = Sampler(sequence.generation.sampling, sequence.index, self._hidden)
 
-    def _plan(self) -> list[tuple[Sequence, Span]]:
-        """The next step with its blocks allocated; a sequence that gets none fails alone."""
-        planned = []
-        for sequence, span in self._scheduler.plan(list(self._running)):
+    def _plan(self) -> Planned:
+        """The next step; what is to be read beside it begins."""
+        plan = self._scheduler.plan(list(self._running), self._away)
+        step, beside = self._with_blocks(plan.step), self._with_blocks(plan.beside)
+        if beside:
+            assert self._beside is not None, "nothing was to be read apart"
+            self._beside.begin(beside)
+        return step
+
+    def _with_blocks(self, planned: Planned) -> Planned:
+        """What is planned, its blocks allocated; a sequence that gets none fails alone."""
+        kept = []
+        for sequence, span in planned:
             try:
                 self._reserve(span)
-                planned.append((sequence, span))
+                kept.append((sequence, span))
             except OutOfBlocks:
                 self._end(sequence, Failed(OutOfRoom("the cache is full; delete sessions or give it more memory")))
-        return planned
+        return kept
 
     def _reserve(self, span: Span) -> None:
         while True:
@@ -245,28 +279,24 @@ class Engine(Memory):
                 if not self._registry.make_room():
                     raise
 
-    def _step(self, planned: list[tuple[Sequence, Span]]) -> None:
-        """One forward pass and what follows from it."""
-        begun = time.perf_counter()
-        step, rows, counts = step_of(planned)
-        try:
-            logits = self._runner.run(step, rows)
-        except DamagedBlock as damage:  # nothing has advanced: what is lost is computed again, then this
+    def _after_pass(self, passed: Pass) -> None:
+        """What follows from a forward pass."""
+        if isinstance(passed.error, DamagedBlock):  # nothing has advanced: what is lost is computed again, then this
             with self._changed:
-                self._registry.mend(damage, [sequence.session for sequence in self._running])
+                self._registry.mend(passed.error, [sequence.session for sequence in self._running])
             return
-        except Exception as error:  # whatever fails in a pass fails its requests, not the server
-            logger.exception("a step failed")
+        if passed.logits is None:  # whatever fails in a pass fails its requests, not the server
+            logger.error("a step failed", exc_info=passed.error)
             with self._changed:
-                for sequence, _ in planned:
-                    self._end(sequence, Failed(EngineError(f"the step failed: {error}")))
+                for sequence, _ in passed.planned:
+                    self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
             return
-        step.report.seconds = time.perf_counter() - begun
-        step.report.restores, self._registry.restores = self._registry.restores, []
+        report = passed.step.report
+        report.restores, self._registry.restores = self._registry.restores, []
         if self._observe:
-            self._observe(step.report)
+            self._observe(report)
         with self._changed:
-            for (sequence, _), own in zip(planned, logits.split(counts), strict=True):
+            for (sequence, _), own in zip(passed.planned, passed.logits.split(passed.counts), strict=True):
                 self._after_or_fail(sequence, own)
 
     def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
@@ -318,9 +348,8 @@ class Engine(Memory):
     # -- ending, under the lock ------------------------------------------------------------------------------
 
     def _retire_cancelled(self) -> None:
-        for sequence in [s for s in self._running if s in self._cancelled]:
+        for sequence in self._cancelled - self._away:
             self._end(sequence, sequence.finished("cancelled"))
-        self._cancelled.clear()
 
     def _end(self, sequence: Sequence, event: Finished | Failed) -> None:
         """Give room and session back, and tell."""

@@ -18,6 +18,10 @@ LEAST = 16
 """Tokens of the smallest part, and of the first: fewer cost as much."""
 REMEMBERED = 9
 """Steps whose median tells how long decoding takes: enough to outlast a hiccup, few enough to follow a change."""
+PART_SECONDS = 0.5
+"""What a part may take that is read beside steps; a smaller one would not take much less than in proportion."""
+FIRST = 64
+"""Tokens of the first such part."""
 
 
 class Pace:
@@ -32,6 +36,7 @@ class Pace:
         self._share, self._most = decode_share, most
         self._alone: deque[float] = deque(maxlen=REMEMBERED)
         self._tokens = float(min(LEAST, most))
+        self._part = float(min(FIRST, most))  # of those that are read beside steps
         self._debt = 0.0
         self._just_read = False
         self.share_out(1, 0)
@@ -43,9 +48,16 @@ class Pace:
 
     def tokens(self) -> int:
         """Prompt tokens that the next step may read beside decoding sequences; 0 while they are owed time."""
-        if self._just_read or self._debt > 0 or not self._alone:
-            return 0
-        return int(self._tokens)
+        return int(self._tokens) if self._free else 0
+
+    def apart(self) -> int:
+        """Prompt tokens that may be read beside the steps that follow; 0 while decoding sequences are owed time."""
+        return int(self._part) if self._free else 0
+
+    @property
+    def _free(self) -> bool:
+        """After each part a step decodes alone, or nothing would tell how long that takes."""
+        return bool(self._alone) and not self._just_read and self._debt <= 0
 
     def decoded(self, seconds: float) -> None:
         """A step of decoding sequences alone took so long."""
@@ -66,6 +78,20 @@ class Pace:
         if cost > wanted or tokens >= int(self._tokens):  # a smaller part tells nothing about a larger one
             factor = wanted / cost if cost else 2.0
             self._tokens = min(self._most, max(LEAST, self._tokens * min(2.0, max(0.5, factor))))
+
+    def decoded_beside(self, seconds: float) -> None:
+        """A step of decoding sequences took so long while a part was read beside it."""
+        if self._alone:
+            alone = statistics.mean(self._alone)  # now and then one takes longer by itself, here as there
+            self._debt += max(0.0, seconds - alone)
+            self._pay(alone)
+
+    def read_beside(self, tokens: int, seconds: float) -> None:
+        """A part of so many tokens that was read beside steps took so long."""
+        self._just_read = True
+        if seconds > PART_SECONDS or tokens >= int(self._part):
+            factor = PART_SECONDS / seconds if seconds else 2.0
+            self._part = min(self._most, max(LEAST, self._part * min(2.0, max(0.5, factor))))
 
     def _pay(self, seconds: float) -> None:
         """Decoding sequences had so many seconds for themselves; of what no prompt wants, one step's is saved up."""

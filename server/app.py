@@ -12,7 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from server import errors
 from server.context import SESSION_HEADER
 from server.door import Door
-from server.middleware import Authentication, BodyLimit, Failures, Gate, RateLimit
+from server.middleware import Authentication, BodyLimit, Failures, Gate, Queue, RateLimit
 from server.openapi import Api
 from server.queries import refuse_unknown
 from server.routes import (
@@ -71,6 +71,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(Failures, service=service)
     app.add_middleware(BodyLimit, service=service, larger={transfer.IMPORT: settings.max_import_bytes})
+    app.add_middleware(Queue, service=service)
     app.add_middleware(RateLimit, service=service)
     app.add_middleware(Gate, service=service)
     app.add_middleware(Authentication, service=service)

@@ -51,6 +51,11 @@ class AsyncEngine:
         """Whether the engine still runs; it ends when it is stopped, or by a fault of its own."""
         return self._engine.alive
 
+    @property
+    def full(self) -> bool:
+        """Whether no more requests may wait."""
+        return self._engine.full
+
     def open(self, generations: Sequence[Generation], guard: Guard = nullcontext) -> EventStream:
         """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine import QueueFull
 from server.errors import ApiError, BodyTooLarge, Problem, problem_of
 from server.limits import Account
 from server.service import Service, State
@@ -20,6 +21,7 @@ log = logging.getLogger("cairn")
 LOGGED_BYTES = 10_000
 PROBES = ("/health", "/ready", "/version")
 METRICS = "/metrics"
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 DESCRIPTIONS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
@@ -144,6 +146,25 @@ class _Visit:
                 headers[f"x-ratelimit-limit-{kind}"] = str(standing.limit)
                 headers[f"x-ratelimit-remaining-{kind}"] = str(standing.remaining)
                 headers[f"x-ratelimit-reset-{kind}"] = f"{standing.seconds_to_full:.3f}s"
+
+
+class Queue:
+    """Refuses what would have to wait where no more may, before its body is read: many may come at once.
+
+    It is looked at again when a request is ready to run, for others came meanwhile.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generates = scope["type"] == "http" and scope["path"] in GENERATING and scope["method"] == "POST"
+        if generates and self._service.model.engine.full:
+            return await refuse(self._service, FULL, scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
+FULL = problem_of(QueueFull("as many requests are waiting as may; try again later"))
 
 
 class BodyLimit:

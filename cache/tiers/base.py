@@ -104,6 +104,11 @@ class Tier(Protocol):
         """Bytes that indexes may take beside what is read."""
         ...
 
+    @property
+    def lasting(self) -> bool:
+        """Whether what `locate` tells is good as long as the blocks are there, whoever asks meanwhile."""
+        ...
+
     def allocate(self) -> int:
         """A free slot; raises OutOfBlocks."""
         ...

@@ -26,6 +26,7 @@ class DeviceTier:
 
     window = sys.maxsize
     pins = False
+    lasting = True
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class PagedTier:
 
     device = torch.device("cpu")
     pins = True
+    lasting = False
 
     def __init__(self, layout: CacheLayout, memory_bytes: int, disk: DiskTier, name: str = "device") -> None:
         self.name = name

@@ -38,6 +38,7 @@ class WindowTier:
 
     name = "device"
     pins = True
+    lasting = False
 
     def __init__(
         self, layout: CacheLayout, memory_bytes: int, landmark_bytes: int, below: LowerTier, copies: Copies

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.pacing import LEAST, STRETCH, Pace
+from engine.pacing import FIRST, LEAST, PART_SECONDS, STRETCH, Pace
 from tests.engine.running import Running, running
 from tests.models import random_tokens
 
@@ -98,6 +98,51 @@ def test_time_that_no_prompt_wanted_is_not_saved_up() -> None:
 def test_many_prompts_get_as_much_as_each_answer() -> None:
     told = simulate(Pace(0.75, 512), 500, sequences=(1, 3))[100:]
     assert keeps(told) == pytest.approx(0.25, abs=0.04)
+
+
+def beside(
+    pace: Pace, seconds: float, stretch: float, token: float = 0.0005, decoding: float = 0.05
+) -> tuple[Told, Told]:
+    """Parts that are read beside steps (tokens, seconds), and steps (0, seconds), which take so many times as long."""
+    parts, steps = Told(), Told()
+    now, part, until = 0.0, 0, 0.0
+    while now < seconds:
+        if part and now >= until:
+            pace.read_beside(part, token * part)
+            part = 0
+        if not part and (part := pace.apart()):
+            parts.append((part, token * part))
+            until = now + token * part
+        took = decoding * (stretch if part else 1)
+        (pace.decoded_beside if part else pace.decoded)(took)
+        steps.append((0, took))
+        now += took
+    return parts, steps
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.9])
+@pytest.mark.parametrize("stretch", [1.0, 1.1, 1.5, 2.5])
+def test_decoding_keeps_its_share_beside_parts(share: float, stretch: float) -> None:
+    pace = Pace(share, 512)
+    pace.share_out(8, 1)
+    parts, steps = beside(pace, 300, stretch)
+    kept, reading = keeps(steps), sum(seconds for _, seconds in parts) / 300
+    assert kept >= share - 0.04
+    if stretch <= 1 / share:
+        assert reading > 0.75, "there is nothing to wait for but a step between two parts"
+    else:
+        assert kept == pytest.approx(share, abs=0.05), "it waits longer than it needs to"
+
+
+@pytest.mark.parametrize("token", [0.0001, 0.001, 0.02])
+def test_a_part_beside_steps_takes_about_as_long_as_it_may(token: float) -> None:
+    """Whoever comes meanwhile waits for its end."""
+    pace = Pace(0.75, 2048)
+    parts, _ = beside(pace, 200, 1.1, token)
+    most = max(seconds for _, seconds in parts[4:])
+    assert most <= max(PART_SECONDS * 1.01, LEAST * token)
+    assert parts[0][0] == FIRST
+    assert parts[-1][0] == min(2048, max(LEAST, int(PART_SECONDS / token + 0.01))) or most > 0.9 * PART_SECONDS
 
 
 def test_decoding_goes_on_while_a_prompt_is_read(landmark_folder: Path) -> None:

@@ -53,7 +53,11 @@ def test_beyond_the_queue_requests_are_refused_and_the_others_end(
         for answer in refused:
             assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
             assert int(answer.headers["retry-after"]) > 0
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses"):  # not even looked at
+            assert client.post(path, content=b"{").status_code == 429
+        assert client.post("/v1/tokenize", json={"prompt": "x"}).status_code != 429
         for each in accepted:
             told = events(each.result(timeout=60))  # ends in [DONE]
             assert told[-1]["choices"][0]["finish_reason"] == "length"
         assert ask().status_code == 200, "there is room again"
+        assert client.post("/v1/completions", content=b"{").status_code == 400
