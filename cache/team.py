@@ -41,10 +41,11 @@ class Team:
 
 
 @cache
-def team(threads: int) -> Team:
+def team(threads: int, caller: int) -> Team:
+    """Each thread that calls has one of its own, so that of two passes at once neither waits for the other's jobs."""
     return Team(threads)
 
 
 def together(jobs: int, count: int = 1) -> None:
     """Do jobs, given by their address, one after the other, with as many threads as torch may use."""
-    team(torch.get_num_threads()).do(jobs, count)
+    team(torch.get_num_threads(), threading.get_ident()).do(jobs, count)

@@ -89,7 +89,8 @@ def test_what_is_read_beside_is_planned_once() -> None:
     plan: Any = made.plan(everybody)
     assert [who for who, _ in plan.step] == [decoding]
     assert [who for who, _ in plan.beside] == [reading]
-    meanwhile: Any = made.plan([*everybody, late], cast(Any, {reading}))
+    more: Any = [*everybody, late]
+    meanwhile: Any = made.plan(more, cast(Any, {reading}))
     assert ([who for who, _ in meanwhile.step], meanwhile.beside) == ([decoding], [])
     alone = made.plan(cast(Any, [reading, late]), cast(Any, {reading}))
     assert alone == ([], []), "what is on its way is left alone, and the rest waits for its end"

@@ -17,6 +17,7 @@ Events = Callable[[httpx.Response], list[dict[str, Any]]]
 
 ASKED = {"prompt": "x", "max_tokens": 300, "ignore_eos": True, "stream": True}
 RUNNING, WAITING = 2, 3
+JSON = {"content-type": "application/json"}
 
 
 def requests(client: httpx.Client) -> tuple[float, float]:
@@ -60,4 +61,4 @@ def test_beyond_the_queue_requests_are_refused_and_the_others_end(
             told = events(each.result(timeout=60))  # ends in [DONE]
             assert told[-1]["choices"][0]["finish_reason"] == "length"
         assert ask().status_code == 200, "there is room again"
-        assert client.post("/v1/completions", content=b"{").status_code == 400
+        assert client.post("/v1/completions", content=b"{", headers=JSON).status_code == 400
