@@ -119,8 +119,12 @@ class Engine(Memory):
 
     @property
     def full(self) -> bool:
-        """Whether no more may wait; asked without the lock, so what comes next may still be told otherwise."""
-        return len(self._waiting) >= max(self._config.max_waiting, 1)
+        """Whether no more may wait, beside those who can run at once.
+
+        Asked without the lock, so what comes next may still be told otherwise.
+        """
+        free = max(0, self._config.max_running - self._choices())
+        return len(self._waiting) >= self._config.max_waiting + free
 
     def cancel(self, generation_id: str, index: int | None = None) -> None:
         """End a generation, or one choice of it; one that has ended already is left alone."""
@@ -222,7 +226,7 @@ class Engine(Memory):
 
     def _choices(self) -> int:
         """Sequences that run, or will as soon as their prompt is read."""
-        return sum(sequence.choices for sequence in self._running)
+        return sum(sequence.choices for sequence in list(self._running))  # a copy: asked without the lock, too
 
     def _begin_or_fail(self, waiting: Waiting, session: Session | None) -> None:
         """`_begin`; what goes wrong for one generation is its own."""

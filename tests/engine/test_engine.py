@@ -249,6 +249,17 @@ def test_one_request_at_a_time_in_a_session(run: Running) -> None:
     run.engine.delete_session(session, "")
 
 
+def test_who_can_run_at_once_does_not_wait(landmark_folder: Path) -> None:
+    """An idle engine takes as many at once as it runs, and as many as may wait, though none has begun yet."""
+    with running(landmark_folder, max_running=2, max_waiting=1) as run:
+        with run.engine._changed:  # its thread begins nothing meanwhile
+            requests = [run.submit(PROMPT) for _ in range(3)]
+            with pytest.raises(QueueFull):
+                run.submit(PROMPT)
+        for request in requests:
+            request.result().tokens()
+
+
 def test_a_full_queue_refuses_and_empties(landmark_folder: Path) -> None:
     with running(landmark_folder, max_running=1, max_waiting=2) as run:
         run.gate.close()
