@@ -119,10 +119,7 @@ class Engine(Memory):
 
     @property
     def full(self) -> bool:
-        """Whether no more may wait, beside those who can run at once.
-
-        Asked without the lock, so what comes next may still be told otherwise.
-        """
+        """Whether no more may wait beside those who can run at once; asked without the lock, so it may change."""
         free = max(0, self._config.max_running - self._choices())
         return len(self._waiting) >= self._config.max_waiting + free
 
@@ -285,15 +282,9 @@ class Engine(Memory):
 
     def _after_pass(self, passed: Pass) -> None:
         """What follows from a forward pass."""
-        if isinstance(passed.error, DamagedBlock):  # nothing has advanced: what is lost is computed again, then this
+        if passed.logits is None:
             with self._changed:
-                self._registry.mend(passed.error, [sequence.session for sequence in self._running])
-            return
-        if passed.logits is None:  # whatever fails in a pass fails its requests, not the server
-            logger.error("a step failed", exc_info=passed.error)
-            with self._changed:
-                for sequence, _ in passed.planned:
-                    self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
+                self._after_failure(passed)
             return
         report = passed.step.report
         report.restores, self._registry.restores = self._registry.restores, []
@@ -302,6 +293,17 @@ class Engine(Memory):
         with self._changed:
             for (sequence, _), own in zip(passed.planned, passed.logits.split(passed.counts), strict=True):
                 self._after_or_fail(sequence, own)
+
+    def _after_failure(self, passed: Pass) -> None:
+        """Whatever fails in a pass fails requests, not the server; nothing has advanced, so others run it again."""
+        if isinstance(passed.error, DamagedBlock):  # what is lost is computed again, then this
+            self._registry.mend(passed.error, [sequence.session for sequence in self._running])
+        elif isinstance(passed.error, OutOfBlocks):  # what came last gives its room to the others
+            self._end(passed.planned[-1][0], Failed(OutOfRoom(f"{passed.error}; give it more (--kv-bytes)")))
+        else:
+            logger.error("a step failed", exc_info=passed.error)
+            for sequence, _ in passed.planned:
+                self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
 
     def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
         """`_after`; what goes wrong for one sequence is its own."""

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from cache import OutOfBlocks
 from engine import (
     EmptyPrompt,
     EngineError,
@@ -27,6 +29,7 @@ from engine import (
     SessionBusy,
     SessionNotFound,
     SessionTooLong,
+    Step,
 )
 from tests.engine.running import SECONDS, Request, Running, running
 from tests.models import LANDMARK, VOCABULARY, random_tokens, save_model
@@ -258,6 +261,26 @@ def test_who_can_run_at_once_does_not_wait(landmark_folder: Path) -> None:
                 run.submit(PROMPT)
         for request in requests:
             request.result().tokens()
+
+
+def test_a_step_that_finds_no_room_ends_what_came_last(landmark_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading blocks back takes room as well, which nobody could promise: the others go on."""
+    with running(landmark_folder) as run:
+        expected = run.submit(PROMPT).result().tokens()
+        compute = run.engine._runner.run
+
+        def run_one(step: Step, rows: list[int]) -> Tensor:
+            if len(step.spans) > 1:
+                raise OutOfBlocks("the memory is full")
+            return compute(step, rows)
+
+        monkeypatch.setattr(run.engine._runner, "run", run_one)
+        with run.engine._changed:
+            first, last = run.submit(PROMPT), run.submit(PROMPT)
+        assert first.result().tokens() == expected
+        with pytest.raises(OutOfRoom, match="memory is full"):
+            last.result()
+        goes_on(run)
 
 
 def test_a_full_queue_refuses_and_empties(landmark_folder: Path) -> None:
