@@ -59,7 +59,7 @@ class PaperAttention(ReferenceAttention):
         if fetch:
             blocks = self._choose(layer, rows, before, fetch)
             parts.append(self._read(layer, rows, scoring, blocks, before))
-        output, _ = combine(parts)
+        output, _ = combine(parts, scoring.void)
         return output
 
     def _local(self, layer: int, rows: Rows, scoring: Scoring) -> Part:
