@@ -100,12 +100,13 @@ def at(builder: Any, address: Any, step: Any, width: int = 4) -> Any:
     return builder.add(address, builder.mul(step, I64(width * LANES)))
 
 
-def ask(builder: Any, address: Any) -> None:
-    """Ask memory for what lies at an address, which need not exist."""
+def ask(builder: Any, address: Any, nearest: bool = True) -> None:
+    """Ask memory for what lies at an address, which need not exist, into the nearest cache or the one behind it."""
     pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [builder.inttoptr(address, pointer), I32(0), I32(3), I32(1)])  # to read, to keep, data
+    keep = I32(3 if nearest else 2)
+    builder.call(function, [builder.inttoptr(address, pointer), I32(0), keep, I32(1)])  # to read, data
 
 
 @intrinsic  # type: ignore[untyped-decorator]
