@@ -123,7 +123,7 @@ class Cairn:
         self.attention = choose_attention(model, self.settings, self.layout)
         self.runner = ModelRunner(model, self.attention)
         self.landmark = model.landmarks.token_id if model.landmarks else None
-        self.session = Session("bench", self.store, index_shapes(model, self.settings))
+        self.session = Session("bench", self.store, index_shapes(model, self.settings, self.layout))
         self.session.append([7] * (context + tokens))
         self.session.reserve(context + tokens)
         self._fill(context)

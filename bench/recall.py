@@ -15,6 +15,7 @@ Up to the trained length positions are absolute; beyond it they are bounded, als
 from __future__ import annotations
 
 import argparse
+import bisect
 import functools
 import multiprocessing
 import random
@@ -31,12 +32,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from bench.passkey import FACT, QUESTION, Prompt, draw_prompts, read_haystack
 from bench.recall_rules import BLOCK, SINKS, WAYS, Way
 from bench.report import write_json
-from cache import BlockStore, DeviceTier, Session
+from cache import BlockStore, CacheLayout, DeviceTier, Session
 from engine import (
     EngineConfig,
     LoadedModel,
     ModelRunner,
     ReferenceAttention,
+    RetrievalSettings,
     Span,
     Step,
     choose_attention,
@@ -86,6 +88,7 @@ class Job:
     way: Way
     budget: float
     count: int
+    by: str = "blocks"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Measured:
     kl: float
     keys: float
     many: float
+    by: str = "blocks"
 
 
 class Reader:
@@ -125,7 +129,7 @@ class Reader:
 
     def read(self, tokens: list[int]) -> Session:
         """A session of these tokens."""
-        session = Session("text", self._store, index_shapes(self._model, self.settings))
+        session = Session("text", self._store, index_shapes(self._model, self.settings, self.layout))
         for start in range(0, len(tokens), 512):
             self.go_on(session, tokens[start : start + 512])
         return session
@@ -239,16 +243,34 @@ def loaded(model: str) -> LoadedModel:
     return load_model(model, "float32")
 
 
-def byte_share(reader: Reader, length: int, model: LoadedModel) -> float:
-    """Keys, values and landmarks that a token reads, as a share of all keys and values of a text."""
-    layout, settings = reader.layout, reader.settings
+def affordable(job: Job, model: LoadedModel) -> int:
+    """Blocks of BLOCK positions that a job may spend: such a share of all, or as many as such a share of bytes buys."""
+    whole = job.length // BLOCK
+    if job.by == "blocks":
+        return round(job.budget * job.length / BLOCK)
+
+    def share(blocks: int) -> float:
+        config = job.way.config(blocks, job.positions)
+        settings = config.retrieval(model)
+        fetched = float(settings.blocks_per_head + settings.outlier_blocks)
+        return byte_share(settings, config.layout(model), fetched, job.length, model)
+
+    return bisect.bisect_right(range(1, whole), job.budget, key=share)
+
+
+def byte_share(
+    settings: RetrievalSettings, layout: CacheLayout, fetched: float, length: int, model: LoadedModel
+) -> float:
+    """Keys, values, copies and landmarks that a token reads, as a share of all keys and values of a text."""
     size, itemsize = layout.block_size, layout.dtype.itemsize
     if settings.blocks_per_head * size >= length:
         return 1.0
     near = (settings.recent_blocks + 0.5 + settings.sink_blocks) * size
-    read = 2 * model.head_dim * (near + reader.blocks_fetched * size) * itemsize
-    looks = settings.blocks_per_head or settings.estimate_rest
-    index = length / size * settings.index_shape(model.head_dim).block_bytes
+    shape = settings.index_shape(model.head_dim, size)
+    read = 2 * model.head_dim * (near + fetched * size) * itemsize
+    read += min(settings.copied_blocks, length // size) * shape.copy_bytes
+    looks = settings.blocks_per_head or settings.copied_blocks or settings.estimate_rest
+    index = length / size * (shape.block_bytes - shape.copy_bytes)
     index = index if looks and settings.rule.sees_content else 0
     whole = 2 * model.head_dim * length * itemsize
     dense = settings.dense_layers / len(model.layers)
@@ -258,7 +280,7 @@ def byte_share(reader: Reader, length: int, model: LoadedModel) -> float:
 def measure(job: Job) -> Measured:
     """One way at one budget."""
     model, tokenizer = loaded(job.model), AutoTokenizer.from_pretrained(job.model)
-    reader = Reader(model, job.way.config(round(job.budget * job.length / BLOCK), job.positions))
+    reader = Reader(model, job.way.config(affordable(job, model), job.positions))
     read = texts(job, tokenizer)
     divergences = []
     for prose, true in zip(
@@ -272,12 +294,13 @@ def measure(job: Job) -> Measured:
         job.way.source,
         job.length,
         job.budget,
-        byte_share(reader, job.length, model),
+        byte_share(reader.settings, reader.layout, reader.blocks_fetched, job.length, model),
         mean(reader.audit.masses),
         mean(reader.compared.errors),
         mean(divergences),
         mean(keys),
         mean(many),
+        job.by,
     )
 
 
@@ -293,7 +316,9 @@ def mean(values: list[float] | list[bool]) -> float:
 def line(row: Measured) -> str:
     name = f"{row.way} ({row.source})"
     shares = f"bytes {row.bytes:6.1%}  mass {row.mass:6.1%}  error {row.error:6.3f}  KL {row.kl:8.4f}"
-    return f"{row.length:6} {row.budget:5.0%} {name:44} {shares}  keys {row.keys:5.0%}  many {row.many:5.0%}"
+    return (
+        f"{row.length:6} {row.budget:5.0%} of {row.by} {name:44} {shares}  keys {row.keys:5.0%}  many {row.many:5.0%}"
+    )
 
 
 def main() -> int:
@@ -303,6 +328,7 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--trained", type=int, default=2048, help="up to here positions are absolute")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--by", choices=("blocks", "bytes"), default="blocks", help="what budgets are shares of")
     parser.add_argument("--ways", nargs="+", choices=[way.name for way in WAYS], help="only these")
     parser.add_argument("--texts", type=int, default=4, help="texts of each kind")
     parser.add_argument("--workers", type=int, default=1)
@@ -318,6 +344,7 @@ def main() -> int:
             way,
             budget,
             options.texts,
+            options.by,
         )
         for length in options.lengths
         for budget in options.budgets

@@ -61,14 +61,14 @@ def plot(rows: list[Row], output: Path) -> None:
     figure.savefig(output, metadata={"Date": None}, bbox_inches="tight")
 
 
-def table(rows: list[Row], length: int, budget: float) -> str:
-    """One budget at one length as markdown."""
+def table(rows: list[Row], length: int, budget: float, by: str = "blocks") -> str:
+    """One budget, of blocks or of bytes, at one length as markdown."""
     lines = [
         "| way | bytes | mass | error | KL | one key's digits | eight keys' digits |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        if row["length"] == length and row["budget"] == budget:
+        if row["length"] == length and row["budget"] == budget and row.get("by", "blocks") == by:
             shares = " | ".join(f"{row[name]:.1%}" for name in ("bytes", "mass"))
             found = " | ".join(f"{row[name]:.0%}" for name in ("keys", "many"))
             lines.append(
@@ -84,8 +84,9 @@ def main() -> int:
     options = parser.parse_args()
     rows = [row for path in options.results for row in json.loads(path.read_text())["rows"]]
     for length in sorted({row["length"] for row in rows}):
-        for budget in sorted({row["budget"] for row in rows if row["length"] == length}):
-            print(f"\n{length:,} tokens, {budget:.0%} of the blocks\n\n{table(rows, length, budget)}")
+        budgets = {(row.get("by", "blocks"), row["budget"]) for row in rows if row["length"] == length}
+        for by, budget in sorted(budgets):
+            print(f"\n{length:,} tokens, {budget:.0%} of the {by}\n\n{table(rows, length, budget, by)}")
     if options.output:
         plot(rows, options.output)
     return 0

@@ -23,8 +23,8 @@ class Way:
         name: as printed
         source: whose rule it is
         settings: what the engine is told, beside block size, recent blocks and sink
-        spends: what the budget buys: `blocks` that each head chooses, a longer `window`, `nothing`, or
-            `everything` whatever the budget
+        spends: what the budget buys: `blocks` that each head chooses, `copies` of them in 4 bits, `both`, a block for
+            four copies, a longer `window`, `nothing`, or `everything` whatever the budget
         block_size: where it differs from the others'
     """
 
@@ -39,7 +39,9 @@ class Way:
         per_block = BLOCK // self.block_size if self.block_size <= BLOCK else 1
         size = self.block_size
         window = blocks if self.spends == "window" else 0
-        chosen = {"blocks": blocks * BLOCK // size, "everything": 4096}.get(self.spends, 0)
+        bought = blocks * BLOCK // size
+        chosen = {"blocks": bought, "both": bought // 5, "everything": 4096}.get(self.spends, 0)
+        copied = {"copies": bought, "both": bought - chosen}.get(self.spends, 0)
         outliers = int(self.settings.get("outlier_blocks", 0))
         settings: dict[str, Any] = {
             "kv_bytes": 1 << 30,
@@ -50,6 +52,7 @@ class Way:
             "positions": positions,
             **self.settings,
             "blocks_per_head": max(0, chosen - outliers),
+            "copied_blocks": copied,
         }
         return EngineConfig(**settings)
 
@@ -86,6 +89,10 @@ WAYS = (
     Way("moments, rest, top-p", "+ Twilight", {"landmarks": "moments", **REST, "retrieval_top_p": 0.95}),
     Way("moments of halves, rest", "ours", {"landmarks": "moments", "landmarks_per_block": 2, **REST}),
     Way("moments of quarters, rest", "ours", {"landmarks": "moments", "landmarks_per_block": 4, **REST}),
+    Way("copies by box", "Quest, and copies", {"landmarks": "box"}, spends="copies"),
+    Way("copies by box-mean", "ArkVale, and copies", {"landmarks": "box-mean"}, spends="copies"),
+    Way("copies by moments, rest", "ours", {"landmarks": "moments", **REST}, spends="copies"),
+    Way("blocks and copies by moments, rest", "ours", {"landmarks": "moments", **REST}, spends="both"),
     Way("box, blocks of 32", "Quest", {"landmarks": "box"}, block_size=32),
     Way("box-mean, blocks of 32", "ArkVale", {"landmarks": "box-mean"}, block_size=32),
     Way("moments, rest, blocks of 32", "ours", {"landmarks": "moments", **REST}, block_size=32),

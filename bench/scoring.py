@@ -140,7 +140,7 @@ class LandmarkScorer:
     def losses(self, tokens: list[int]) -> Tensor:
         layout = self._layout
         store = BlockStore(DeviceTier(layout, layout.block_bytes * layout.blocks(len(tokens))))
-        session = Session("text", store, index_shapes(self._model, self._settings))
+        session = Session("text", store, index_shapes(self._model, self._settings, layout))
         session.append(tokens)
         step = self._chunk * layout.text_per_block
         ends = [*range(step, len(tokens) - 1, step), len(tokens) - 1]

@@ -121,30 +121,31 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
     """To sums of 16 channels, one for each of so many vectors of 8-bit weights, rows times their weights.
 
     The result takes addresses, and strides in bytes: the group's first slice, the stride to the next one, how many
-    there are; the first vector, for each chunk of it what a sum begins with and a scale, the stride from a vector to
-    the next one in all three; the first vector's 16 sums, and the stride to the next one's.
+    there are, and how many of them are weighed with one scale; the first vector, for each such chunk of it what a sum
+    begins with and a scale, the stride from a vector to the next one in all three; the first vector's 16 sums, and the
+    stride to the next one's.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def channels(
-        context: Any, slices: Any, stride: Any, count: Any, vector: Any, starts: Any, sizes: Any, apart: Any, to: Any,
-        to_apart: Any,
+        context: Any, slices: Any, stride: Any, count: Any, chunk: Any, vector: Any, starts: Any, sizes: Any,
+        apart: Any, to: Any, to_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            slices, stride, count, vector, starts, sizes, apart, to, to_apart = arguments
+            slices, stride, count, chunk, vector, starts, sizes, apart, to, to_apart = arguments
             offsets = [b.mul(apart, I64(i)) for i in range(vectors)]
             places = [b.add(to, b.mul(to_apart, I64(i))) for i in range(vectors)]
             totals = [cgutils.alloca_once_value(b, load(b, place, REALS)) for place in places]
-            sums, chunk = Sums(b, vectors, vnni), CHUNK // DEEP
-            with cgutils.for_range(b, b.sdiv(b.add(count, I64(chunk - 1)), I64(chunk))) as loop:
-                first, place = b.mul(loop.index, I64(chunk)), b.mul(loop.index, I64(4))
+            sums, chunks = Sums(b, vectors, vnni), b.sdiv(b.add(count, b.sub(chunk, I64(1))), chunk)
+            with cgutils.for_range(b, chunks) as loop:
+                first, place = b.mul(loop.index, chunk), b.mul(loop.index, I64(4))
                 sums.begin([load(b, b.add(b.add(starts, place), offset), I32) for offset in offsets])
                 left = b.sub(count, first)
-                few = b.select(b.icmp_signed("<", left, I64(chunk)), left, I64(chunk))
+                few = b.select(b.icmp_signed("<", left, chunk), left, chunk)
                 with cgutils.for_range(b, few) as inner:
                     octet = b.add(first, inner.index)
                     slice = b.add(slices, b.mul(octet, stride))
-                    ask(b, b.add(slice, b.mul(stride, I64(chunk))))
+                    ask(b, b.add(slice, b.mul(stride, chunk)))
                     mine = b.add(vector, b.mul(octet, I64(DEEP)))
                     sums.add(slice, [b.add(mine, offset) for offset in offsets])
                 for total, offset, added in zip(totals, offsets, sums.end(), strict=True):
@@ -154,7 +155,7 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
                 store(b, b.load(total), place)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 9), generate
+        return types.void(*[types.intp] * 10), generate
 
     return channels
 
@@ -222,21 +223,22 @@ def multiply_rows(
 
 @compiled
 def add_up_rows(
-    numbers: int, starts: int, sizes: int, apart: int, first: int, words: int, sums: Floats, count: int
+    numbers: int, starts: int, sizes: int, apart: int, first: int, words: int, sums: Floats, count: int, share: int
 ) -> None:
     """Add a head's rows, times weights, to sums.
 
     Args:
         numbers: address of weights times the rows' scales, in 8 bits (Q, N)
-        starts, sizes: addresses of what belongs to each chunk of them (Q, chunks), as `shorten` makes it
+        starts, sizes: addresses of what belongs to each chunk of them (Q, chunks), as a `shortener` makes it
         apart: bytes from a query's weights to the next one's, and from their starts and sizes
-        first: the first row's column, a multiple of 64
+        first: the first row's column, a multiple of `share`
         words: address of (octets, groups, 16, 4)
         sums: (Q, padded D)
+        share: rows that share a scale of their weights, a multiple of 16
     """
     queries, groups = sums.shape[0], sums.shape[1] // LANES
     stride, to_apart, octets = groups * SLICE_BYTES, 4 * sums.shape[1], (count + DEEP - 1) // DEEP
-    chunk = 4 * (first // CHUNK)
+    chunk, together = 4 * (first // share), share // DEEP
     query = 0
     while query < queries:
         left, offset = queries - query, query * apart
@@ -244,13 +246,13 @@ def add_up_rows(
         for group in range(groups):
             slices, to = words + group * SLICE_BYTES, address(sums) + query * to_apart + 4 * group * LANES
             if left >= 8:
-                channels_eight(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+                channels_eight(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
             elif left >= 4:
-                channels_four(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+                channels_four(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
             elif left >= 2:
-                channels_two(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+                channels_two(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
             else:
-                channels_one(slices, stride, octets, vector, start_at, size_at, apart, to, to_apart)
+                channels_one(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
         query += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
 
@@ -300,7 +302,7 @@ def add_up(
             )  # fmt: skip
         whole[:] = 0.0
         of_all = address(numbers), address(starts), address(sizes)
-        add_up_rows(*of_all, chunks * CHUNK, 0, address(words[head]), whole, count)
+        add_up_rows(*of_all, chunks * CHUNK, 0, address(words[head]), whole, count, CHUNK)
         sums[head] += whole[:, : sums.shape[2]]
 
 

@@ -33,6 +33,7 @@ DEEP = BYTES * HALVES
 LARGEST = 7
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
+Numbers = NDArray[np.int64]
 
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +75,14 @@ class FourBits(Rows):
     @staticmethod
     def row_bytes(heads: int, width: int) -> int:
         return heads * (-(-width // 2) + np.dtype(np.float32).itemsize)
+
+    def _pick(self, heads: Numbers, at: Numbers) -> Small:
+        """Numbers (H, N, padded width) of rows `at` (H, N) of heads (H, 1)."""
+        raise NotImplementedError
+
+    def pick(self, numbers: Tensor) -> Tensor:
+        heads, at = np.arange(len(numbers))[:, None], numbers.numpy()
+        return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self.scales[heads, at, None])
 
     def put(self, first: int, rows: Tensor) -> None:
         numbers, scales = rounded(rows)
@@ -121,7 +130,15 @@ class ByRow(FourBits):
 
     def _get(self, first: int, last: int) -> Small:
         tiles, lanes = np.divmod(np.arange(first, last), LANES)
-        words = self.words.swapaxes(2, 3)[:, tiles, lanes]  # (H, N, slices, bytes)
+        return self._numbers(self.words.swapaxes(2, 3)[:, tiles, lanes])
+
+    def _pick(self, heads: Numbers, at: Numbers) -> Small:
+        tiles, lanes = np.divmod(at, LANES)
+        return self._numbers(self.words.swapaxes(2, 3)[heads, tiles, lanes])
+
+    @staticmethod
+    def _numbers(words: Words) -> Small:
+        """Numbers (H, N, padded width) of words (H, N, slices, bytes)."""
         return signed(np.stack((words & 15, words >> 4), axis=-2)).reshape(*words.shape[:2], -1)
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
@@ -150,6 +167,11 @@ class ByChannel(FourBits):
         words = self.words[:, at // DEEP, :, :, at % BYTES]  # (N, H, groups, lanes)
         nibbles = words >> (4 * (at % DEEP // BYTES)).astype(np.uint8)[:, None, None, None] & 15
         return signed(nibbles.astype(np.uint8)).swapaxes(0, 1).reshape(words.shape[1], len(at), -1)
+
+    def _pick(self, heads: Numbers, at: Numbers) -> Small:
+        words = self.words[heads, at // DEEP, :, :, at % BYTES]  # (H, N, groups, lanes)
+        nibbles = words >> (4 * (at % DEEP // BYTES)).astype(np.uint8)[..., None, None] & 15
+        return signed(nibbles.astype(np.uint8)).reshape(*at.shape, -1)
 
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
         arrays = (weights.numpy(), self.words, self.scales, sums.numpy())

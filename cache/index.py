@@ -5,7 +5,7 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class IndexShape:
         values: channels of its mean value, 0 to keep none
         slopes: whether to keep how its mean value turns with the query
         outlying: whether to keep how badly its landmark represents it
+        copies: positions of a block and channels of its keys and values, all of which are kept once more; (0, 0) keeps
+            none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
     """
 
@@ -40,12 +42,18 @@ class IndexShape:
     values: int = 0
     slopes: bool = False
     outlying: bool = False
+    copies: tuple[int, int] = (0, 0)
     rounded: bool = False
 
     @property
     def block_bytes(self) -> int:
         """Bytes that are kept of a block, per KV head."""
         return BlockIndex(1, self).block_bytes
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of these that are its copy."""
+        return self.block_bytes - replace(self, copies=(0, 0)).block_bytes
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,14 @@ class Summary:
         slopes: two vectors (kv_heads, blocks, head_dim) each: the product of a query with the first one tells how much
             of the second one to add to the mean value
         outlying: how badly the landmark represents the block (kv_heads, blocks)
+        copies: keys and values (kv_heads, blocks, positions, head_dim) each
     """
 
     landmarks: Tensor
     values: Tensor | None = None
     slopes: tuple[Tensor, Tensor] | None = None
     outlying: Tensor | None = None
+    copies: tuple[Tensor, Tensor] | None = None
 
 
 class BlockIndex:
@@ -93,7 +103,9 @@ class BlockIndex:
         self._values = vectors(shape.values, ByChannel)
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
+        self._copies = [vectors(shape.copies[1], kind) for kind in (ByRow, ByChannel) if shape.copies[0]]
         self._table: Numbers | None = None
+        self._copies_table: Numbers | None = None
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks."""
@@ -110,8 +122,12 @@ class BlockIndex:
         if self.shape.outlying:
             assert summary.outlying is not None
             self._outlying.add(summary.outlying[..., None])
+        if self._copies:
+            assert summary.copies is not None
+            for vectors, rows in zip(self._copies, summary.copies, strict=True):
+                vectors.add(rows.flatten(1, 2))
         self.count += summary.landmarks.shape[1]
-        self._table = None
+        self._forget_addresses()
 
     def products(self, queries: Tensor, count: int) -> Tensor:
         """Dot products of queries (kv_heads, queries, width) with each landmark of the first `count` blocks, by part.
@@ -140,9 +156,18 @@ class BlockIndex:
         addresses of its words and scales; parts are those of a landmark, mean values, and both vectors of their slopes.
         """
         if self._table is None:
-            parts = [vectors.segments for vectors, _ in self._kept]
-            self._table = np.array([addresses(pieces) for pieces in zip(*parts, strict=True)], np.int64)
+            self._table = table_of([vectors for vectors, _ in self._summaries])
         return self._table
+
+    def _forget_addresses(self) -> None:
+        self._table = self._copies_table = None
+
+    @property
+    def copies_table(self) -> Numbers:
+        """The same of the copies: rows are positions, parts are keys and values."""
+        if self._copies_table is None:
+            self._copies_table = table_of(self._copies)
+        return self._copies_table
 
     def weigh_values(self, weights: Tensor, queries: Tensor) -> Tensor:
         """Values of the first blocks, as these queries would read them, summed by weights.
@@ -164,11 +189,23 @@ class BlockIndex:
         """How badly the first `count` blocks are represented: (kv_heads, count)."""
         return self._outlying.rows(count)[..., 0]
 
+    def copied(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of keys and of values of blocks (H, T, K), H being kv_heads: (H, T, K, positions, head_dim) each."""
+        size = self.shape.copies[0]
+        rows = (blocks[..., None] * size + torch.arange(size, device=blocks.device)).flatten(1)
+        keys, values = (vectors.pick(rows).view(*blocks.shape, size, -1) for vectors in self._copies)
+        return keys, values
+
     # -- to and from bytes -----------------------------------------------------------------------------------
 
     @property
     def _kept(self) -> list[tuple[Vectors, int]]:
         """All vectors that are in use, each with its rows per block."""
+        return self._summaries + [(vectors, self.shape.copies[0]) for vectors in self._copies]
+
+    @property
+    def _summaries(self) -> list[tuple[Vectors, int]]:
+        """Those that stand for a block, and are not its copy."""
         kept = [(vectors, self.shape.landmarks) for vectors in self._landmarks]
         kept += [(self._values, 1)] * bool(self.shape.values)
         kept += [(vectors, 1) for vectors in self._slopes]
@@ -192,7 +229,7 @@ class BlockIndex:
             vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes))
             start = end
         self.count += len(packed)
-        self._table = None
+        self._forget_addresses()
 
     def fork(self, count: int) -> BlockIndex:
         """An index of the first `count` blocks that shares their storage."""
@@ -202,7 +239,14 @@ class BlockIndex:
         fork._values = self._values.fork(count if self.shape.values else 0, fork._slab)
         fork._slopes = [vectors.fork(count, fork._slab) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
+        fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         return fork
+
+
+def table_of(parts: list[Vectors]) -> Numbers:
+    """See `BlockIndex.table`."""
+    segments = zip(*(vectors.segments for vectors in parts), strict=True)
+    return np.array([addresses(pieces) for pieces in segments], np.int64)
 
 
 def addresses(pieces: tuple[Segment, ...]) -> list[int]:

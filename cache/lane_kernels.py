@@ -21,6 +21,8 @@ NUMBERS, PAIRS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
 FAST = ("fast",)
 NOTHING = -1e30
 """Logarithm of a mass that is none."""
+LINE = 64
+"""Bytes that memory gives at once."""
 LOG2_E = 1.4426950408889634
 POWER = (1.0, 0.6931471806, 0.240226507, 0.05550410866, 0.009618129108, 0.001333355815, 0.0001540353039)
 """Taylor's coefficients of 2**x, which is right to 2e-7 for x in [-0.5, 0.5]."""
@@ -107,6 +109,19 @@ def ask(builder: Any, address: Any, nearest: bool = True) -> None:
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     keep = I32(3 if nearest else 2)
     builder.call(function, [builder.inttoptr(address, pointer), I32(0), keep, I32(1)])  # to read, data
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(context: Any, start: Any, length: Any) -> Any:
+    """Ask for so many bytes from an address on: blocks lie anywhere, and waiting for one takes longer than its work."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        start, length = arguments
+        with cgutils.for_range(b, b.sdiv(length, I64(LINE))) as loop:
+            ask(b, b.add(start, b.mul(loop.index, I64(LINE))))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -204,41 +219,50 @@ MIDDLE = 8
 TINIEST = 1e-35
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def shorten(context: Any, x: Any, factors: Any, to: Any, starts: Any, sizes: Any, chunks: Any) -> Any:
-    """Numbers times a factor of their own in 8 bits; each 64 of them share a scale.
+def shortener(count: int) -> Any:
+    """A kernel that rounds numbers times a factor of their own to 8 bits, so many of them by one scale.
+
+    The result takes addresses, and how many scales there are:
 
     Args:
-        x, factors: (64 * chunks,) fp32
-        to: (64 * chunks,) int8
+        count: a multiple of 16
+        x, factors: (chunks * count,) fp32
+        to: (chunks * count,) int8
         starts: (chunks,) int32: what a sum of products begins with, as `MIDDLE` asks for
         sizes: (chunks,) fp32: of a step
     """
+    parts = count // LANES
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, factors, to, starts, sizes, chunks = arguments
-        parts = CHUNK // LANES
-        with cgutils.for_range(b, chunks) as loop:
-            first, place = b.mul(loop.index, I64(parts)), b.mul(loop.index, I64(4))
-            scaled = []
-            largest, total = same(REALS, TINIEST), same(WHOLES, 0)
-            for part in range(parts):
-                step = b.add(first, I64(part))
-                scaled.append(b.fmul(load(b, at(b, x, step), REALS), load(b, at(b, factors, step), REALS), FAST))
-                largest = larger(b, call(b, f"llvm.fabs.v{LANES}f32", REALS, scaled[-1]), largest)
-            peak = call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, largest)
-            inverse = spread(b, b.fdiv(F32(FINEST), peak), REALS)
-            for part, value in enumerate(scaled):
-                near = call(b, f"llvm.rint.v{LANES}f32", REALS, b.fmul(value, inverse))
-                whole = b.fptosi(near, WHOLES)
-                total = b.add(total, whole)
-                store(b, b.trunc(whole, SMALL), at(b, to, b.add(first, I64(part)), 1), 1)
-            kind = ir.FunctionType(I32, [WHOLES])
-            added = b.call(
-                cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.add.v{LANES}i32"), [total]
-            )
-            store(b, b.mul(added, I32(-MIDDLE)), b.add(starts, place))
-            store(b, b.fmul(peak, F32(1 / FINEST)), b.add(sizes, place))
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def shorten(context: Any, x: Any, factors: Any, to: Any, starts: Any, sizes: Any, chunks: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            x, factors, to, starts, sizes, chunks = arguments
+            with cgutils.for_range(b, chunks) as loop:
+                first, place = b.mul(loop.index, I64(parts)), b.mul(loop.index, I64(4))
+                scaled = []
+                largest, total = same(REALS, TINIEST), same(WHOLES, 0)
+                for part in range(parts):
+                    step = b.add(first, I64(part))
+                    scaled.append(b.fmul(load(b, at(b, x, step), REALS), load(b, at(b, factors, step), REALS), FAST))
+                    largest = larger(b, call(b, f"llvm.fabs.v{LANES}f32", REALS, scaled[-1]), largest)
+                peak = call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, largest)
+                inverse = spread(b, b.fdiv(F32(FINEST), peak), REALS)
+                for part, value in enumerate(scaled):
+                    near = call(b, f"llvm.rint.v{LANES}f32", REALS, b.fmul(value, inverse))
+                    whole = b.fptosi(near, WHOLES)
+                    total = b.add(total, whole)
+                    store(b, b.trunc(whole, SMALL), at(b, to, b.add(first, I64(part)), 1), 1)
+                kind = ir.FunctionType(I32, [WHOLES])
+                added = b.call(
+                    cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.add.v{LANES}i32"), [total]
+                )
+                store(b, b.mul(added, I32(-MIDDLE)), b.add(starts, place))
+                store(b, b.fmul(peak, F32(1 / FINEST)), b.add(sizes, place))
+            return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), generate
+        return types.void(*[types.intp] * 6), generate
+
+    return shorten
+
+
+shorten, shorten_tile = shortener(CHUNK), shortener(LANES)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cache.four_bits import rounded
 from cache.layout import Bytes
 from cache.pages import zero_bytes
-from cache.rows import CPU, Rows, Take
+from cache.rows import CPU, Rows, Take, each_head
 
 PIECE_BYTES = 32 << 20
 """Of widened rows at once."""
@@ -48,8 +48,11 @@ class Packed(Rows):
     def rows(self, count: int) -> Tensor:
         return self._widened(slice(0, count), slice(None))
 
-    def _widened(self, rows: slice, heads: slice) -> Tensor:
-        """Some rows of some heads in fp32 (H, N, D)."""
+    def pick(self, numbers: Tensor) -> Tensor:
+        return self._widened(numbers, each_head(numbers))
+
+    def _widened(self, rows: slice | Tensor, heads: slice | Tensor) -> Tensor:
+        """Some rows of some heads, or rows (H, N) of heads (H, 1), in fp32 (H, N, D)."""
         signed = self._halves[heads, rows].view(torch.int8)  # shifts of these keep the sign
         numbers = torch.stack(((signed << 4) >> 4, signed >> 4), dim=-1).flatten(-2)[..., : self._width]
         return numbers * self._scales[heads, rows, None]

@@ -48,7 +48,7 @@ def sink(best: Floats, blocks: Integers, place: int, count: int) -> None:
 
 @compiled
 def best_blocks(wanted: Floats, sinks: int, count: int, best: Floats, blocks: Integers) -> None:
-    """The blocks from `sinks` on, below `count`, that are wanted most (K,); -1 where there is nothing left.
+    """The blocks from `sinks` on, below `count`, that are wanted most (K,), best first; -1 where there is nothing left.
 
     Room for 64 more must be behind those that are wanted.
     """
@@ -67,6 +67,10 @@ def best_blocks(wanted: Floats, sinks: int, count: int, best: Floats, blocks: In
                     best[0], blocks[0] = wanted[n], n
                     sink(best, blocks, 0, found)
         start = end
+    for end in range(found - 1, 0, -1):  # the smallest goes last
+        best[0], best[end] = best[end], best[0]
+        blocks[0], blocks[end] = blocks[end], blocks[0]
+        sink(best, blocks, 0, end)
 
 
 @compiled
@@ -77,7 +81,7 @@ def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, wh
         scores: (T * G, R); written over
         sinks: the first block that may be chosen
         ends: for each query the first one that may not be chosen any more (T,)
-        blocks: (T, K), filled; -1 where there was nothing left
+        blocks: (T, K), filled, the best ones first; -1 where there was nothing left
         whole: room (R,)
     """
     groups, best = len(scores) // len(ends), np.empty(blocks.shape[1], np.float32)
@@ -185,7 +189,7 @@ def add_up_part(
         capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
         if taken > 0:
             words = table[segment, 2 + 2 * part] + head * capacity * sums.shape[1] // 2
-            add_up_rows(numbers, starts, sizes, 4 * room, start, words, sums, taken)
+            add_up_rows(numbers, starts, sizes, 4 * room, start, words, sums, taken, CHUNK)
             start += taken
 
 

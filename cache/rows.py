@@ -19,6 +19,11 @@ Take = Callable[[int], Bytes]
 CPU = torch.device("cpu")
 
 
+def each_head(numbers: Tensor) -> Tensor:
+    """Heads (H, 1) of rows that each head has numbers (H, N) of its own for."""
+    return torch.arange(len(numbers), device=numbers.device)[:, None]
+
+
 class Rows:
     """Rows 0, 1, 2, … of all heads in fp32, each written once.
 
@@ -48,6 +53,10 @@ class Rows:
     def rows(self, count: int) -> Tensor:
         """The first rows in fp32 (H, N, D)."""
         return self._storage[:, :count]
+
+    def pick(self, numbers: Tensor) -> Tensor:
+        """Rows of such numbers, each head its own (H, N), in fp32: (H, N, D)."""
+        return self._storage[each_head(numbers), numbers]
 
     def pack(self, first: int, last: int) -> Bytes:
         """Rows first, …, last - 1 as bytes (N, row_bytes)."""

@@ -163,6 +163,17 @@ class Vectors:
         none = torch.empty(heads, 0, width, device=self._device)
         return torch.cat([none, *(rows.rows(taken) for rows, taken in self._until(count))], 1)
 
+    def pick(self, numbers: Tensor) -> Tensor:
+        """Rows of such numbers, each head its own (kv_heads, rows), in fp32: (kv_heads, rows, width)."""
+        found = torch.empty(*numbers.shape, self._shape[1], device=self._device)
+        start = 0
+        for segment in self._segments:
+            inside = (numbers >= start) & (numbers < start + segment.count)
+            taken = segment.storage.pick((numbers - start).clamp(0, segment.count - 1))
+            found = torch.where(inside[..., None], taken, found)
+            start += segment.count
+        return found
+
     def scores(self, queries: Tensor, count: int) -> Tensor:
         """Products of queries (kv_heads, queries, width) with the first `count` rows: (kv_heads, queries, count)."""
         queries, found = queries.contiguous(), torch.empty(*queries.shape[:2], count, device=self._device)

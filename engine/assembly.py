@@ -41,9 +41,9 @@ def open_beside(
     return Beside(runner, threads, config.decode_share, tell)
 
 
-def index_shapes(model: LoadedModel, settings: RetrievalSettings) -> list[IndexShape | None]:
+def index_shapes(model: LoadedModel, settings: RetrievalSettings, layout: CacheLayout) -> list[IndexShape | None]:
     """What is kept of a block in each layer; None where a window leaves nothing to look up, or all is read."""
-    shape = settings.index_shape(model.head_dim)
+    shape = settings.index_shape(model.head_dim, layout.block_size)
     dense = range(settings.dense_layers)
     return [None if layer.window or index in dense else shape for index, layer in enumerate(model.layers)]
 
@@ -66,7 +66,8 @@ def fingerprint(identity: bytes, settings: RetrievalSettings, layout: CacheLayou
 
 def open_registry(model: LoadedModel, settings: RetrievalSettings, config: EngineConfig) -> SessionRegistry:
     """The sessions of a model, in memory or as a folder has them; raises InvalidParameter."""
-    layout, shapes, who = config.layout(model), index_shapes(model, settings), identity(model)
+    layout, who = config.layout(model), identity(model)
+    shapes = index_shapes(model, settings, layout)
     mark = fingerprint(who, settings, layout)
     entry = layout.kv_heads * sum(shape.block_bytes for shape in shapes if shape is not None)
     given = budgets(config, model, entry)

@@ -19,7 +19,7 @@ LOWEST = {
     "max_session_tokens": 1, "kv_bytes": 1, "host_kv_bytes": 1, "disk_kv_bytes": 1, "tenant_tokens": 1,
     "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
     "block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0, "landmarks_per_block": 1,
-    "outlier_blocks": 0, "least_blocks": 0, "dense_layers": 0,
+    "copied_blocks": 0, "outlier_blocks": 0, "least_blocks": 0, "dense_layers": 0,
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class EngineConfig:
         blocks_per_head: far blocks that each KV head fetches per position
         recent_blocks, sink_blocks: blocks that are always read
         landmarks_per_block: landmarks of a block
+        copied_blocks: so many of the next best far blocks are read from copies in 4 bits
         outlier_blocks: further far blocks that are always read, those that their landmarks represent worst
         retrieval_top_p: fetch only until this share of the attention is covered, as the landmarks estimate it
         least_blocks: with `retrieval_top_p`, fetch at least so many
@@ -81,6 +82,7 @@ class EngineConfig:
     recent_blocks: int | None = None
     sink_blocks: int | None = None
     landmarks_per_block: int | None = None
+    copied_blocks: int | None = None
     outlier_blocks: int | None = None
     retrieval_top_p: float | None = None
     least_blocks: int = 1
@@ -133,6 +135,7 @@ class EngineConfig:
             sink_blocks=choose(self.sink_blocks, 1),
             positions=self.positions or "absolute",
             landmarks_per_block=choose(self.landmarks_per_block, 1),
+            copied_blocks=choose(self.copied_blocks, 0),
             outlier_blocks=choose(self.outlier_blocks, 0),
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
@@ -168,12 +171,14 @@ class EngineConfig:
             raise InvalidParameter("estimate_rest", f"{rule.name} does not estimate a block's attention; use {fit}")
         if settings.landmark_dtype == "int4" and not rule.rounds:
             raise InvalidParameter("landmark_dtype", f"landmarks of {rule.name} do not bear rounding; use float32")
+        if settings.copied_blocks and not rule.sees_content:
+            raise InvalidParameter("copied_blocks", f"{rule.name} does not look at what stands in a block")
         if settings.top_p is not None and not rule.sees_content:
             raise InvalidParameter("retrieval_top_p", f"{rule.name} does not look at what stands in a block")
 
     def _refuse_for_trained(self) -> None:
         """The geometry of trained landmarks is part of the weights."""
-        fixed = ("block_size", "recent_blocks", "sink_blocks", "landmarks_per_block", "outlier_blocks")
+        fixed = ("block_size", "recent_blocks", "sink_blocks", "landmarks_per_block", "outlier_blocks", "copied_blocks")
         for name in (*fixed, "estimate_rest", "rest_slopes", "dense_layers"):
             if getattr(self, name) is not None:
                 raise InvalidParameter(name, "is fixed by the model's training; leave it out")

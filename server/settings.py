@@ -88,6 +88,7 @@ class Settings:
     recent_blocks: int | None = _setting(None, "latest blocks that are always attended (default: the model's)", 0)
     sink_blocks: int | None = _setting(None, "first blocks that are always attended (default: the model's)", 0)
     landmarks_per_block: int | None = _setting(None, "landmarks of a block", 1)
+    copied_blocks: int | None = _setting(None, "next best blocks that are read from copies in 4 bits", 0)
     outlier_blocks: int | None = _setting(None, "blocks that no landmark represents, always read", 0)
     retrieval_top_p: float | None = _setting(None, "fetch until this share of the attention is covered", 0.0, 1.0)
     least_blocks: int = _setting(1, "with retrieval_top_p, fetch at least so many", 0)
@@ -142,6 +143,7 @@ ENGINE_SETTINGS = (
     "recent_blocks",
     "sink_blocks",
     "landmarks_per_block",
+    "copied_blocks",
     "outlier_blocks",
     "retrieval_top_p",
     "least_blocks",

@@ -171,7 +171,7 @@ class Bench:
         self.landmark = self.model.landmarks.token_id if self.model.landmarks else None
 
     def session(self, name: str = "session") -> Session:
-        return Session(name, self.store, index_shapes(self.model, self.settings))
+        return Session(name, self.store, index_shapes(self.model, self.settings, self.layout))
 
     def span(self, session: Session, end: int, fetch: int | None) -> Span:
         """The session's next text tokens up to `end`."""

@@ -27,10 +27,16 @@ class Recipe:
     Attributes:
         landmarks: geometry of the grouped softmax; None trains plain attention
         curriculum: stages, the first one from 0 tokens on
+        theta: base of the rotary frequencies; a longer context wants a larger one
+        warmup: steps until the full learning rate
+        report: steps between two reports and checkpoints
     """
 
     landmarks: LandmarkSettings | None
     curriculum: tuple[Stage, ...]
+    theta: float = 10_000.0
+    warmup: int = 200
+    report: int = 200
 
     def stage(self, seen: float) -> Stage:
         """The stage of a run that has seen so many tokens."""
@@ -78,6 +84,9 @@ RECIPES = {
         None,
         (Stage(0, 2048, 2, PROSE), Stage(6e6, 2048, 2, Mix(copying=0.08, language=0.32))),
     ),
+    "books-plain-8k": Recipe(
+        None, (Stage(0, 8192, 1, Mix(copying=0.05, language=0.25, facts=48)),), theta=50_000.0, warmup=30, report=10
+    ),
 }
 """`cairn-4m` is the model that we ship; the books' pair is for the paper's tables; `books-plain-2k` goes on
-from `books-plain` to a longer context, as the test bed of the training-free rules."""
+from `books-plain` to a longer context, as the test bed of the training-free rules, and `books-plain-8k` from that."""

@@ -111,7 +111,7 @@ class Tasks:
             sample = Sample()
             sample.add(self._corpus.text(rng, length, prose=rng.random() < 0.9), 1.0)
             return sample
-        return self.retrieval(rng, length)
+        return self.retrieval(rng, length, mix.facts)
 
     def copying(self, rng: random.Random, length: int) -> Sample:
         """A span of 8 to 60 tokens, random or text, repeated until the sample is full."""
@@ -126,21 +126,21 @@ class Tasks:
             sample.add(span, 1.0)
         return Sample(sample.tokens[:length], sample.weights[:length])
 
-    def retrieval(self, rng: random.Random, length: int) -> Sample:
-        """Facts at random places of a filler, then questions about some of them, answered."""
-        while (sample := self._retrieval(rng, length)) is None:
+    def retrieval(self, rng: random.Random, length: int, most: int = 8) -> Sample:
+        """At most so many facts at random places of a filler, then questions about some of them, answered."""
+        while (sample := self._retrieval(rng, length, most)) is None:
             pass
         return sample
 
-    def _retrieval(self, rng: random.Random, length: int) -> Sample | None:
+    def _retrieval(self, rng: random.Random, length: int, most: int) -> Sample | None:
         """As `retrieval`; None if what was drawn does not fit."""
-        facts = self._facts(rng, length)
+        facts = self._facts(rng, length, most)
         turns = Sample()
         chat = rng.random() < 0.75
         budget = length // 2
         for fact in rng.sample(facts, len(facts)):
             turn = self._turn(rng, fact, chat=chat)
-            if turns.tokens and (len(turns.tokens) + len(turn.tokens) > budget or rng.random() < 0.2):
+            if turns.tokens and (len(turns.tokens) + len(turn.tokens) > budget or rng.random() < 1.6 / most):
                 break
             turns.tokens += turn.tokens
             turns.weights += turn.weights
@@ -196,13 +196,13 @@ class Tasks:
             sample.add([self._id("<|end|>")], LEAD)
         return sample
 
-    def _facts(self, rng: random.Random, length: int) -> list[Fact]:
-        """Facts of one kind that fit into a third of `length` tokens."""
+    def _facts(self, rng: random.Random, length: int, most: int) -> list[Fact]:
+        """At most so many facts of one kind that fit into a third of `length` tokens."""
         kinds: list[Callable[[random.Random, int], list[Fact]]] = [self._keys] * 8
         kinds += [self._things, self._needles, self._needles]
         if length >= 200:
             kinds += [self._many_values, self._chain]
-        most = max(1, min(8, length // 60))
+        most = max(1, min(most, length // 60))
         facts = rng.choice(kinds)(rng, rng.randint(1, most))
         while len(facts) > 1 and sum(len(self.encode(f.told)) for f in facts) > length // 2:
             facts.pop()
@@ -262,10 +262,14 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the kinds of sample; the rest is retrieval."""
+    """Shares of the kinds of sample; the rest is retrieval, with at most so many facts in a sample.
+
+    A long row with few questions teaches little for what it costs, so there `facts` is raised.
+    """
 
     copying: float
     language: float
+    facts: int = 8
 
 
 def pass_key(rng: random.Random) -> str:

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from training.tasks import ANSWER_WEIGHT, Mix, Sample, Tasks
 from training.tokenizer import LANDMARK, for_transformers, train_tokenizer
 
 
-def small_llama(vocabulary: int, slots: int) -> LlamaConfig:
+def small_llama(vocabulary: int, slots: int, theta: float = 10_000.0) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -39,7 +40,7 @@ def small_llama(vocabulary: int, slots: int) -> LlamaConfig:
         num_key_value_heads=4,
         head_dim=64,
         max_position_embeddings=slots,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings=True,
         attention_dropout=0.0,
     )
@@ -68,9 +69,20 @@ class Trainer:
     """One run: model, average of its weights, optimiser, and how many tokens it has seen."""
 
     def __init__(
-        self, run: Path, files: list[Path], recipe: Recipe, *, total: float, rate: float, seed: int, muon: bool
+        self,
+        run: Path,
+        files: list[Path],
+        recipe: Recipe,
+        *,
+        total: float,
+        rate: float,
+        seed: int,
+        muon: bool,
+        base: Path | None = None,
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
+        if base is not None and not (run / "tokenizer.json").exists():
+            shutil.copy(base / "tokenizer.json", run / "tokenizer.json")
         self.run, self.recipe, self.total, self.rate = run, recipe, total, rate
         self.tokenizer = load_tokenizer(run / "tokenizer.json", files)
         landmark = self.tokenizer.token_to_id(LANDMARK)
@@ -81,7 +93,9 @@ class Trainer:
         torch.manual_seed(seed)
         attention.register()
         longest = max(512, *(stage.slots for stage in recipe.curriculum))
-        self.model = LlamaForCausalLM(small_llama(self.tokenizer.get_vocab_size(), longest))
+        self.model = LlamaForCausalLM(small_llama(self.tokenizer.get_vocab_size(), longest, recipe.theta))
+        if base is not None:
+            self.model.load_state_dict(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict())
         self.model.set_attn_implementation(attention.NAME if recipe.landmarks else "sdpa")
         self.inv_freq = self.model.model.rotary_emb.inv_freq.clone()
         self.average = [p.detach().clone() for p in self.model.parameters()]
@@ -111,7 +125,7 @@ class Trainer:
         (self.run / "checkpoint.new").replace(self.run / "checkpoint.pt")
 
     def learning_rate(self) -> float:
-        return rate_at(self.rate, (self.step + 1) / 200, self.seen, self.total)
+        return rate_at(self.rate, (self.step + 1) / self.recipe.warmup, self.seen, self.total)
 
     def batch(self, rng: random.Random, stage: Stage) -> tuple[Tensor, Tensor]:
         """Slots and weights, both (rows, slots)."""
@@ -142,13 +156,13 @@ class Trainer:
         return float(loss.detach())
 
     @torch.no_grad()
-    def evaluate(self, stage: Stage, batches: int = 4) -> dict[str, float]:
+    def evaluate(self, stage: Stage, batches: int | None = None) -> dict[str, float]:
         """Shares of retrieval answers and of copied tokens that are right, on fresh samples."""
         rng = random.Random(self.seen)
         result = {}
-        for name, mix in {"retrieval": Mix(0, 0), "copying": Mix(1, 0)}.items():
+        for name, mix in {"retrieval": Mix(0, 0, stage.mix.facts), "copying": Mix(1, 0)}.items():
             right, count = 0.0, 0.0
-            for _ in range(batches):
+            for _ in range(batches or max(1, min(4, 8192 // stage.slots))):
                 slots, weights = self.batch(rng, replace(stage, mix=mix))
                 hit = self.logits(slots, stage.crowd)[:, :-1].argmax(-1) == slots[:, 1:]
                 asked = weights[:, 1:] == (ANSWER_WEIGHT if name == "retrieval" else 1.0)
@@ -164,7 +178,7 @@ class Trainer:
             losses.append(self.update(random.Random(self.seed * 1_000_003 + self.step), stage))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"loss is {losses[-1]} at step {self.step}; lower --rate")
-            if self.step % 200 == 0:
+            if self.step % self.recipe.report == 0:
                 line = {"step": self.step, "seen": self.seen, "slots": stage.slots, "rate": self.learning_rate()}
                 line |= {"loss": round(sum(losses) / len(losses), 4), "seconds": round(time.time() - reported, 1)}
                 line |= self.evaluate(stage)
@@ -202,6 +216,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the run: log, checkpoint, tokenizer")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.xz or text files")
     parser.add_argument("--recipe", choices=RECIPES, default="cairn-4m", help="what to train (training/recipes.py)")
+    parser.add_argument("--base", type=Path, help="folder of a model of this shape whose weights a new run begins with")
     parser.add_argument("--total-tokens", type=float, default=40e6)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (resumable) after this long")
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -211,7 +226,13 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the averaged weights here when training stops")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    settings = {"total": options.total_tokens, "rate": options.rate, "seed": options.seed, "muon": options.muon}
+    settings = {
+        "total": options.total_tokens,
+        "rate": options.rate,
+        "seed": options.seed,
+        "muon": options.muon,
+        "base": options.base,
+    }
     trainer = Trainer(options.run, options.data, RECIPES[options.recipe], **settings)
     trainer.train(options.minutes)
     if options.export:

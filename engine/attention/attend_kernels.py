@@ -10,9 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache import compiled, kernels
@@ -21,25 +18,10 @@ from engine.linear_kernels import add_rows, multiply
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 lanes = kernels("lane")
-address, exponentials, highest = lanes.address, lanes.exponentials, lanes.highest
+address, exponentials, highest, prefetch = lanes.address, lanes.exponentials, lanes.highest, lanes.prefetch
 LANES, NOTHING = lanes.LANES, lanes.NOTHING
-LINE = 64
-"""Bytes that memory gives at once."""
 AHEAD = 2
 """So many blocks before they are read they are asked for."""
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch(context: Any, start: Any, length: Any) -> Any:
-    """Ask for so many bytes from an address on: blocks lie anywhere, and waiting for one takes longer than its work."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        start, length = arguments
-        with cgutils.for_range(b, b.sdiv(length, lanes.I64(LINE))) as loop:
-            lanes.ask(b, b.add(start, b.mul(loop.index, lanes.I64(LINE))))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
 
 
 @compiled

@@ -41,6 +41,7 @@ class RetrievalSettings:
         recent_blocks: blocks before the query's own that are always read, at their true distance
         sink_blocks: first blocks of the session that are always read
         landmarks_per_block: a block's landmarks; its score is that of all its parts together
+        copied_blocks: so many of the next best far blocks are read from their copies in `landmark_dtype`
         outlier_blocks: further far blocks that are always read, those that their landmarks represent worst
         top_p: fetch only until this share of the attention is covered, as the landmarks estimate it; None
             fetches `blocks_per_head` always
@@ -59,6 +60,7 @@ class RetrievalSettings:
     sink_blocks: int
     positions: str
     landmarks_per_block: int = 1
+    copied_blocks: int = 0
     outlier_blocks: int = 0
     top_p: float | None = None
     least_blocks: int = 1
@@ -76,7 +78,7 @@ class RetrievalSettings:
         """Landmarks are tokens that gate their block."""
         return self.landmarks == "trained"
 
-    def index_shape(self, head_dim: int) -> IndexShape:
+    def index_shape(self, head_dim: int, block_size: int) -> IndexShape:
         """What is kept of a block in a layer that chooses."""
         return IndexShape(
             widths=self.rule.widths(head_dim),
@@ -84,6 +86,7 @@ class RetrievalSettings:
             values=head_dim if self.estimate_rest else 0,
             slopes=self.estimate_rest and self.rest_slopes,
             outlying=self.outlier_blocks > 0,
+            copies=(block_size, head_dim) if self.copied_blocks else (0, 0),
             rounded=self.landmark_dtype == "int4",
         )
 

@@ -18,6 +18,7 @@ class Choice:
     Attributes:
         blocks: block numbers (H, T, K)
         valid: bool (H, T, K), False where there was nothing more to fetch
+        copied: so many of the K, the last ones, are read from their copies
         scores: of all far blocks for each query head (H, T, G, N), those that estimate masses if the rule does; None
             if nobody looked at landmarks
     """
@@ -25,6 +26,12 @@ class Choice:
     blocks: Tensor
     valid: Tensor
     scores: Tensor | None = None
+    copied: int = 0
+
+    @property
+    def fetched(self) -> int:
+        """So many of the K, the first ones, are read as they are."""
+        return self.blocks.shape[2] - self.copied
 
     def unread(self, hidden: Tensor) -> Tensor:
         """Blocks that could have been fetched and were not: bool (H, T, N) from `hidden` (T, N)."""

@@ -32,6 +32,8 @@ MOST_READ = 128
 """Blocks that a query reads beside the fetched ones; for more of them matrix products are faster."""
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
+COPIED_SIZES = (16, 32, 64)
+"""Positions of blocks whose copies the kernels read."""
 FAR = 1 << 40
 """A window that hides nothing."""
 Numbers = NDArray[np.int64]
@@ -63,7 +65,7 @@ class FusedAttention(ReferenceAttention):
         super().__init__(layers, layout, settings)
         from engine.attention import attend_kernels  # loads Numba, which a server with another cache does not need
 
-        self._kernels, self._recall = attend_kernels, kernels("recall")
+        self._kernels, self._recall, self._copies = attend_kernels, kernels("recall"), kernels("copy")
         self._keeps_scores = settings.landmark_dtype != "int4"
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = torch.empty(0)
@@ -75,6 +77,7 @@ class FusedAttention(ReferenceAttention):
         known = settings.landmarks == "moments" and settings.landmark_dtype == "int4"
         known = known or (settings.gated and not settings.estimate_rest)
         known = known and settings.landmarks_per_block == 1 and not settings.outlier_blocks
+        known = known and (not settings.copied_blocks or layout.block_size in COPIED_SIZES)
         return known and layout.dtype in (torch.float32, torch.bfloat16) and layout.head_dim % LANES == 0
 
     def __call__(
@@ -187,17 +190,18 @@ class FusedAttention(ReferenceAttention):
         if reach.fetch is not None:
             begun = time.perf_counter()
             chosen = self._choose_blocks(layer, batch, own - reach.recent, reach.fetch, output, weight)
-            numbers = np.concatenate((numbers, chosen), axis=2)
-            choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0))
+            fetched, copied = chosen[..., : reach.fetch], self.settings.copied_blocks
+            numbers = np.concatenate((numbers, fetched), axis=2)
+            choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0), copied=copied)
             for span, end in zip(batch.spans, batch.borders[1:], strict=True):
-                self._foresight.remember(layer, span.session, choice.blocks[:, end - 1])
+                self._foresight.remember(layer, span.session, choice.blocks[:, end - 1, : reach.fetch])
             step.report.retrieval_seconds += time.perf_counter() - begun
         self._audit_batch(layer, batch, reach, choice, scoring, step)
         if scoring.void is not None:
             lose(scoring.void, weight, output)
         self._attend_blocks(layer, batch, numbers, reach.recent, weight, output)
         if choice is not None:
-            step.report.count(int(choice.valid.sum()), batch.spans[0].session.store)
+            step.report.count(int(choice.valid[..., : choice.fetched].sum()), batch.spans[0].session.store)
         return output
 
     def _audit_batch(
@@ -214,14 +218,17 @@ class FusedAttention(ReferenceAttention):
     def _choose_blocks(
         self, layer: int, batch: Batch, ends: Numbers, fetch: int, rest: Tensor, weight: Floats
     ) -> Numbers:
-        """What each head fetches (H, T, K), -1 for nothing; estimates of what is not read go to rest and weight."""
+        """What each head fetches, and behind it what it reads from copies: (H, T, K), -1 for nothing.
+
+        What it reads from copies, and the estimate of what it does not read, go to rest and weight.
+        """
         heads, settings, sinks = self.layout.kv_heads, self.settings, self.settings.sink_blocks
         if settings.gated and layer == 0:  # all landmarks of layer 0 tie, and the most recent win
             latest = ends[:, None] - 1 - np.arange(fetch)
             return np.tile(np.where(latest >= sinks, latest, -1), (heads, 1, 1))
-        chosen = np.empty((heads, len(ends), fetch), np.int64)
+        chosen = np.empty((heads, len(ends), fetch + settings.copied_blocks), np.int64)
         if not settings.gated:
-            self._recall_moments(layer, batch, sinks, ends, chosen, weight, rest)
+            self._recall_moments(layer, batch, sinks, ends, fetch, chosen, weight, rest)
             return chosen
         for place, span in enumerate(batch.spans):
             mine, rows = batch.rows(place)
@@ -260,22 +267,30 @@ class FusedAttention(ReferenceAttention):
         over_heads(work, len(looking), products[0].numel())
 
     def _recall_moments(
-        self, layer: int, batch: Batch, sinks: int, ends: Numbers, chosen: Numbers, weight: Floats, rest: Tensor
-    ) -> None:
-        """Choose by mean and variance of a block's keys, and estimate the rest; see `recall_moments`."""
+        self, layer: int, batch: Batch, sinks: int, ends: Numbers, fetch: int, chosen: Numbers, weight: Floats,
+        rest: Tensor,
+    ) -> None:  # fmt: skip
+        """Choose by mean and variance of a block's keys, read copies, and estimate the rest; see the kernels."""
         settings, size = self.settings, self.layout.block_size
         far = batch.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
-        tables = [index.table for span in batch.spans if (index := span.session.indexes[layer]) is not None]
+        indexes = [index for span in batch.spans if (index := span.session.indexes[layer]) is not None]
+        tables = [index.table for index in indexes]
         borders = np.cumsum([0, *map(len, tables)])
         room = self._working_memory(len(far), self._recall.recall_rows(batch.queries.shape[2]), extent(ends)[1])
         sessions = (far.numpy(), batch.borders, np.concatenate(tables), borders, sinks, ends)
         how = (expected_largest(size), float(np.log(size)), settings.estimate_rest, settings.rest_slopes)
-        arrays = (room.numpy(), chosen, weight, rest.flatten(1, 2).numpy())
+        estimate = (weight, rest.flatten(1, 2).numpy())
+        copies = [index.copies_table for index in indexes] if settings.copied_blocks else []
+        copies_borders, copied = np.cumsum([0, *map(len, copies)]), chosen.shape[2] - fetch
+        copies_table = np.concatenate(copies) if copies else np.empty(0)
 
         def work(some: slice) -> None:
-            self._recall.recall_moments(*sessions, *how, *arrays, some.start, some.stop)
+            self._recall.recall_moments(*sessions, *how, room.numpy(), chosen, *estimate, some.start, some.stop)
+            if copies:
+                arrays = (far.numpy(), batch.borders, copies_table, copies_borders, size, chosen, fetch)
+                self._copies.attend_copies(*arrays, *estimate, some.start, some.stop)
 
-        over_heads(work, len(far), far.shape[1] * extent(ends)[0])
+        over_heads(work, len(far), far.shape[1] * (extent(ends)[0] + copied * size))
 
     def _working_memory(self, *shape: int) -> Tensor:
         """Room that is used again and again."""

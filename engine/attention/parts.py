@@ -40,6 +40,12 @@ class BlocksPart:
     scores: Tensor
     values: Tensor
 
+    def joined(self, others: BlocksPart) -> BlocksPart:
+        """These blocks and others behind them, each query with blocks of its own."""
+        return BlocksPart(
+            torch.cat((self.scores, others.scores), dim=3), torch.cat((self.values.float(), others.values), dim=2)
+        )
+
     def weighing(self, log_mass: Tensor) -> BlocksPart:
         """The same blocks, each with a given mass (H, T, G, blocks) that its keys share."""
         own = self.scores.logsumexp(-1, keepdim=True)

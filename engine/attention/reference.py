@@ -5,7 +5,8 @@ A query at position p, in block n, reads
 - *near*: its own block up to p and the `recent_blocks` before it, at their true distance;
 - *sinks*: the first `sink_blocks`;
 - *fetched*: of the blocks between, the `blocks_per_head` whose landmarks score highest, per KV head, and the
-  `outlier_blocks`.
+  `outlier_blocks`;
+- *copied*: the `copied_blocks` that score highest after these, from copies in the index that take fewer bits.
 
 All of them share one softmax, with an estimate of what is left if the settings ask for it. What a query reads
 depends on its position alone, so the result is the same however the tokens were cut into steps. Keys are
@@ -15,6 +16,7 @@ stored relative to their block (`R(offset) k`): a block is seen from any distanc
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,12 +24,12 @@ from torch import Tensor
 from cache import BlockIndex, CacheLayout, Session, Summary, kernels, outlying, slopes
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice, most_outlying, shares, within_top_p
+from engine.attention.counting import count_read
 from engine.attention.exact import ExactAudit, Read
 from engine.attention.foresight import Foresight
-from engine.attention.parts import EstimatedPart, Part, Scoring, combine, dense_part, fetched_part
+from engine.attention.parts import BlocksPart, EstimatedPart, Part, Scoring, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
-from engine.tally import Tally
 
 CPU = torch.device("cpu")
 WORKING_BYTES = 16 << 20
@@ -120,6 +122,7 @@ class ReferenceAttention:
             values.float().mean(2) if index.shape.values else None,
             slopes(keys, values.float()) if index.shape.slopes else None,
             outlying(keys) if index.shape.outlying else None,
+            (keys, values.float()) if self.settings.copied_blocks else None,
         )
 
     def _to_absolute(self, layer: int, keys: Tensor, first: int) -> Tensor:
@@ -160,8 +163,11 @@ class ReferenceAttention:
         far = 0 if self.layers[layer].window else span.session.layout.blocks(span.end)
         fetch = self._fetches(layer, span, far)
         shared = far if fetch == far else self.settings.sink_blocks
-        scores = groups * ((shared + reach + 2 * fetch + 16) * layout.block_size + far * self._looks_per_block)
-        gathered = 2 * fetch * layout.block_size * layout.head_dim
+        copied = min(far, self.settings.copied_blocks)
+        scores = groups * (
+            (shared + reach + 2 * (fetch + copied) + 16) * layout.block_size + far * self._looks_per_block
+        )
+        gathered = 2 * (fetch + 2 * copied) * layout.block_size * layout.head_dim
         located = span.session.store.tier.window // max(1, layout.kv_heads * fetch)
         return max(1, min(located, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered))))
 
@@ -195,7 +201,7 @@ class ReferenceAttention:
         self._audit(layer, rows, span, step, scoring, Read(self._recent(layer), shared))
         parts = self._shared_parts(layer, rows, scoring, shared)
         output, masses = combine(parts, scoring.void)
-        self._count_read(layer, span, parts, masses, None)
+        count_read(span.tally, layer, self.settings.sink_blocks, parts, masses, None)
         return output
 
     def _chooses(self, layer: int, span: Span, choosable: int, fetch: int) -> bool:
@@ -203,7 +209,8 @@ class ReferenceAttention:
         if span.blocks_per_head is None or layer < self.settings.dense_layers or choosable <= 0:
             return False
         always = span.top_p is not None or self.settings.rule.replaces_mass
-        return (choosable > fetch or always) and (fetch > 0 or self.settings.estimate_rest)
+        looks = fetch + self.settings.copied_blocks > 0 or self.settings.estimate_rest
+        return (choosable > fetch or always) and looks
 
     def _attend_fetched(
         self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
@@ -211,13 +218,13 @@ class ReferenceAttention:
         """As `_attend_rows`, where each head has to choose."""
         parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
         choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
-        self._foresight.remember(layer, span.session, choice.blocks[:, -1])
+        self._foresight.remember(layer, span.session, choice.blocks[:, -1, : choice.fetched])
         if self.settings.estimate_rest:
             parts.append(self._rest(layer, rows, scoring, choice))
         parts.append(self._fetched(layer, rows, scoring, choice))
         output, masses = combine(parts, scoring.void)
-        self._count_selected(rows, step, choice.valid)
-        self._count_read(layer, span, parts, masses, choice.blocks)
+        self._count_selected(rows, step, choice.valid[..., : choice.fetched])
+        count_read(span.tally, layer, self.settings.sink_blocks, parts, masses, choice.blocks)
         return output
 
     def _shared_parts(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> list[Part]:
@@ -252,18 +259,28 @@ class ReferenceAttention:
 
     def _fetched(self, layer: int, rows: Rows, scoring: Scoring, choice: Choice) -> Part:
         """The chosen blocks of each query and head."""
-        keys, values = rows.session.store.gather(layer, rows.session.slots(choice.blocks))
+        blocks, valid = choice.blocks[..., : choice.fetched], choice.valid[..., : choice.fetched]
+        keys, values = rows.session.store.gather(layer, rows.session.slots(blocks))
         if self.settings.bounded:
             queries = rows.far_queries
         else:
-            distance = rows.positions[:, None] - choice.blocks * self.layout.block_size  # (H, T, K)
+            distance = rows.positions[:, None] - blocks * self.layout.block_size  # (H, T, K)
             queries = self.layers[layer].rotation(rows.queries[:, :, None], distance[..., None])  # (H, T, K, G, D)
-        part = fetched_part(queries, keys.float(), values, scoring, choice.valid)
+        part = fetched_part(queries, keys.float(), values, scoring, valid)
+        if choice.copied:
+            part = part.joined(self._copied(layer, rows, scoring, choice))
         if not self.settings.rule.replaces_mass:
             return part
         assert choice.scores is not None
         mass = self.settings.rule.log_mass(scoring.cap(choice.scores), self.layout.block_size)  # (H, T, G, N)
         return part.weighing(mass.gather(3, choice.blocks[:, :, None].expand(-1, -1, mass.shape[2], -1)))
+
+    def _copied(self, layer: int, rows: Rows, scoring: Scoring, choice: Choice) -> BlocksPart:
+        """The chosen blocks that are read from their copies, whose keys stand where landmarks are scored."""
+        index = rows.session.indexes[layer]
+        assert index is not None
+        keys, values = index.copied(choice.blocks[..., choice.fetched :])
+        return fetched_part(rows.far_queries, keys, values, scoring, choice.valid[..., choice.fetched :])
 
     def _rest(self, layer: int, rows: Rows, scoring: Scoring, choice: Choice) -> Part:
         """The far blocks that are not read, as their landmarks estimate them."""
@@ -309,8 +326,9 @@ class ReferenceAttention:
         wanted = scores[:, :, 0] if scores.shape[2] == 1 else shares(scores, hidden)
         if self.settings.outlier_blocks:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
-        blocks, valid = self._best(wanted, ends, fetch)
-        return Choice(blocks, valid, gauges)
+        taken = min(far_blocks, fetch + self.settings.copied_blocks)
+        blocks, valid = self._best(wanted, ends, taken)
+        return Choice(blocks, valid, gauges, taken - fetch)
 
     def _outliers(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
         """Blocks that are read whatever their landmarks say: bool (kv_heads, rows, far_blocks)."""
@@ -335,7 +353,7 @@ class ReferenceAttention:
         read = 1 - whole.sum(-1) if near is not None else torch.zeros_like(whole[..., 0])
         kept = within_top_p(order.values, read, top_p, self.settings.least_blocks)
         valid = choice.valid & torch.zeros_like(kept).scatter_(2, order.indices, kept)
-        return Choice(choice.blocks, valid, choice.scores)
+        return replace(choice, valid=valid)
 
     def _hidden(self, ends: Tensor, far_blocks: int) -> Tensor:
         """Blocks that a query may not fetch, with the first recent block of each (rows,): bool (rows, far_blocks)."""
@@ -363,34 +381,3 @@ class ReferenceAttention:
     def _count_selected(self, rows: Rows, step: Step, valid: Tensor) -> None:
         """The step's metrics."""
         step.report.count(int(valid.sum()), rows.session.store)
-
-    def _count_read(
-        self, layer: int, span: Span, parts: list[Part], masses: list[Tensor], fetched: Tensor | None
-    ) -> None:
-        """What the span's queries read, if somebody wants to know.
-
-        Args:
-            parts: near, shared and estimated ones as far as there are, then the fetched one
-            masses: attention by block (kv_heads, rows, blocks) of each part
-            fetched: block numbers of the last part, if it is one of fetched blocks
-        """
-        if span.tally is None:
-            return
-        span.tally.local += float(masses[0].sum())
-        between = list(zip(parts, masses, strict=True))[1:]
-        if fetched is not None:
-            span.tally.add(fetched.flatten().tolist(), between.pop()[1].flatten().tolist(), fetched.shape[2])
-        for part, mass in between:
-            if isinstance(part, EstimatedPart):
-                span.tally.estimated += float(mass.sum())
-            else:
-                self._count_shared(layer, span.tally, mass)
-
-    def _count_shared(self, layer: int, tally: Tally, mass: Tensor) -> None:
-        """What all queries looked at: mass (kv_heads, rows, blocks) of blocks 0, 1, …, of which the first are sinks."""
-        sinks = min(self.settings.sink_blocks, mass.shape[2])
-        for block in range(sinks):
-            tally.add_sink(layer, block, mass[:, :, block].T.tolist())
-        others = mass[:, :, sinks:] if tally.by_token else mass[:, :, sinks:].sum((0, 1), keepdim=True)
-        blocks = torch.arange(sinks, mass.shape[2]).expand(others.shape)
-        tally.add(blocks.flatten().tolist(), others.flatten().tolist(), others.shape[2])

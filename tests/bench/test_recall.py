@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,12 @@ def test_reading_more_is_nearer(haystack: Path) -> None:
     assert more.error < little.error
     assert more.kl < little.kl
     assert more.bytes > little.bytes
+
+
+@pytest.mark.parametrize("name", ["box", "copies by moments, rest", "moments, rest"])
+def test_a_budget_of_bytes_is_spent_and_not_passed(name: str, haystack: Path) -> None:
+    row = measure(replace(job(haystack, BY_NAME[name], 0.3), by="bytes"))
+    assert 0.25 < row.bytes <= 0.3
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)

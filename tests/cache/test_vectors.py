@@ -247,13 +247,15 @@ def agree(found: Tensor, expected: Tensor) -> None:
 
 def test_an_index_lies_on_its_device_and_reads_what_the_cpu_packed() -> None:
     generator = torch.Generator().manual_seed(6)
-    shape = IndexShape((WIDTH, WIDTH), values=WIDTH, slopes=True, outlying=True, rounded=True)
+    shape = IndexShape((WIDTH, WIDTH), values=WIDTH, slopes=True, outlying=True, copies=(4, WIDTH), rounded=True)
 
     def drawn(*sizes: int) -> Tensor:
         return torch.randn(HEADS, 90, *sizes, generator=generator)
 
     here = BlockIndex(HEADS, shape)
-    here.add(Summary(drawn(1, 2 * WIDTH), drawn(WIDTH), (drawn(WIDTH), drawn(WIDTH)), drawn()))
+    copies = (drawn(4, WIDTH), drawn(4, WIDTH))
+    here.add(Summary(drawn(1, 2 * WIDTH), drawn(WIDTH), (drawn(WIDTH), drawn(WIDTH)), drawn(), copies))
+    blocks = torch.randint(81, (HEADS, 3, 5))
     asked, weights = torch.randn(HEADS, 2, 2 * WIDTH), torch.rand(HEADS, 2, 80) / 80
     with Card():
         there = BlockIndex(HEADS, shape, device=CARD)
@@ -263,6 +265,9 @@ def test_an_index_lies_on_its_device_and_reads_what_the_cpu_packed() -> None:
         products = fork.products(asked.to(CARD), 80).cpu()
         values = fork.weigh_values(weights.to(CARD), asked[..., :WIDTH].to(CARD)).cpu()
         assert torch.equal(fork.outlying(80).cpu(), here.outlying(80))
+        copied = [part.cpu() for part in fork.copied(blocks.to(CARD))]
+    for found, expected in zip(copied, here.copied(blocks), strict=True):
+        assert torch.equal(found, expected)
     agree(products, here.products(asked, 80))
     agree(values, here.weigh_values(weights, asked[..., :WIDTH]))
 
@@ -277,3 +282,15 @@ def test_a_device_gives_memory_by_the_segment() -> None:
     few = Vectors(HEADS, WIDTH, meter=here)
     few.add(torch.ones(HEADS, 3, WIDTH))
     assert here.bytes == 3 * few.row_bytes
+
+
+@pytest.mark.parametrize("storage", [Rows, ByRow, ByChannel, Packed])
+def test_picked_rows_are_those_of_each_head(storage: type[Rows]) -> None:
+    everything = summaries(150)  # lies in two segments
+    index = Vectors(HEADS, WIDTH, storage)
+    index.add(everything[:, :40])
+    index.add(everything[:, 40:])
+    numbers = torch.stack([torch.randperm(150, generator=torch.Generator().manual_seed(s))[:30] for s in range(HEADS)])
+    kept = index.rows(150)
+    for head in range(HEADS):
+        assert torch.equal(index.pick(numbers)[head], kept[head, numbers[head]])

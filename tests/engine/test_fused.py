@@ -27,6 +27,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "the rest without slopes": {"positions": "bounded", "estimate_rest": True, "rest_slopes": False},
     "no sinks": {"positions": "bounded", "sink_blocks": 0},
     "a dense layer": {"positions": "absolute", "dense_layers": 1},
+    "copies": {"block_size": 16, "recent_blocks": 1, "positions": "absolute", "copied_blocks": 2},
+    "copies and the rest": {
+        "block_size": 16, "recent_blocks": 1, "positions": "bounded", "copied_blocks": 2, "estimate_rest": True,
+    },
+    "copies of large blocks": {"block_size": 32, "recent_blocks": 0, "copied_blocks": 5, "estimate_rest": True},
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -50,8 +55,15 @@ def decoded(folder: Path, fused: bool, fetch: int | None, **settings: Any) -> to
     return bench.logits(bench.session(), random_tokens(LENGTH + DRAWN), [60, LENGTH - 60, *[1] * DRAWN], fetch)
 
 
-def alike(found: Tensor, expected: Tensor) -> None:
-    """Equal but for few: of a number between two of the 8-bit steps the last bit decides which one it takes."""
+def alike(found: Tensor, expected: Tensor, *, copies: bool = False) -> None:
+    """Equal but for few: of a number between two of the 8-bit steps the last bit decides which one it takes.
+
+    The reference reads copies without such steps (`tests/cache/test_copies.py` has the kernel's own sums).
+    """
+    if copies:
+        torch.testing.assert_close(found, expected, atol=5e-2, rtol=0)
+        assert (found - expected).abs().mean() < 1e-3 * expected.std()
+        return
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
     off = (found - expected).abs() > 2e-4 + 1e-3 * expected.abs()
     assert off.float().mean() < 0.02
@@ -60,7 +72,7 @@ def alike(found: Tensor, expected: Tensor) -> None:
 def same(folder: Path, fetch: int | None = 3, **settings: Any) -> None:
     expected, found = (decoded(folder, fused, fetch, **settings) for fused in (False, True))
     assert expected.std() > 0.01
-    alike(found, expected)
+    alike(found, expected, copies="copied_blocks" in settings)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +118,7 @@ def test_trained_landmarks_gate_their_blocks(fetch: int, landmark_folder: Path, 
 
 
 @pytest.mark.parametrize("window", [None, 100], ids=["at once", "as a tier bears it"])
-@pytest.mark.parametrize("kind", ["the rest", "bounded", "trained"])
+@pytest.mark.parametrize("kind", ["the rest", "bounded", "copies and the rest", "trained"])
 def test_sessions_that_decode_together_read_what_each_reads_alone(
     kind: str, window: int | None, tiny_folder: Path, landmark_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +142,7 @@ def test_sessions_that_decode_together_read_what_each_reads_alone(
         row = 0
         for span, expected in zip(spans, [*alone, alone[2]], strict=True):
             mine = found[row + bench.predicting(span)[-1]]
-            alike(mine, expected[drawn])
+            alike(mine, expected[drawn], copies=kind.startswith("copies"))
             row += len(span.token_ids)
 
 
@@ -165,7 +177,7 @@ def test_bf16_caches_are_read_as_they_are(tiny_folder: Path) -> None:
         torch.manual_seed(1)
         attention = kind(bench.model.layers, layout, settings)
         store = BlockStore(DeviceTier(layout, 8 << 20))
-        session = Session("bf16", store, index_shapes(bench.model, settings))
+        session = Session("bf16", store, index_shapes(bench.model, settings, bench.layout))
         session.append(random_tokens(100))
         session.reserve(100)
         bench.store = store

@@ -33,9 +33,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rest of box-mean": {"landmarks": "box-mean", "estimate_rest": True, "retrieval_top_p": 0.9},
     "rest by random features": {"landmarks": "performer", "estimate_rest": True},
     "combiner": {"landmarks": "combiner"},
+    "copies": {"landmarks": "moments", "copied_blocks": 2, "estimate_rest": True},
+    "copies, top-p": {"landmarks": "box", "copied_blocks": 3, "outlier_blocks": 1, "retrieval_top_p": 0.6},
     "everything": {
         "landmarks": "moments", "landmarks_per_block": 2, "outlier_blocks": 1, "retrieval_top_p": 0.8,
-        "estimate_rest": True, "dense_layers": 1,
+        "estimate_rest": True, "dense_layers": 1, "copied_blocks": 1,
     },
 }  # fmt: skip
 
@@ -105,7 +107,8 @@ class Oracle:
         scores = self._scores(queries, blocks, own, SINKS)  # (groups, blocks)
         wanted = scores.softmax(-1).mean(0).tolist()
         forced = sorted(range(len(far)), key=lambda i: -float(outlying(blocks)[i]))[: settings.outlier_blocks]
-        order = sorted(range(len(far)), key=lambda i: (i not in forced, -wanted[i]))[: self.k + settings.outlier_blocks]
+        most = self.k + settings.outlier_blocks + settings.copied_blocks
+        order = sorted(range(len(far)), key=lambda i: (i not in forced, -wanted[i]))[:most]
         if settings.top_p is not None:
             weights, covered = scores.softmax(-1).mean(0), 0.0
             if settings.rule.estimates_mass:
@@ -222,7 +225,48 @@ def test_landmarks_in_four_bits_read_nearly_the_same(fused: bool, tiny_folder: P
     assert float((logits[1] - logits[0]).abs().mean()) < 0.01 * float(logits[0].std())
 
 
+@pytest.mark.parametrize("positions", ["absolute", "bounded"])
+def test_copies_are_keys_and_values_in_four_bits(positions: str, one_layer: Path) -> None:
+    """With nothing fetched and all copied, attention is exact over far keys and values that were rounded."""
+    bench = Bench(one_layer, positions=positions, **CONFIG | {"landmark_dtype": "int4", "copied_blocks": 99})
+    taken, session = Recorded(bench), bench.session()
+    bench.logits(session, random_tokens(LENGTH), [50, 1, LENGTH - 51], fetch=0)
+    for at in range(5, LENGTH, 11):
+        keys, values, queries = taken.seen_from(at, bounded=positions == "bounded")
+        blocks = torch.arange(at + 1) // SIZE
+        far = ((blocks >= SINKS) & (blocks < at // SIZE - RECENT))[:, None]
+        stored = bench.model.layers[0].rotation(taken.k[:, 0], torch.arange(len(taken.k)) % SIZE)
+        if positions == "absolute":
+            read = torch.where(far, in_four_bits(keys[: at + 1]), keys[: at + 1])
+            scores = queries @ read.T
+        else:
+            aside = bench.model.layers[0].rotation(taken.q[at], torch.full((2,), (RECENT + 1) * SIZE + at % SIZE))
+            scores = torch.where(far.T, aside @ in_four_bits(stored[: at + 1]).T, queries @ keys[: at + 1].T)
+        weighed = torch.where(far, in_four_bits(values[: at + 1]), values[: at + 1])
+        torch.testing.assert_close(taken.output[at, :2], scores.softmax(-1) @ weighed, atol=2e-4, rtol=2e-4)
+
+
+def in_four_bits(rows: Tensor) -> Tensor:
+    scales = rows.abs().amax(-1, keepdim=True) / 7
+    return (rows / scales).round() * scales
+
+
+@pytest.mark.parametrize("name", ["copies", "everything"])
+def test_copies_go_with_forks(name: str, tiny_folder: Path) -> None:
+    """A fork reads its parent's copies and adds its own."""
+    bench = Bench(tiny_folder, **CONFIG, **OPTIONS[name])
+    whole = bench.logits(bench.session(), random_tokens(LENGTH), [LENGTH], fetch=2)
+    parent = bench.session("parent")
+    bench.logits(parent, random_tokens(60), [60], fetch=2)
+    fork = parent.fork("fork")
+    bench.logits(parent, [1] * 20, [20], fetch=2)
+    rest = bench.logits(fork, random_tokens(LENGTH)[len(fork.tokens) :], [9, LENGTH - 65], fetch=2)
+    torch.testing.assert_close(rest, whole[56:], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("settings", "said"), [
+    ({"copied_blocks": -1}, "copied_blocks"),
+    ({"landmarks": "random", "copied_blocks": 1}, "does not look"),
     ({"retrieval_top_p": 1.5}, "retrieval_top_p"),
     ({"retrieval_top_p": 0.0}, "retrieval_top_p"),
     ({"landmarks": "psychic"}, "must be one of"),

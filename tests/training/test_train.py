@@ -98,14 +98,14 @@ def start(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr("torch.nn.Module.compile", lambda self, **_: None)
     (tmp_path / "book.txt").write_text(text[:60_000])
 
-    def begin(name: str, *, muon: bool = False, recipe: str = "cairn-4m") -> Trainer:
+    def begin(name: str, *, muon: bool = False, recipe: str = "cairn-4m", base: Path | None = None) -> Trainer:
         files = [tmp_path / "book.txt"]
-        return Trainer(tmp_path / name, files, RECIPES[recipe], total=1e6, rate=0.05, seed=3, muon=muon)
+        return Trainer(tmp_path / name, files, RECIPES[recipe], total=1e6, rate=0.05, seed=3, muon=muon, base=base)
 
     return begin
 
 
-def tiny_llama(vocabulary: int, slots: int) -> LlamaConfig:
+def tiny_llama(vocabulary: int, slots: int, theta: float) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -115,7 +115,7 @@ def tiny_llama(vocabulary: int, slots: int) -> LlamaConfig:
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=slots,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings=True,
     )
 
@@ -166,6 +166,17 @@ def test_a_plain_model_is_exported_without_landmarks(start: Start, tmp_path: Pat
     steps(trainer, 1)
     trainer.export(tmp_path / "model")
     assert load_model(str(tmp_path / "model")).landmarks is None
+
+
+def test_a_run_begins_with_the_weights_of_its_base_and_turns_positions_slower(start: Start, tmp_path: Path) -> None:
+    first = start("first", recipe="books-plain-2k")
+    steps(first, 3)
+    first.export(tmp_path / "base")
+    longer = start("longer", recipe="books-plain-8k", base=tmp_path / "base")
+    for mine, yours in zip(longer.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(mine, yours)
+    assert (longer.inv_freq[1:] < first.inv_freq[1:]).all()
+    assert longer.tokenizer.get_vocab() == first.tokenizer.get_vocab()
 
 
 def test_training_ends_at_its_tokens_and_keeps_a_checkpoint(
