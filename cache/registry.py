@@ -221,9 +221,9 @@ class SessionRegistry:
         branch.append(session.tokens[keep * size :])
         return branch
 
-    def unmatched(self, tokens: Sequence[int], tenant: str) -> Session:
-        """As `match`, when nothing is to be shared."""
-        return self.anonymous(tenant)
+    def start(self, tokens: Sequence[int], tenant: str, *, share: bool) -> Session:
+        """An anonymous session for these tokens; `share` begins it with what is known of them."""
+        return self.match(tokens, tenant) if share else self.anonymous(tenant)
 
     def match(self, tokens: Sequence[int], tenant: str) -> Session:
         """An anonymous session that already holds the longest known prefix of `tokens`, short of the last one.

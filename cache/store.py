@@ -191,14 +191,17 @@ class BlockStore:
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of whole blocks: slots (blocks,) -> keys, values, each (kv_heads, blocks, block_size, head_dim)."""
-        pieces = [places.copied() for places in self._locate_all(layer, slots, self._heads[:, None])]
-        if len(pieces) == 1:
-            return pieces[0]
-        return torch.cat([keys for keys, _ in pieces], dim=1), torch.cat([values for _, values in pieces], dim=1)
+        return joined([places.copied() for places in self._locate_all(layer, slots, self._heads[:, None])], dim=1)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies, per head: slots (kv_heads, …) -> keys, values, each (kv_heads, …, block_size, head_dim)."""
-        return self.locate(layer, slots).copied()
+        size = self.tier.window
+        if slots.numel() <= size:
+            return self.locate(layer, slots).copied()
+        heads = self._heads.view(-1, *[1] * (slots.dim() - 1)).expand_as(slots)
+        asked = zip(slots.flatten().split(size), heads.flatten().split(size), strict=True)
+        keys, values = joined([self.tier.locate(layer, *some, passing=True).copied() for some in asked], dim=0)
+        return keys.unflatten(0, slots.shape), values.unflatten(0, slots.shape)
 
     def locate(self, layer: int, slots: Tensor) -> Places:
         """Per head: where the blocks in slots (kv_heads, …) lie; see Tier.locate."""
@@ -236,3 +239,10 @@ class BlockStore:
         assert self.tier.used == len(counted), "the tier holds blocks that no session has"
         assert self._slots == {digest: slot for slot, digest in self._hashes.items()}, "two addresses for one block"
         assert self._hashes.keys() <= counted.keys(), "an address outlives its block"
+
+
+def joined(pieces: list[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of all pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat([keys for keys, _ in pieces], dim), torch.cat([values for _, values in pieces], dim)

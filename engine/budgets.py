@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cache import CacheLayout, DeviceTier, DiskTier, LowerTier, PagedTier, Tier, WindowTier, copies_for
+from engine.attention import RetrievalSettings
 from engine.config import EngineConfig
 from engine.device import free_memory
 from engine.errors import InvalidParameter
@@ -35,31 +36,48 @@ def budgets(config: EngineConfig, model: LoadedModel, entry_bytes: int) -> Budge
     Args:
         entry_bytes: what the indexes keep of a block
     """
-    layout = config.layout(model)
+    layout, on_disk = config.layout(model), config.disk_kv_path is not None
+    least = least_blocks(config, layout, config.retrieval(model))
     both = config.kv_bytes is not None and config.host_kv_bytes is not None
     if model.device.type == "cpu" and not both:
         given = config.kv_bytes or config.host_kv_bytes or free_memory() // 2
-        return Budgets(enough(config, layout, "kv_bytes", given, steps=config.disk_kv_path is not None))
+        return Budgets(enough(layout, "kv_bytes", given, 2 * least if on_disk else 2))  # landmarks may take half
     device = config.kv_bytes or free_memory(model.device) * 3 // 4
-    host = config.host_kv_bytes or free_memory() // 2
-    host = enough(config, layout, "host_kv_bytes", host, steps=config.disk_kv_path is not None)
+    host = enough(layout, "host_kv_bytes", config.host_kv_bytes or free_memory() // 2, least if on_disk else 2)
     landmarks = device // 2
-    if config.disk_kv_path is None:  # nothing can be dropped to make room for them
+    if not on_disk:  # nothing can be dropped to make room for them
         if entry_bytes:
             host = min(host, landmarks // (ROUNDING * entry_bytes) * layout.block_bytes)
         landmarks = min(landmarks, ROUNDING * entry_bytes * (host // layout.block_bytes))
-    enough(config, layout, "kv_bytes", device - landmarks, steps=True)
+    enough(layout, "kv_bytes", device - landmarks, least)
     return Budgets(device, host, landmarks)
 
 
-def enough(config: EngineConfig, layout: CacheLayout, name: str, budget: int, *, steps: bool) -> int:
-    """The budget, if the blocks fit that have to be in such memory: with `steps`, those of two steps."""
-    two = 2 * layout.blocks(config.step_tokens + config.max_running * layout.text_per_block)
-    least = max(2, two) if steps else 2
+def least_blocks(config: EngineConfig, layout: CacheLayout, reading: RetrievalSettings) -> int:
+    """Blocks that memory must hold where the others lie below it: what cannot leave it, and what a query reads.
+
+    What cannot leave are blocks that are not full. Each of `max_running` sequences has one. A step adds `step_tokens`
+    text tokens to some of them: the first that a sequence gets besides one may begin a second block, and after these
+    every block of further tokens one more. A session that is taken in from a file meanwhile has one, too. Full blocks
+    that are not written yet stay as well, but whoever needs room waits for them.
+
+    What is read is brought up for one layer at a time, for one query if there is no room for more: recent blocks and
+    its own, sinks, fetched and outlying ones. Whatever is more (windows, a request that fetches more, or everything)
+    is read in pieces of what is left.
+    """
+    running = config.max_running
+    further = max(config.step_tokens, running) - running  # beside one for each
+    open_blocks = running + min(running, further) + max(0, further - running) // layout.text_per_block
+    read = reading.recent_blocks + 1 + reading.sink_blocks + reading.blocks_per_head + reading.outlier_blocks
+    return open_blocks + 1 + -(-read // layout.layers)
+
+
+def enough(layout: CacheLayout, name: str, budget: int, least: int) -> int:
+    """The budget, if so many blocks fit; raises InvalidParameter."""
     if budget < least * layout.block_bytes:
         raise InvalidParameter(
             name, f"must hold {least} blocks of {layout.block_bytes} bytes, {least * layout.block_bytes} in "
-            f"all, not {budget}; give more, or make step_tokens or max_running smaller"
+            f"all, not {budget}; give more, or make step_tokens, max_running or blocks_per_head smaller"
         )  # fmt: skip
     return budget
 

@@ -240,8 +240,7 @@ class Engine(Memory):
             session = waiting.aside
         elif session is None:
             use_prefix = self._config.prefix_cache and generation.sampling.prompt_logprobs is None
-            start = self._registry.match if use_prefix else self._registry.unmatched
-            session = start(generation.tokens, generation.tenant)
+            session = self._registry.start(generation.tokens, generation.tenant, share=use_prefix)
             session.append(generation.tokens[len(session.tokens) :])
         else:
             self._registry.go_on(session, generation.tokens, share=self._config.prefix_cache)
@@ -296,6 +295,8 @@ class Engine(Memory):
 
     def _after_failure(self, passed: Pass) -> None:
         """Whatever fails in a pass fails requests, not the server; nothing has advanced, so others run it again."""
+        for sequence, _ in passed.planned:  # what it was to fill, another pass may not come to for long
+            sequence.session.trim()
         if isinstance(passed.error, DamagedBlock):  # what is lost is computed again, then this
             self._registry.mend(passed.error, [sequence.session for sequence in self._running])
         elif isinstance(passed.error, OutOfBlocks):  # what came last gives its room to the others

@@ -194,8 +194,9 @@ class PagedTier:
     def yield_bytes(self, count: int) -> None:
         frames = self._pages.frames
         part = max(1, frames // PARTS)
+        least = self.memory_bytes // 2 // self._unit
         limit = max(self.memory_bytes // 2, self.memory_bytes - count) // self._unit
-        limit = limit if limit == frames else limit // part * part  # in whole parts, so that it rarely moves
+        limit = limit if limit == frames else max(least, limit // part * part)  # in parts, so that it rarely moves
         with self._changed:
             shrinks = limit < self._pages.limit
             if limit != self._pages.limit and self._pages.resize(limit) and shrinks:

@@ -60,8 +60,9 @@ class PageTable:
 
     @property
     def window(self) -> int:
-        """Pages that can be in frames at once, whatever else is."""
-        return max(1, min(self.limit // 4, self.limit - int(np.count_nonzero(self.pinned))))
+        """Pages that can be in frames at once, whatever else is: beside what is pinned, and a block that may come."""
+        left = self.limit - int(np.count_nonzero(self.pinned)) - self.block_pages
+        return max(1, min(self.limit // 4, left))
 
     def find(self, layer: int, slots: Numbers, heads: Numbers) -> Numbers:
         """Frames plus one of pages, 0 where there is none."""

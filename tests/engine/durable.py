@@ -19,7 +19,7 @@ READING: dict[str, dict[str, Any]] = {
 }
 """How sessions are read, by kind of model."""
 SMALL = {"step_tokens": 64, "max_running": 4, "disk_kv_bytes": 64 << 20}
-BLOCKS = 28
+BLOCKS = 40
 """Of memory, little more than the fewest that are accepted."""
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine import InvalidParameter, OutOfRoom, SessionTooLong
+from cache import PagedTier
+from engine import EngineConfig, InvalidParameter, OutOfRoom, RetrievalParams, SessionTooLong
+from engine.budgets import least_blocks
 from tests.engine.durable import BLOCKS, Durable
 from tests.models import random_tokens, save_model
 
@@ -365,3 +368,30 @@ def test_what_runs_together_leaves_memory_to_what_is_read(one: Durable) -> None:
     assert (stats.running, stats.waiting) == (1, 1)
     run.gate.open()
     assert [len(request.result().tokens()) for request in both] == [2, 2]
+
+
+def test_what_cannot_leave_and_what_is_read_fit_at_least(one: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the least memory, half of it taken by landmarks: four prompts at once whose parts end within blocks."""
+    config, layout = EngineConfig(**{**one.config, "step_tokens": 63}), one.blocks.layout
+    least = least_blocks(config, layout, config.retrieval(one.model))
+    with pytest.raises(InvalidParameter, match=rf"^kv_bytes: must hold {2 * least} blocks"):
+        one.restart(2 * least - 1, step_tokens=63)
+    share = PagedTier.yield_bytes
+    monkeypatch.setattr(PagedTier, "yield_bytes", lambda tier, _: share(tier, tier.memory_bytes))
+    run = one.start(2 * least, step_tokens=63)
+    texts = {new(one): random_tokens(96, seed) for seed in range(4)}
+    for session, text in texts.items():
+        run.ask(text, session=session, max_tokens=0)
+    for lengths in itertools.islice(itertools.permutations([100, 9, 9, 9]), 0, None, 5):
+        more = {session: random_tokens(length, length) for session, length in zip(texts, lengths, strict=True)}
+        with run.engine._changed:
+            requests = [run.submit(tokens, session=session, max_tokens=2) for session, tokens in more.items()]
+        for session, request in zip(texts, requests, strict=True):
+            texts[session] += more[session]
+            texts[session] += request.result().tokens()
+            assert texts[session][-2:] == one.answer(texts[session][:-2], 2)
+    frames = one.blocks.tier
+    assert isinstance(frames, PagedTier)
+    assert frames._pages.limit == least * frames._pages.block_pages
+    everything = RetrievalParams(blocks_per_head=4096)
+    assert len(run.ask([7], session=session, retrieval=everything).tokens()) == 8

@@ -331,7 +331,7 @@ def test_damage_under_a_running_engine(durable: Durable) -> None:
     """Everything on the disk becomes zeros between two turns."""
     sessions = [new(durable) for _ in range(2)]
     for number, session in enumerate(sessions):
-        durable.turn(session, random_tokens(120, seed=number), 3)
+        durable.turn(session, random_tokens(240, seed=number), 3)
     durable.flush()
     for name in ("blocks.kv", "landmarks.kv"):
         path = durable.file(name)

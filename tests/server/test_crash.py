@@ -39,8 +39,10 @@ BLOCK, STEP, RUNNING = 8, 64, 4
 READING: dict[str, Any] = {"positions": "bounded", "block_size": BLOCK, "blocks_per_head": 4, "recent_blocks": 2}
 BLOCK_BYTES = 2 * 2 * 2 * BLOCK * 16 * 4
 """Keys and values of 2 layers and 2 heads, 16 float32 for each token."""
-LEAST_MEMORY = 2 * (STEP // BLOCK + RUNNING) * BLOCK_BYTES
-"""The server starts with no less."""
+OPEN, READ = 2 * RUNNING + (STEP - 2 * RUNNING) // BLOCK, 4
+"""Blocks that a step can leave open, and how much a query reads: (2 recent + own + sink + 4 fetched) / 2 layers."""
+LEAST_MEMORY = 2 * (OPEN + 1 + READ) * BLOCK_BYTES
+"""The server starts with no less; landmarks may take half of it."""
 DISK = 600 * (2 * 4096 + 1024)
 """So little that old sessions have to give up their blocks now and then."""
 

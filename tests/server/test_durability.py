@@ -151,9 +151,9 @@ def test_a_session_shorter_than_a_block_comes_back(tiny_folder: Path, tmp_path: 
 
 def test_idle_sessions_hold_no_memory(tiny_folder: Path, tmp_path: Path) -> None:
     """More of them than memory has blocks, none of which is full and could go to the disk."""
-    memory = {"kv_bytes": 16 * 8192, "step_tokens": 64, "max_running": 4}
+    memory = {"kv_bytes": 34 * 8192, "step_tokens": 64, "max_running": 4, "blocks_per_head": 4}
     with served(tiny_folder, disk_kv_path=str(tmp_path), **memory) as client:
-        sessions = [create(client) for _ in range(30)]
+        sessions = [create(client) for _ in range(40)]
         for session in sessions:
             append(client, session, "Here we go.")
         append(client, sessions[0], TEXT)
@@ -305,7 +305,7 @@ def test_a_wrong_setting_of_the_store_ends_at_once(
     kept = ("--disk-kv-path", tmp_path / "store")
     line = refused(capsys, *model, *kept, "--kv-bytes", "64KiB")
     assert "kv_bytes: must hold" in line
-    assert line.endswith("give more, or make step_tokens or max_running smaller")
+    assert line.endswith("give more, or make step_tokens, max_running or blocks_per_head smaller")
     assert "disk_kv_bytes: must hold" in refused(capsys, *model, *kept, "--disk-kv-bytes", "1KiB")
     line = refused(capsys, *model, *kept, "--kv-bytes", "64 parsecs")
     assert line == "cairn: kv_bytes: '64 parsecs' is not a valid number of bytes, such as 4GiB"
