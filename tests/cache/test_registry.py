@@ -125,9 +125,9 @@ def test_a_match_shares_blocks_and_goes_on_alone(registry: SessionRegistry) -> N
     registry.check()
 
 
-def test_unmatched_shares_nothing(registry: SessionRegistry) -> None:
+def test_what_shares_nothing_starts_afresh(registry: SessionRegistry) -> None:
     read(registry, LONG)
-    assert registry.unmatched(LONG, "a").computed == 0
+    assert registry.start(LONG, "a", share=False).computed == 0
 
 
 def test_a_named_sessions_text_is_found_once_it_is_published(registry: SessionRegistry) -> None:
