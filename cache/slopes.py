@@ -28,9 +28,9 @@ def slopes(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """
     keys, values = keys - keys.mean(-2, keepdim=True), values - values.mean(-2, keepdim=True)
     farthest = keys.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)  # (…, 1, 1), where the search starts
-    key = keys.gather(-2, farthest.expand(*farthest.shape[:-1], keys.shape[-1])).mT  # (…, D, 1)
-    for _ in range(ROUNDS):
-        turn = values.mT @ (keys @ key)
-        turn = turn / turn.norm(dim=-2, keepdim=True).clamp(min=torch.finfo(turn.dtype).tiny)
-        key = keys.mT @ (values @ turn) / keys.shape[-2]
-    return key.squeeze(-1), turn.squeeze(-1)
+    key = keys.gather(-2, farthest.expand(*farthest.shape[:-1], keys.shape[-1]))  # (…, 1, D)
+    for _ in range(ROUNDS):  # sums: for products of few matrices torch calls up threads that take longer than the work
+        turn = (values * (keys * key).sum(-1, keepdim=True)).sum(-2, keepdim=True)
+        turn = turn / turn.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(turn.dtype).tiny)
+        key = (keys * (values * turn).sum(-1, keepdim=True)).mean(-2, keepdim=True)
+    return key.squeeze(-2), turn.squeeze(-2)
