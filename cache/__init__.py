@@ -20,6 +20,7 @@ from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
 from cache.pages import large_pages, zeros
 from cache.parallel import over_heads
+from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
 from cache.session import Session
 from cache.slopes import slopes
@@ -30,8 +31,10 @@ from cache.turns import MOST_TURNS, Turn, Turns
 from cache.vectors import Meter, Vectors
 
 __all__ = [
+    "EVERYTHING",
     "MOST_TURNS",
     "RULES",
+    "SERVER",
     "Archive",
     "BlockIndex",
     "BlockStore",
@@ -50,6 +53,9 @@ __all__ = [
     "OutOfBlocks",
     "PagedTier",
     "Places",
+    "Reading",
+    "Readings",
+    "Run",
     "Session",
     "SessionRegistry",
     "StoreError",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreError
+from cache.readings import Run
 from cache.turns import Turn
 
 SMALL_CHUNK = 4096
@@ -42,6 +43,12 @@ MIGRATIONS = (
     CREATE TABLE turns (
         session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, number INTEGER NOT NULL,
         start INTEGER NOT NULL, answer INTEGER NOT NULL, blocks_per_head INTEGER, PRIMARY KEY (session, number)
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE readings (
+        session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, start INTEGER NOT NULL,
+        fetch INTEGER NOT NULL, top_p REAL NOT NULL, PRIMARY KEY (session, start)
     ) WITHOUT ROWID;
     """,
 )
@@ -70,6 +77,12 @@ FAULTS = (
         "SELECT length, session, number FROM turns JOIN sessions ON id = session WHERE answer > length",
         "Turn {2} of session {1} has an answer behind its text.",
         "UPDATE turns SET answer = ? WHERE session = ? AND number = ?",
+    ),
+    (
+        "SELECT session, readings.start FROM readings LEFT JOIN sessions ON id = session "
+        "WHERE id IS NULL OR readings.start >= length",
+        "How session {0} is read is noted for token {1}, behind its text.",
+        "DELETE FROM readings WHERE session = ? AND start = ?",
     ),
 )
 """How to find faults, what they are, how to mend one; in the order of mending."""
@@ -184,9 +197,15 @@ class Catalogue:
                 "SELECT ?, number, start, min(answer, ?), blocks_per_head FROM turns WHERE session = ? AND start < ?"
             )
             self._execute(f"INSERT INTO turns {turns}", record.id, tokens, parent, tokens)
+            readings = "SELECT ?, start, fetch, top_p FROM readings WHERE session = ? AND start < ?"
+            self._execute(f"INSERT INTO readings {readings}", record.id, parent, tokens)
 
-    def append(self, session: str, start: int, tokens: Sequence[int]) -> None:
-        """Add tokens [start, start + len(tokens)); ValueError unless `start` is the length of a session."""
+    def append(self, session: str, start: int, tokens: Sequence[int], readings: Iterable[Run] = ()) -> None:
+        """Add tokens [start, start + len(tokens)); ValueError unless `start` is the length of a session.
+
+        Args:
+            readings: runs that begin in them
+        """
         data = struct.pack(f"<{len(tokens)}i", *tokens)
         with self.transaction():
             if self._execute("SELECT length FROM sessions WHERE id = ?", session) != [(start,)]:
@@ -198,6 +217,8 @@ class Catalogue:
             elif data:
                 self._execute("INSERT INTO chunks (session, start, tokens) VALUES (?, ?, ?)", session, start, data)
             self._execute("UPDATE sessions SET length = ? WHERE id = ?", start + len(tokens), session)
+            for run in readings:
+                self._execute("INSERT INTO readings VALUES (?, ?, ?, ?)", session, *run)
 
     def cut(self, session: str, tokens: int) -> None:
         """Keep the first `tokens` tokens of a text, and the turns that began in them."""
@@ -207,7 +228,8 @@ class Catalogue:
             behind = "session = ? AND start + length(tokens) / 4 > ?"
             self._execute(f"UPDATE chunks SET {shorter} WHERE {behind}", tokens, session, tokens)
             self._execute("UPDATE sessions SET length = min(length, ?) WHERE id = ?", tokens, session)
-            self._execute("DELETE FROM turns WHERE session = ? AND start >= ?", session, tokens)
+            for table in ("turns", "readings"):
+                self._execute(f"DELETE FROM {table} WHERE session = ? AND start >= ?", session, tokens)
             self._execute("UPDATE turns SET answer = min(answer, ?) WHERE session = ?", tokens, session)
 
     def add_turns(self, session: str, turns: Iterable[Turn], oldest: int) -> None:
@@ -224,6 +246,11 @@ class Catalogue:
         return [
             Turn(*row) for row in self._execute(f"SELECT {columns} FROM turns WHERE {begun} ORDER BY number", session)
         ]
+
+    def readings(self, session: str) -> list[Run]:
+        """How its tokens are read, from the first that is not read as the server does."""
+        rows = "SELECT start, fetch, top_p FROM readings WHERE session = ? ORDER BY start"
+        return [Run(*row) for row in self._execute(rows, session)]
 
     def length(self, session: str) -> int:
         """Stored tokens; 0 if the session is unknown."""

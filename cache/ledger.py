@@ -12,6 +12,7 @@ from functools import partial
 
 from cache.archive import Archive
 from cache.catalogue import Catalogue, SessionRecord
+from cache.readings import Readings
 from cache.session import Session
 from cache.turns import Turns
 
@@ -111,7 +112,7 @@ class Ledger:
             catalogue.create(now)
         if known.good < known.tokens:
             catalogue.cut(session.id, known.good)
-        catalogue.append(session.id, known.good, session.tokens[known.good :])
+        catalogue.append(session.id, known.good, session.tokens[known.good :], session.readings.since(known.good))
         if turns := session.turns.untold():
             catalogue.add_turns(session.id, turns, session.turns.oldest)
         told = {"used": now.used, "expires": now.expires, "blocks_per_head": now.blocks_per_head}
@@ -135,6 +136,7 @@ class Ledger:
         session.append(self._catalogue.tokens(known.id))
         session.turns = Turns(self._catalogue.turns(known.id))
         session.turns.told()
+        session.readings = Readings(self._catalogue.readings(known.id))
         session.created, session.used = known.created, known.used
         session.pinned, session.blocks_per_head = known.pinned, known.blocks_per_head
         session.ttl = None if known.expires is None else known.expires - known.used

@@ -18,6 +18,7 @@ from cache.catalogue import SessionRecord
 from cache.errors import DamagedBlock
 from cache.index import IndexShape
 from cache.ledger import Ledger
+from cache.readings import Reading, Readings
 from cache.session import Session, chain
 from cache.store import BlockStore
 
@@ -156,7 +157,7 @@ class SessionRegistry:
         session = self.anonymous(known.tenant)
         self._ledger.restore(known, session)
         blocks, hashes = [], []
-        for digest in self._chain(session.tokens, session.hashes[0]):
+        for digest in self._chain(session.tokens, session.readings, session.hashes[0]):
             slot = self.store.slot(digest)
             if slot is None:
                 break
@@ -167,11 +168,12 @@ class SessionRegistry:
         self._named[session.tenant, session.id] = session
         self.publish(session)
 
-    def _chain(self, tokens: Sequence[int], digest: bytes, *, spare: int = 0) -> Iterator[bytes]:
-        """Hashes of the blocks that tokens fill, if `spare` of them must be left."""
+    def _chain(self, tokens: Sequence[int], readings: Readings, digest: bytes, *, spare: int = 0) -> Iterator[bytes]:
+        """Hashes of the blocks that tokens fill which are read so, if `spare` of them must be left."""
         size = self.store.layout.text_per_block
         for start in range(0, len(tokens) - spare - size + 1, size):
-            digest = chain(digest, array("l", tokens[start : start + size]))
+            mark = readings.mark(start, start + size)
+            digest = chain(digest, array("l", tokens[start : start + size]), mark)
             yield digest
 
     def wake(self, session: Session) -> None:
@@ -218,14 +220,16 @@ class SessionRegistry:
         size = self.store.layout.text_per_block
         keep = min(session.sealed, (len(session.tokens) - 1) // size)
         branch = session.fork(secrets.token_hex(12), keep)
-        branch.append(session.tokens[keep * size :])
+        branch.follow(session)
         return branch
 
-    def start(self, tokens: Sequence[int], tenant: str, *, share: bool) -> Session:
-        """An anonymous session for these tokens; `share` begins it with what is known of them."""
-        return self.match(tokens, tenant) if share else self.anonymous(tenant)
+    def start(self, tokens: Sequence[int], tenant: str, reading: Reading | None = None, *, share: bool) -> Session:
+        """An anonymous session of these tokens, read so; with `share` it has what is known of them."""
+        session = self.match(tokens, tenant, Readings.whole(reading)) if share else self.anonymous(tenant)
+        session.append(tokens[len(session.tokens) :], reading)
+        return session
 
-    def match(self, tokens: Sequence[int], tenant: str) -> Session:
+    def match(self, tokens: Sequence[int], tenant: str, readings: Readings | None = None) -> Session:
         """An anonymous session that already holds the longest known prefix of `tokens`, short of the last one.
 
         At least one token is left to compute, so that there are logits to sample from.
@@ -233,7 +237,7 @@ class SessionRegistry:
         found: Session | None = None
         fresh = self.anonymous(tenant)
         blocks = 0
-        for count, digest in enumerate(self._chain(tokens, fresh.hashes[0], spare=1), 1):
+        for count, digest in enumerate(self._chain(tokens, readings or Readings(), fresh.hashes[0], spare=1), 1):
             holders = self._prefixes.get(digest)
             if holders is None:
                 break
@@ -247,17 +251,19 @@ class SessionRegistry:
         match.parent = None
         return match
 
-    def go_on(self, session: Session, tokens: Sequence[int], *, share: bool = True) -> None:
+    def go_on(
+        self, session: Session, tokens: Sequence[int], reading: Reading | None = None, *, share: bool = True
+    ) -> None:
         """Append to a named session, and have it stored: what is acknowledged from here on is kept.
 
         Args:
             share: a session that has computed nothing may begin with what is known of its text
         """
         self.wake(session)
-        session.begin_turn(tokens)
+        session.begin_turn(tokens, reading)
         self.save(session)
         if share and not session.blocks:
-            session.take_over(self.match(session.tokens, session.tenant))
+            session.take_over(self.match(session.tokens, session.tenant, session.readings))
 
     def publish(self, session: Session) -> None:
         """Let others of the same tenant find the session's sealed blocks."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache.index import BlockIndex, IndexShape
 from cache.layout import Bytes, CacheLayout
+from cache.readings import Reading, Readings
 from cache.store import BlockStore
 from cache.turns import Turns
 
@@ -47,6 +48,7 @@ class Session:
         self.pinned = False  # never dropped to make room
         self.ttl: float | None = None  # seconds without use after which it is deleted
         self.turns = Turns()
+        self.readings = Readings()
         self.parked = False  # its indexes are not in memory
         # As long as the tier could ever need; the operating system backs only the part that is written.
         self._table = torch.empty(store.tier.capacity, dtype=torch.int64)
@@ -65,16 +67,23 @@ class Session:
         """Full blocks."""
         return self.positions // self.layout.block_size
 
-    def append(self, tokens: Sequence[int]) -> None:
-        """Add text tokens; their keys and values are computed later."""
+    def append(self, tokens: Sequence[int], reading: Reading | None = None) -> None:
+        """Add text tokens that are read so; their keys and values are computed later."""
+        if len(tokens):
+            self.readings.begin(len(self.tokens), reading)
         self.tokens.extend(tokens)
         self.used = time.time()
 
-    def begin_turn(self, tokens: Sequence[int]) -> None:
+    def follow(self, other: Session) -> None:
+        """Add the tokens that another session has beyond those of this one, which are its first."""
+        self.tokens.extend(other.tokens[len(self.tokens) :])
+        self.readings = other.readings.copy()
+
+    def begin_turn(self, tokens: Sequence[int], reading: Reading | None = None) -> None:
         """Add what a request gives; what is added until the next one begins is its answer."""
         start = len(self.tokens)
         self.turns.begin(start, start + len(tokens), self.blocks_per_head)
-        self.append(tokens)
+        self.append(tokens, reading)
 
     def cut(self, text: int) -> None:
         """Forget all but the first `text` tokens, as if there had never been more; the open block is computed again."""
@@ -84,6 +93,7 @@ class Session:
                 self.blocks_per_head = turn.blocks_per_head
             self.audited = []
             self.turns.cut(text)
+            self.readings.cut(text)
             del self.tokens[text:]
         self.used = time.time()
 
@@ -118,9 +128,8 @@ class Session:
 
     def _hash(self, block: int) -> bytes:
         """Hash of a sealed block, chained over everything before it."""
-        size = self.layout.text_per_block
-        tokens = self.tokens[block * size : (block + 1) * size]
-        return chain(self.hashes[block], tokens)
+        first, last = block * self.layout.text_per_block, (block + 1) * self.layout.text_per_block
+        return chain(self.hashes[block], self.tokens[first:last], self.readings.mark(first, last))
 
     # -- going and coming back -------------------------------------------------------------------------------
 
@@ -231,6 +240,8 @@ class Session:
         fork = Session(id, self.store, [None] * len(self.indexes))
         fork._shapes = self._shapes
         fork.tokens = self.tokens[:] if sealed is None else self.tokens[: keep * size]
+        fork.readings = self.readings.copy()
+        fork.readings.cut(len(fork.tokens))
         fork.computed = keep * size
         fork.blocks = self.blocks[:keep]
         fork._table[:keep] = self._table[:keep]
@@ -255,6 +266,6 @@ class Session:
         self.blocks = []
 
 
-def chain(previous: bytes, tokens: array[int]) -> bytes:
-    """Hash of a block of tokens that follows everything which `previous` stands for."""
-    return hashlib.blake2b(previous + tokens.tobytes(), digest_size=16).digest()
+def chain(previous: bytes, tokens: array[int], mark: bytes = b"") -> bytes:
+    """Hash of a block of tokens, read as `Readings.mark` tells, that follows everything which `previous` stands for."""
+    return hashlib.blake2b(previous + tokens.tobytes() + mark, digest_size=16).digest()

@@ -67,9 +67,9 @@ class Engine(Memory):
         self._beside = open_beside(model, settings, config, registry.store, self._wake)
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
-        defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
+        self._defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
         self._scheduler = Scheduler(
-            config.step_tokens, config.decode_share, defaults, landmark, layout, apart=self._beside is not None
+            config.step_tokens, config.decode_share, landmark, layout, apart=self._beside is not None
         )
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[Sequence] = set()
@@ -234,17 +234,16 @@ class Engine(Memory):
             self._end_waiting(waiting, EngineError(f"the answer could not begin: {error}"))
 
     def _begin(self, waiting: Waiting, session: Session | None) -> None:
-        generation = waiting.generation
-        if waiting.aside is not None:
-            waiting.aside.append(generation.tokens)
-            session = waiting.aside
-        elif session is None:
-            use_prefix = self._config.prefix_cache and generation.sampling.prompt_logprobs is None
-            session = self._registry.start(generation.tokens, generation.tenant, share=use_prefix)
-            session.append(generation.tokens[len(session.tokens) :])
+        generation, share = waiting.generation, self._config.prefix_cache
+        reading = self._defaults.of(generation.retrieval, session.blocks_per_head if session else None)
+        if session is None:
+            share = share and generation.sampling.prompt_logprobs is None
+            session = self._registry.start(generation.tokens, generation.tenant, reading, share=share)
+        elif waiting.aside is not None:
+            session.append(generation.tokens, reading)
         else:
-            self._registry.go_on(session, generation.tokens, share=self._config.prefix_cache)
-        sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted)
+            self._registry.go_on(session, generation.tokens, reading, share=share)
+        sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted, self._defaults)
         self._run(sequence)
         sequence.deliver(sequence.progress())
 
@@ -337,7 +336,7 @@ class Engine(Memory):
         choices = []
         for index in range(1, sequence.choices):
             session = self._registry.branch(sequence.session)
-            choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted)
+            choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted, self._defaults)
             choice.cached = sequence.cached
             self._run(choice)
             choices.append(choice)

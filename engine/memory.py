@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cache import MOST_TURNS, DamagedBlock, OutOfBlocks, Session, SessionRegistry, Turns
+from cache import MOST_TURNS, DamagedBlock, OutOfBlocks, Readings, Session, SessionRegistry, Turns
 from engine.admission import Admission
 from engine.description import SessionInfo, TurnInfo
 from engine.errors import EngineStopped, InvalidParameter, InvalidSessionFile, OutOfRoom, SessionBusy, SessionNotFound
@@ -157,13 +157,13 @@ class Memory:
             raise InvalidSessionFile(f"the file's model {came} another vocabulary: its tokens are another text here")
         self._admission.validate_length(file.length)
         tokens, turns, notes = file.text(MOST_TURNS)
-        text = tokens.tolist()
+        text, readings = tokens.tolist(), Readings(file.runs())
         with self._changed:
             self._check_accepting()
             self._admission.validate_text(text, tenant)
             session = self._registry.anonymous(tenant)
             session.append(text)
-            session.turns, session.blocks_per_head = Turns(turns), file.blocks_per_head
+            session.turns, session.readings, session.blocks_per_head = Turns(turns), readings, file.blocks_per_head
             session.ttl = self._session_ttl
         try:
             if kv and file.count and file.origin().fingerprint == self._registry.fingerprint.hex():

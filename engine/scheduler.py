@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cache import CacheLayout
 from engine.pacing import Pace
-from engine.sequence import Defaults, Sequence
+from engine.sequence import Sequence
 from engine.step import Span, Step
 
 Planned = list[tuple[Sequence, Span]]
@@ -30,7 +30,6 @@ class Scheduler:
     Args:
         step_tokens: text tokens of a step; decoding sequences are never left out
         decode_share: what decoding sequences keep of their speed while a prompt is read
-        defaults: how a span reads if its request does not say
         landmark: token id that closes each block, or None
         apart: whether prompts can be read beside decoding steps, not only in them
     """
@@ -39,7 +38,6 @@ class Scheduler:
         self,
         step_tokens: int,
         decode_share: float,
-        defaults: Defaults,
         landmark: int | None,
         layout: CacheLayout,
         *,
@@ -47,7 +45,6 @@ class Scheduler:
     ) -> None:
         self._step_tokens, self._apart = step_tokens, apart
         self._pace = Pace(decode_share, step_tokens)
-        self._defaults = defaults
         self._landmark = landmark
         self._layout = layout
         self._decoding, self._reads = 0, 0  # sequences and prompt tokens of the last plan
@@ -105,7 +102,7 @@ class Scheduler:
         return planned
 
     def _span(self, sequence: Sequence, budget: int) -> Span:
-        return sequence.span(budget, self._defaults, self._landmark, self._layout)
+        return sequence.span(budget, self._landmark, self._layout)
 
 
 def tokens_of(planned: Planned) -> int:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cache import CacheLayout, Session
+from cache import CacheLayout, Reading, Session
 from engine.audit import Audit, Regulator
-from engine.requests import AuditReport, Event, Finished, Generation, Progress, Timing, Token, Usage
+from engine.requests import AuditReport, Event, Finished, Generation, Progress, RetrievalParams, Timing, Token, Usage
 from engine.step import Span, with_landmarks
 from engine.tally import Lookup, Tally
 
@@ -27,6 +27,28 @@ class Defaults:
     blocks_per_head: int
     top_p: float | None = None
     audit_rate: float = 0.0
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.blocks_per_head, self.top_p)
+
+    def of(self, retrieval: RetrievalParams, raised: int | None) -> Reading | None:
+        """How the tokens of a request read, in a session whose blocks_per_head an audit may have raised."""
+        if retrieval.exact:
+            return Reading(None)
+        fetched = retrieval.blocks_per_head
+        if fetched is None:
+            fetched = max(self.blocks_per_head, raised or 0)
+        audited = retrieval.min_mass is not None
+        if audited:
+            fetched = max(fetched, raised or 0)
+        # The server's top_p gives way to an audit, which measures what it estimates.
+        given_way = retrieval.top_p is not None or audited or raised is not None
+        return self.own(Reading(fetched, retrieval.top_p if given_way else self.top_p))
+
+    def own(self, reading: Reading) -> Reading | None:
+        """None if it is the server's."""
+        return None if reading == self.reading else reading
 
 
 @dataclass(frozen=True)
@@ -48,10 +70,17 @@ class Sequence:
         session: where it reads and writes; already holds the prompt
         deliver: takes its events
         submitted: when the request came in, as time.perf_counter()
+        defaults: how the server reads
     """
 
     def __init__(
-        self, generation: Generation, index: int, session: Session, deliver: Callable[[Event], None], submitted: float
+        self,
+        generation: Generation,
+        index: int,
+        session: Session,
+        deliver: Callable[[Event], None],
+        submitted: float,
+        defaults: Defaults,
     ) -> None:
         self.generation = generation
         self.index = index
@@ -73,8 +102,14 @@ class Sequence:
             before = self.prompt - len(generation.tokens)
             self.tally, self.counted = Lookup(search.held), (before + search.first, before + search.last)
         self.audit = Audit() if retrieval.audit or retrieval.min_mass is not None else None
-        self.regulator: Regulator | None = None
         self.blocks_per_head: int | None = None  # of the last span
+        self._defaults = defaults
+        self._reading = defaults.of(retrieval, session.blocks_per_head)  # of the next token that it generates
+        self.regulator: Regulator | None = None
+        if retrieval.min_mass is not None and not retrieval.exact:
+            begun = self._reading or defaults.reading
+            assert begun.blocks_per_head is not None, "only `exact` fetches everything"
+            self.regulator = Regulator(retrieval.min_mass, begun.blocks_per_head, session)
 
     @property
     def limit(self) -> int:
@@ -115,48 +150,36 @@ class Sequence:
     def penalises_prompt(self) -> bool:
         return self.generation.sampling.repetition_penalty != 1.0
 
-    def span(self, budget: int, defaults: Defaults, landmark: int | None, layout: CacheLayout) -> Span:
-        """The next at most `budget` text tokens."""
+    def span(self, budget: int, landmark: int | None, layout: CacheLayout) -> Span:
+        """The next at most `budget` text tokens, all of which are read alike."""
         start = self.session.computed
-        end = min(len(self.session.tokens), start + budget)
+        end = self.session.readings.end(start, min(len(self.session.tokens), start + budget))
         if self.scores:
             end = min(end, start + SCORED)
         if self.tally or self.audit:
             end = min([end, *(edge for edge in self.counted if edge > start)])
         answers = self.counted[0] <= start < self.counted[1]
-        retrieval = self.generation.retrieval
-        self.blocks_per_head = None if retrieval.exact else self._blocks_per_head(defaults.blocks_per_head)
+        reading = self.session.readings.at(start) or self._defaults.reading
+        self.blocks_per_head = reading.blocks_per_head
         return Span(
             self.session,
             start,
             end,
             with_landmarks(self.session.tokens[start:end].tolist(), start, landmark, layout),
-            self.blocks_per_head,
+            reading.blocks_per_head,
             self.tally if answers else None,
-            self._top_p(defaults.top_p),
-            self.audit.rate if self.audit and answers else defaults.audit_rate,
+            reading.top_p,
+            self.audit.rate if self.audit and answers else self._defaults.audit_rate,
             self.audit if answers else None,
         )
 
-    def _blocks_per_head(self, default: int) -> int:
-        """What the request asks for, or what the audit has raised it to."""
-        retrieval, raised = self.generation.retrieval, self.session.blocks_per_head or 0
-        wanted = max(default, raised) if retrieval.blocks_per_head is None else retrieval.blocks_per_head
-        if retrieval.min_mass is None:
-            return wanted
-        if self.regulator is None:
-            self.regulator = Regulator(retrieval.min_mass, max(wanted, raised), self.session)
-        return self._regulate(self.regulator)
-
-    def _regulate(self, regulator: Regulator) -> int:
-        assert self.audit is not None
-        return regulator.observe(self.audit.masses)
-
-    def _top_p(self, default: float | None) -> float | None:
-        """What the request asks for; the server's gives way to an audit, which measures what it estimates."""
-        retrieval = self.generation.retrieval
-        audited = retrieval.min_mass is not None or self.session.blocks_per_head is not None
-        return retrieval.top_p if retrieval.top_p is not None or audited else default
+    def next_reading(self) -> Reading | None:
+        """How the next token reads: as the request asks for, or as far as the audit has raised it by now."""
+        if self.regulator is not None:
+            assert self.audit is not None
+            raised = self.regulator.observe(self.audit.masses)
+            self._reading = self._defaults.own(Reading(raised))
+        return self._reading
 
     def allowed(self) -> bytes | None:
         """Which tokens may come next, as `Constraint` tells; None leaves it free."""
@@ -171,7 +194,7 @@ class Sequence:
         if self.first_token is None:
             self.first_token = time.perf_counter()
         self.generated.append(token.token)
-        self.session.append([token.token])
+        self.session.append([token.token], self.next_reading())
         sampling = self.generation.sampling
         if self.constraint is not None:
             self.constraint.accept(token.token)
@@ -196,8 +219,7 @@ class Sequence:
         """What the audit found, if it was asked for."""
         if self.audit is None:
             return None
-        if self.regulator is not None:
-            self._regulate(self.regulator)  # the last step counts for the session's next answer
+        self.next_reading()  # the last step counts for the session's next answer
         masses = self.audit.masses
         mean, lowest = (sum(masses) / len(masses), min(masses)) if masses else (None, None)
         return AuditReport(mean, lowest, len(masses), self.blocks_per_head)

@@ -5,9 +5,13 @@
     tokens     I32  (tokens,)
     checksums  U32  (blocks, 2)     CRC-32 of a block and of its entry, each begun with the block's number
     landmarks  U8   (blocks, entry_bytes): what the indexes keep of a block
+    readings   F64  (runs, 3)       how tokens are read from one on: first token, blocks per head, top-p or 0; -1 reads
+                                    all blocks, -2 leaves it to the server, as for all tokens before the first run
     notes      U8   (bytes,)        what the exporting server knows besides; nobody here looks into it
 
-A file without keys and values has `turns`, `tokens` and `notes` only. Sizes are known before a block is read, so a
+A file without keys and values has `turns`, `tokens`, `notes` and perhaps `readings` only. Where the server decides for
+all tokens there are no `readings` and the version is 1, else it is 2: who does not know them must not use the blocks.
+ Sizes are known before a block is read, so a
 file is written from its beginning to its end, block by block. Knows no session that is served, and no text.
 """
 
@@ -19,6 +23,8 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +34,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cache import CacheLayout, Session, Turn
+from cache import EVERYTHING, SERVER, CacheLayout, Run, Session, Turn
 from engine.errors import InvalidSessionFile
 
 Bytes = NDArray[np.uint8]
-FORMAT, VERSION = "cairn.session", "1"
+FORMAT, PLAIN, VERSION = "cairn.session", "1", "2"
 MOST_HEADER = 64 << 10
 """Bytes of a header that is still looked at."""
 MOST_NOTES = 8 << 20
@@ -40,8 +46,10 @@ MOST_NOTES = 8 << 20
 TOGETHER = 8
 """Blocks that are read, written or taken in at once."""
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-WIDTHS = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U32": 4, "I64": 8}
+WIDTHS = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U32": 4, "I64": 8, "F64": 8}
 TEXT, KEPT = {"turns", "tokens", "notes"}, {"blocks", "checksums", "landmarks"}
+READINGS = "readings"
+MOST_FETCHED = 4096
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,12 @@ class Origin:
     model: str
 
 
-def text_checksum(tokens: Tensor, turns: Tensor, raised: str, notes: bytes) -> str:
-    """Of what a session was told, with its turns, what an audit has raised, and what is noted besides."""
+def text_checksum(tokens: Tensor, turns: Tensor, raised: str, notes: bytes, readings: Tensor | None = None) -> str:
+    """Of what a session was told, with its turns, what an audit has raised, what is noted, and how tokens are read."""
     digest = hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16)
     digest.update(turns.numpy().tobytes() + raised.encode() + b"\0" + notes)
+    if readings is not None:
+        digest.update(readings.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -90,8 +100,11 @@ class SessionWriter:
         self._turns = turns_tensor(session)
         self._tokens = torch.tensor(session.tokens.tolist(), dtype=torch.int32)
         raised = json.dumps(session.blocks_per_head)
-        text = text_checksum(self._tokens, self._turns, raised, notes)
-        facts = {"format": FORMAT, "version": VERSION, **vars(origin), "text": text, "blocks_per_head": raised}
+        runs = session.readings.runs
+        self._readings = torch.tensor(runs, dtype=torch.float64) if runs else None  # (runs, 3)
+        text = text_checksum(self._tokens, self._turns, raised, notes, self._readings)
+        facts = {"format": FORMAT, "version": VERSION if runs else PLAIN, **vars(origin)}
+        facts |= {"text": text, "blocks_per_head": raised}
         self._header, body = header(facts, self._shapes())
         self.size = len(self._header) + body
         """Bytes of the whole file."""
@@ -105,6 +118,8 @@ class SessionWriter:
         if count:
             shapes["checksums"] = ("U32", (count, 2))
             shapes["landmarks"] = ("U8", (count, self._session.entry_bytes))
+        if self._readings is not None:
+            shapes[READINGS] = ("F64", tuple(self._readings.shape))
         shapes["notes"] = ("U8", (len(self._notes),))
         return shapes
 
@@ -122,6 +137,8 @@ class SessionWriter:
             sums[:, 1] = [checksum(block, entry.data) for block, entry in enumerate(entries)]
             yield sums.tobytes()
             yield entries.tobytes()
+        if self._readings is not None:
+            yield self._readings.numpy().tobytes()
         yield self._notes
 
 
@@ -169,12 +186,17 @@ class SessionFile:
         except (OSError, SafetensorError, struct.error) as error:
             raise InvalidSessionFile(f"the file is not in the safetensors format, or not complete: {error}") from error
         self._facts: dict[str, str] = self._file.metadata() or {}
-        if self._facts.get("format") != FORMAT or self._facts.get("version") != VERSION:
-            raise InvalidSessionFile(f"the file's metadata do not say that it is a {FORMAT} of version {VERSION}")
+        version = self._facts.get("version")
+        if self._facts.get("format") != FORMAT or version not in (PLAIN, VERSION):
+            raise InvalidSessionFile(
+                f"the file's metadata do not say that it is a {FORMAT} of version {PLAIN} or {VERSION}"
+            )
         names = set(self._file.keys())
-        if names not in (TEXT, TEXT | KEPT):
+        self._has_readings = READINGS in names
+        names -= {READINGS}
+        if names not in (TEXT, TEXT | KEPT) or self._has_readings != (version == VERSION):
             raise InvalidSessionFile(f"the file must hold {', '.join(sorted(TEXT))}, and either all or none of "
-                                     f"{', '.join(sorted(KEPT))}")  # fmt: skip
+                                     f"{', '.join(sorted(KEPT))}; {READINGS} in version {VERSION} alone")  # fmt: skip
         self.count = self._shape("checksums")[0] if names > TEXT else 0
         """Blocks whose keys and values are in the file."""
         self.length = self._expect("tokens", "I32", (None,))[0]
@@ -213,7 +235,8 @@ class SessionFile:
         if size > MOST_NOTES:
             raise InvalidSessionFile(f"notes: there are {size} bytes, the limit is {MOST_NOTES}")
         notes = self._file.get_tensor("notes").numpy().tobytes()
-        if text_checksum(tokens, turns, self._facts.get("blocks_per_head", ""), notes) != self._facts.get("text"):
+        raised = self._facts.get("blocks_per_head", "")
+        if text_checksum(tokens, turns, raised, notes, self._readings) != self._facts.get("text"):
             raise InvalidSessionFile("tokens: the text has a wrong checksum, the file is damaged")
         rows = turns.tolist()
         told = [Turn(index, start, answer, None if raised < 0 else raised) for index, start, answer, raised in rows]
@@ -224,6 +247,30 @@ class SessionFile:
         if not (sensible and follows and all(0 <= edge <= self.length for edge in edges)):
             raise InvalidSessionFile("turns: they overlap, or lie behind the text")
         return tokens, told, notes
+
+    @property
+    def _readings(self) -> Tensor | None:
+        """(runs, 3)"""
+        if not self._has_readings:
+            return None
+        self._expect(READINGS, "F64", (None, 3))
+        readings = self._file.get_tensor(READINGS)
+        assert isinstance(readings, Tensor)
+        return readings
+
+    def runs(self) -> list[Run]:
+        """How tokens are read; what they say makes sense."""
+        rows = [] if self._readings is None else self._readings.tolist()
+        found = [Run(int(start), int(fetch), top_p) for start, fetch, top_p in rows if isfinite(start + fetch)]
+        starts = [run.start for run in found]
+        sensible = [list(run) for run in found] == rows and starts == sorted(set(starts))
+        sensible &= all(0 <= run.start < self.length and SERVER <= run.fetch <= MOST_FETCHED for run in found)
+        plain = [run for run in found if run.fetch in (SERVER, EVERYTHING)]
+        sensible &= all(run.top_p == 0 for run in plain) and all(0 <= run.top_p <= 1 for run in found)
+        sensible &= all(a[1:] != b[1:] for a, b in pairwise([Run(0, SERVER, 0.0), *found]))
+        if not sensible:
+            raise InvalidSessionFile(f"{READINGS}: they overlap, lie behind the text, or are no readings")
+        return found
 
     @property
     def blocks_per_head(self) -> int | None:

@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cache import catalogue as module
 from cache.catalogue import COLUMNS, MIGRATIONS, Catalogue, SessionRecord
 from cache.errors import CacheError, StoreError
+from cache.readings import Run
 from cache.turns import Turn
 
 MODEL = b"model"
@@ -94,6 +95,7 @@ class Beside(RuleBasedStateMachine):
         self.records: dict[str, SessionRecord] = {}
         self.texts: dict[str, list[int]] = {}
         self.turns: dict[str, list[Turn]] = {}
+        self.runs: dict[str, list[Run]] = {}
         self.slots: dict[bytes, dict[int, bytes]] = {b"x": {}, b"y": {}}
         self.clock = 0
 
@@ -114,7 +116,7 @@ class Beside(RuleBasedStateMachine):
                 self.catalogue.create(new)
         else:
             self.catalogue.create(new)
-            self.records[name], self.texts[name], self.turns[name] = new, [], []
+            self.records[name], self.texts[name], self.turns[name], self.runs[name] = new, [], [], []
 
     @rule(name=NAMES, text=TEXTS, times=st.integers(1, 3))
     def append(self, name: str, text: list[int], times: int) -> None:
@@ -139,6 +141,7 @@ class Beside(RuleBasedStateMachine):
             self.catalogue.fork(new, parent, tokens)
             self.records[name], self.texts[name] = new, text[:tokens]
             self.turns[name] = self.turns_within(parent, tokens)
+            self.runs[name] = [run for run in self.runs.get(parent, []) if run.start < tokens]
 
     @rule(name=NAMES, text=TEXTS.filter(bool), raised=st.none() | st.integers(0, 9), oldest=st.integers(0, 2))
     def turn(self, name: str, text: list[int], raised: int | None, oldest: int) -> None:
@@ -151,6 +154,14 @@ class Beside(RuleBasedStateMachine):
             self.texts[name] += text
             self.turns[name] = [each for each in (*turns, turn) if each.index >= oldest]
 
+    @rule(name=NAMES, text=TEXTS.filter(bool), fetch=st.integers(-2, 9), top_p=st.sampled_from([0.0, 0.9]))
+    def read_otherwise(self, name: str, text: list[int], fetch: int, top_p: float) -> None:
+        if name in self.records:
+            run = Run(len(self.texts[name]), fetch, top_p)
+            self.catalogue.append(name, run.start, text, [run])
+            self.texts[name] += text
+            self.runs[name].append(run)
+
     @rule(name=NAMES, share=st.floats(0, 1.1))
     def cut(self, name: str, share: float) -> None:
         keep = round(share * len(self.texts.get(name, [])))
@@ -158,6 +169,7 @@ class Beside(RuleBasedStateMachine):
         if name in self.records:
             del self.texts[name][keep:]
             self.turns[name] = self.turns_within(name, keep)
+            self.runs[name] = [run for run in self.runs[name] if run.start < keep]
 
     def turns_within(self, name: str, tokens: int) -> list[Turn]:
         kept = [turn for turn in self.turns.get(name, []) if turn.start < tokens]
@@ -184,6 +196,7 @@ class Beside(RuleBasedStateMachine):
         self.records.pop(name, None)
         self.texts.pop(name, None)
         self.turns.pop(name, None)
+        self.runs.pop(name, None)
 
     @rule(of=st.sampled_from([b"x", b"y"]), blocks=st.lists(st.tuples(SLOTS, HASHES), max_size=6))
     def add_blocks(self, of: bytes, blocks: list[tuple[int, bytes]]) -> None:
@@ -227,6 +240,7 @@ class Beside(RuleBasedStateMachine):
             assert self.catalogue.length(name) == len(text)
             assert self.catalogue.tokens(name).tolist() == text
             assert self.catalogue.turns(name) == self.turns.get(name, [])
+            assert self.catalogue.readings(name) == self.runs.get(name, [])
         for of, slots in self.slots.items():
             assert self.catalogue.blocks(of) == {hash: slot for slot, hash in sorted(slots.items())}
         assert self.catalogue.check() == []
@@ -449,6 +463,20 @@ def test_an_append_does_not_hide_a_missing_end(path: Path, catalogue: Catalogue)
     assert catalogue.check()
     catalogue.repair()
     assert catalogue.tokens("s").tolist() == list(range(10))
+
+
+def test_a_reading_behind_the_text_is_found_and_deleted(path: Path, catalogue: Catalogue) -> None:
+    catalogue.create(record())
+    catalogue.append("s", 0, range(10), [Run(4, 3, 0.0)])
+    with plain(path) as connection:
+        connection.execute("INSERT INTO readings VALUES ('s', 10, 3, 0), ('gone', 0, 3, 0)")
+    assert len(catalogue.check()) == 2
+    assert len(catalogue.repair()) == 2
+    assert catalogue.check() == []
+    assert catalogue.readings("s") == [Run(4, 3, 0.0)]
+    catalogue.delete("s")
+    with plain(path) as connection:
+        assert connection.execute("SELECT count(*) FROM readings").fetchone() == (0,)
 
 
 def test_text_without_a_session_is_found_and_deleted(path: Path, catalogue: Catalogue) -> None:

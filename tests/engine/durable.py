@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import Archive, BlockStore, Session, SessionRegistry
-from engine import Engine, EngineConfig
+from engine import Engine, EngineConfig, RetrievalParams
 from engine.huggingface import LoadedModel, load_model
 from tests.engine.running import SECONDS, Gate, Request, Running
 
@@ -18,6 +19,9 @@ READING: dict[str, dict[str, Any]] = {
     "trained": {},
 }
 """How sessions are read, by kind of model."""
+PLAIN = RetrievalParams()
+Asked = list[RetrievalParams]
+"""How each token of a session reads."""
 SMALL = {"step_tokens": 64, "max_running": 4, "disk_kv_bytes": 64 << 20}
 BLOCKS = 40
 """Of memory, little more than the fewest that are accepted."""
@@ -49,7 +53,7 @@ class Durable:
         self._window = {"kv_bytes": 2 * BLOCKS * self.block_bytes} if window else {}
         self.run = self.start()
         self.alone = self._started({**self.reading, "kv_bytes": 32 << 20, "prefix_cache": False})
-        self._answers: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        self._answers: dict[tuple[tuple[int, ...], int, tuple[RetrievalParams, ...]], list[int]] = {}
 
     def start(self, blocks: int = BLOCKS, **changes: Any) -> Running:
         """A new engine on the folder, with memory for so many blocks."""
@@ -74,18 +78,47 @@ class Durable:
         self.stop()
         self.alone.engine.stop()
 
-    def answer(self, tokens: list[int], count: int) -> list[int]:
-        """What an engine says to these tokens that computes all of them in one go and keeps nothing."""
-        key = (tuple(tokens), count)
+    def answer(self, tokens: list[int], count: int, asked: Asked | None = None) -> list[int]:
+        """What an engine says to these tokens that computes each in one go as it is asked, and keeps nothing.
+
+        Args:
+            asked: how each token reads; the answer reads as the last one
+        """
+        asked = asked or [PLAIN] * len(tokens)
+        key = (tuple(tokens), count, tuple(asked))
         if key not in self._answers:
-            self._answers[key] = self.alone.ask(tokens, max_tokens=count).tokens() if count else []
+            self._answers[key] = self._answer(tokens, count, asked) if count else []
         return self._answers[key]
 
-    def turn(self, session: str, tokens: list[int], count: int = 4, tenant: str = "") -> Request:
-        """Ask in a session, and see that the answer is that of the engine which keeps nothing."""
-        whole = self.run.engine.session_tokens(session, tenant) + tokens
-        request = self.run.ask(tokens, session=session, tenant=tenant, max_tokens=count)
-        assert request.tokens() == self.answer(whole, count), "another answer"
+    def _answer(self, tokens: list[int], count: int, asked: Asked) -> list[int]:
+        parts = [(each, len(list(alike))) for each, alike in itertools.groupby(asked)]
+        session, at = self.alone.engine.create_session("").id if len(parts) > 1 else None, 0
+        for number, (each, size) in enumerate(parts, 1):
+            most = count if number == len(parts) else 0
+            last = self.alone.ask(tokens[at : at + size], session=session, max_tokens=most, retrieval=each)
+            at += size
+        if session is not None:
+            self.alone.engine.delete_session(session, "")
+        return last.tokens()
+
+    def turn(
+        self,
+        session: str,
+        tokens: list[int],
+        count: int = 4,
+        tenant: str = "",
+        past: Asked | None = None,
+        retrieval: RetrievalParams = PLAIN,
+    ) -> Request:
+        """Ask in a session, and see that the answer is that of the engine which keeps nothing.
+
+        Args:
+            past: how the session's tokens read
+        """
+        held = self.run.engine.session_tokens(session, tenant)
+        whole, asked = held + tokens, (past or [PLAIN] * len(held)) + [retrieval] * len(tokens)
+        request = self.run.ask(tokens, session=session, tenant=tenant, max_tokens=count, retrieval=retrieval)
+        assert request.tokens() == self.answer(whole, count, asked), "another answer"
         assert self.run.engine.session_tokens(session, tenant) == whole + request.tokens()
         return request
 

@@ -23,9 +23,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine import Generation, SamplingParams, Search, Told
+from engine import Generation, RetrievalParams, SamplingParams, Search, Told
 from tests.cache.late import LateCopies
-from tests.engine.durable import BLOCKS, Durable
+from tests.engine.durable import BLOCKS, PLAIN, Asked, Durable
 from tests.engine.running import Request
 from tests.models import random_tokens
 
@@ -33,6 +33,9 @@ TENANTS = st.sampled_from("ab")
 SEEDS = st.integers(0, 3)  # few texts: prefixes often agree
 LENGTHS = st.sampled_from([0, 1, 7, 8, 15, 40, 90])
 COUNTS = st.sampled_from([0, 1, 5, 9])
+ASKED = st.sampled_from(
+    [PLAIN, PLAIN, RetrievalParams(blocks_per_head=1), RetrievalParams(exact=True), RetrievalParams(top_p=0.5)]
+)
 
 Owned = tuple[str, str]
 
@@ -49,6 +52,7 @@ class Sessions(RuleBasedStateMachine):
         self.store = Path(tempfile.mkdtemp())
         self.durable = Durable(self.folder, self.store, window=self.window)
         self.truth: dict[Owned, list[int]] = {}
+        self.asked: dict[Owned, Asked] = {}
         self.turns: dict[Owned, list[tuple[int, int, int]]] = {}
         self.pinned: dict[Owned, bool] = {}
         self.fleeting: set[Owned] = set()
@@ -59,23 +63,25 @@ class Sessions(RuleBasedStateMachine):
     def create(self, tenant: str, pinned: bool, fleeting: bool) -> Owned:
         engine = self.durable.run.engine
         owned = tenant, engine.create_session(tenant, pinned=pinned, ttl=3600.0 if fleeting else None).id
-        self.truth[owned], self.turns[owned], self.pinned[owned] = [], [], pinned
+        self.truth[owned], self.asked[owned], self.turns[owned], self.pinned[owned] = [], [], [], pinned
         if fleeting:
             self.fleeting.add(owned)
         return owned
 
-    @rule(owned=sessions, seed=SEEDS, length=LENGTHS, count=COUNTS)
-    def turn(self, owned: Owned, seed: int, length: int, count: int) -> None:
+    @rule(owned=sessions, seed=SEEDS, length=LENGTHS, count=COUNTS, retrieval=ASKED)
+    def turn(self, owned: Owned, seed: int, length: int, count: int, retrieval: RetrievalParams) -> None:
         if owned not in self.truth:
             return
         tenant, session = owned
         left = len(self.truth[owned]) - self.durable.session(session, tenant).computed
         if not length and not (left and count):
             return
-        tokens = random_tokens(length, seed)
-        request = self.durable.turn(session, tokens, count, tenant)
+        tokens, past = random_tokens(length, seed), self.asked[owned]
+        retrieval = retrieval if length else past[-1]
+        request = self.durable.turn(session, tokens, count, tenant, past, retrieval)
         start = len(self.truth[owned])
         self.truth[owned] += tokens + request.tokens()
+        past += [retrieval] * (len(self.truth[owned]) - start)
         if len(self.truth[owned]) > start:
             self.turns[owned].append((start, start + length, len(self.truth[owned])))
 
@@ -92,17 +98,17 @@ class Sessions(RuleBasedStateMachine):
             self.durable.run.engine.rewind_session(session, tenant, turn=turn)
         else:
             self.durable.run.engine.rewind_session(session, tenant, tokens=keep)
-        del self.truth[owned][keep:]
+        del self.truth[owned][keep:], self.asked[owned][keep:]
         left = [(start, min(answer, keep), min(end, keep)) for start, answer, end in turns if start < keep]
         self.turns[owned] = left
 
-    @rule(tenant=TENANTS, seed=SEEDS, length=st.integers(1, 90), choices=st.integers(1, 2))
-    def ask(self, tenant: str, seed: int, length: int, choices: int) -> None:
+    @rule(tenant=TENANTS, seed=SEEDS, length=st.integers(1, 90), choices=st.integers(1, 2), retrieval=ASKED)
+    def ask(self, tenant: str, seed: int, length: int, choices: int, retrieval: RetrievalParams) -> None:
         """A prompt without a session."""
         tokens = random_tokens(length, seed)
-        request = self.durable.run.ask(tokens, tenant=tenant, max_tokens=3, n=choices)
+        request = self.durable.run.ask(tokens, tenant=tenant, max_tokens=3, n=choices, retrieval=retrieval)
         for index in range(choices):
-            assert request.tokens(index) == self.durable.answer(tokens, 3)
+            assert request.tokens(index) == self.durable.answer(tokens, 3, [retrieval] * length)
 
     @rule(target=sessions, owned=sessions)
     def fork(self, owned: Owned) -> Owned:
@@ -110,8 +116,7 @@ class Sessions(RuleBasedStateMachine):
             return owned
         tenant, session = owned
         fork = tenant, self.durable.run.engine.fork_session(session, tenant).id
-        self.truth[fork], self.turns[fork] = self.truth[owned][:], self.turns[owned][:]
-        self.pinned[fork] = False
+        self.copy(owned, fork)
         if owned in self.fleeting:
             self.fleeting.add(fork)
         return fork
@@ -130,9 +135,12 @@ class Sessions(RuleBasedStateMachine):
         assert restored % self.durable.blocks.layout.text_per_block == 0
         assert restored <= len(self.truth[owned]) * kv
         carried = tenant, info.id
-        self.truth[carried], self.turns[carried] = self.truth[owned][:], self.turns[owned][:]
-        self.pinned[carried] = False
+        self.copy(owned, carried)
         return carried
+
+    def copy(self, owned: Owned, to: Owned) -> None:
+        self.truth[to], self.asked[to] = self.truth[owned][:], self.asked[owned][:]
+        self.turns[to], self.pinned[to] = self.turns[owned][:], False
 
     @rule(owned=sessions, seed=SEEDS, length=st.integers(1, 20))
     def search(self, owned: Owned, seed: int, length: int) -> None:
@@ -154,7 +162,7 @@ class Sessions(RuleBasedStateMachine):
             self.forget(owned)
 
     def forget(self, owned: Owned) -> None:
-        del self.truth[owned], self.turns[owned], self.pinned[owned]
+        del self.truth[owned], self.asked[owned], self.turns[owned], self.pinned[owned]
         self.fleeting.discard(owned)
 
     @rule(owned=sessions, pinned=st.booleans())
@@ -224,7 +232,7 @@ class Sessions(RuleBasedStateMachine):
             return
         try:
             for tenant, session in self.truth:
-                self.durable.turn(session, [9], 2, tenant)
+                self.durable.turn(session, [9], 2, tenant, self.asked[tenant, session])
             for tenant, session in self.truth:
                 self.durable.run.engine.delete_session(session, tenant)
             self.durable.restart()

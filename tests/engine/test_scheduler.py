@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from engine.scheduler import Scheduler, tokens_of
-from engine.sequence import Defaults
 
 BUDGET = 512
 
@@ -30,7 +29,7 @@ class Prompt:
 
 
 def scheduler(*, apart: bool = False) -> Scheduler:
-    return Scheduler(BUDGET, 0.75, Defaults(8), None, cast(Any, None), apart=apart)
+    return Scheduler(BUDGET, 0.75, None, cast(Any, None), apart=apart)
 
 
 def read(made: Scheduler, prompts: list[Prompt], step: int) -> int:

@@ -243,7 +243,9 @@ def changed(path: Path, to: Path, facts: dict[str, str] | None = None, **tensors
     whole = {**load_file(path), **tensors}
     if whole["tokens"].dtype == torch.int32:
         notes = whole["notes"].numpy().tobytes()
-        told["text"] = text_checksum(whole["tokens"], whole["turns"], told["blocks_per_head"], notes)
+        told["text"] = text_checksum(
+            whole["tokens"], whole["turns"], told["blocks_per_head"], notes, whole.get("readings")
+        )
     save_file(
         {name: tensor for name, tensor in whole.items() if tensor.numel() or name in ("turns", "notes")}, to, told
     )
@@ -275,6 +277,27 @@ def test_what_makes_no_sense_is_refused(run: Running, told: Path, tmp_path: Path
     named = [info.id for info in run.engine.list_sessions("")]
     assert len(named) == 1
     run.check()
+
+
+def test_readings_that_make_no_sense_are_refused(run: Running, told: Path, tmp_path: Path) -> None:
+    def readings(*rows: tuple[float, float, float]) -> dict[str, Any]:
+        return {"readings": torch.tensor(rows, dtype=torch.float64), "facts": {"version": "2"}}
+
+    length, infinite = float(len(text_of(told))), float("inf")
+    rows: list[list[tuple[float, float, float]]] = [
+        [(0, 3, 0)], [(8, 3, 0), (8, 4, 0)], [(9, 3, 0), (8, 4, 0)], [(length, 3, 0)], [(-1, 3, 0)], [(0, -3, 0)],
+        [(0, 4097, 0)], [(0, 3, 1.5)], [(0, -1, 0.5)], [(0.5, 3, 0)], [(0, infinite, 0)], [(0, 3, float("nan"))],
+        [(0, -2, 0)], [(0, 3, 0), (8, 3, 0)],
+    ]  # fmt: skip
+    for each in rows[1:]:
+        with pytest.raises(InvalidSessionFile, match="no readings"):
+            take(run, changed(told, tmp_path / "wrong", **readings(*each)))
+    with pytest.raises(InvalidSessionFile, match="version"):
+        take(run, changed(told, tmp_path / "wrong", readings=readings(*rows[0])["readings"]))
+    assert take(run, changed(told, tmp_path / "right", **readings(*rows[0])))[1]
+    flat = {**readings(*rows[0]), "readings": torch.zeros(3, dtype=torch.float64)}
+    with pytest.raises(InvalidSessionFile, match="readings: is"):
+        take(run, changed(told, tmp_path / "wrong", **flat))
 
 
 def test_what_is_no_number_is_refused(run: Running, told: Path, tmp_path: Path) -> None:
