@@ -207,6 +207,10 @@ class BlockStore:
         """Per head: where the blocks in slots (kv_heads, …) lie; see Tier.locate."""
         return self.tier.locate(layer, slots, self._heads.view(-1, *[1] * (slots.dim() - 1)))
 
+    def let_go(self) -> None:
+        """See Tier.let_go."""
+        self.tier.let_go()
+
     @property
     def foresees(self) -> bool:
         """Whether `prefetch` does anything."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from engine.sampler import Sampler
 from engine.sequence import Sequence
 from engine.session_file import TOGETHER, Bytes, Origin, SessionFile, SessionWriter
 
-PATIENCE = 10.0
-"""Seconds to wait for the disk while a session is taken in."""
+PATIENCE, WAIT = 10.0, 0.01
+"""Seconds to wait for the disk, and for memory, while a session is taken in; and between two looks."""
 
 
 class Memory:
@@ -185,16 +186,19 @@ class Memory:
         first, archive = len(session.blocks), self._registry.store.archive
         if archive is not None and (archive.failure or not archive.flush(PATIENCE, left=TOGETHER)):
             raise OutOfRoom("the disk does not take what is sent; try again later")
-        with self._changed:
-            self._check_accepting()
-            while (taken := len(session.blocks) - first) < len(units):
+        end = time.monotonic() + PATIENCE
+        while (taken := len(session.blocks) - first) < len(units):
+            with self._changed:
+                self._check_accepting()
                 if not self._admission.has_room(len(units) - taken, list(self._running)):
                     raise OutOfRoom("the cache is full; delete sessions or give it more memory")
                 try:
                     session.take_in(units[taken:], entries[taken:])
+                    continue
                 except OutOfBlocks as error:
-                    if not self._registry.make_room():
+                    if not self._registry.make_room() and time.monotonic() >= end:
                         raise OutOfRoom("the cache is full; delete sessions or give it more memory") from error
+            time.sleep(WAIT)  # a step may be reading what could make room
 
     # -- under the lock --------------------------------------------------------------------------------------
 

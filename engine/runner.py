@@ -23,6 +23,12 @@ class ModelRunner:
 
         A row at a landmark predicts the text token after it. Tokens are drawn on the CPU, wherever the model runs.
         """
+        try:
+            return self._run(step, rows)
+        finally:
+            step.spans[0].session.store.let_go()
+
+    def _run(self, step: Step, rows: list[int] | None) -> Tensor:
         ids = [token for span in step.spans for token in span.token_ids]
         tokens = torch.tensor([ids], device=self._model.device)
         output = self._model(

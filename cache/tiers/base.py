@@ -134,6 +134,10 @@ class Tier(Protocol):
         """
         ...
 
+    def let_go(self) -> None:
+        """What was located last is not read any more; until then it stays, whoever allocates meanwhile."""
+        ...
+
     def traffic(self) -> Traffic:
         """What was brought up since it was last asked."""
         ...

@@ -81,6 +81,9 @@ class DeviceTier:
         keys, values = self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1)
         return Places(keys, values, (slots * self.layout.kv_heads + heads).to(self.device))
 
+    def let_go(self) -> None:
+        """All blocks stay anyway."""
+
     def at_hand(self, layer: int, slots: Tensor, heads: Tensor) -> Tensor:
         return torch.ones(torch.broadcast_shapes(slots.shape, heads.shape), dtype=torch.bool)
 

@@ -4,7 +4,8 @@ A new block is pinned until it is sealed and lies on the disk; from then on each
 What goes is what was not used for longest (LRU over layer, head and block). What attention always reads, the sink and
 the recent blocks, is used at every step and so stays. Nothing is written when a page goes: the disk has it already.
 
-Only the engine's thread brings pages up and lets them go; others may release blocks and tell what lies on the disk.
+Only the engine's thread brings pages up; others may allocate and release blocks and tell what lies on the disk. What it
+has located stays in its frames until it locates again or lets go.
 """
 
 from __future__ import annotations
@@ -143,13 +144,18 @@ class PagedTier:
         pages, asked = self._pages, (layer, slots.numpy(), heads.numpy())
         with self._changed:
             found = pages.find(*asked)
-            pages.use(found)  # so that they do not go while others come
+            pages.held = pages.use(found)  # so that they do not go while others come
             if not found.all():
                 came = self._bring(layer, np.unique(pages.page(*asked)[found == 0]))
                 found = pages.find(*asked)
+                pages.held = found.reshape(-1) - 1
                 if passing:
                     pages.used_at[came] = 0
         return Places(self._keys, self._values, torch.from_numpy(found - 1))
+
+    def let_go(self) -> None:
+        with self._changed:
+            self._pages.held = self._pages.held[:0]
 
     def at_hand(self, layer: int, slots: Tensor, heads: Tensor) -> Tensor:
         slot, head = np.broadcast_arrays(slots.numpy(), heads.numpy())

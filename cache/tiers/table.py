@@ -28,6 +28,7 @@ class PageTable:
         self.places = np.zeros(layout.layers * capacity * layout.kv_heads, np.int32)
         self.owner = np.full(frames, -1, np.int64)  # page of each frame
         self.pinned = np.zeros(frames, bool)
+        self.held: Numbers = np.empty(0, np.int64)  # frames that are read now: they stay, too, until others are
         self.used_at = np.zeros(frames, np.int64)
         self.time = 0
         self.idle = list(range(frames - 1, -1, -1))  # frames without a page
@@ -96,7 +97,9 @@ class PageTable:
         """
         if len(self.idle) < count:
             end = self.time if before is None else before
-            gone = np.flatnonzero((self.owner >= 0) & ~self.pinned & (self.used_at < end))
+            free = (self.owner >= 0) & ~self.pinned & (self.used_at < end)
+            free[self.held] = False
+            gone = np.flatnonzero(free)
             wanted = max(count - len(self.idle), self.limit // PARTS)
             if len(gone) > wanted:
                 gone = gone[np.argpartition(self.used_at[gone], wanted)[:wanted]]
@@ -122,11 +125,11 @@ class PageTable:
         self.idle += frames[frames < self.limit].tolist()
 
     def resize(self, limit: int) -> bool:
-        """Use frames 0, …, limit - 1 alone; False if what is pinned lies beyond, and then nothing has changed."""
+        """Use frames 0, …, limit - 1 alone; False if what is pinned or read lies beyond: then nothing has changed."""
         if limit > self.limit:
             self.idle += range(self.limit, limit)
             self.limit = limit
-        elif self.pinned[limit : self.limit].any():
+        elif self.pinned[limit : self.limit].any() or (self.held >= limit).any():
             return False
         above = np.arange(limit, self.limit)
         self.limit = limit

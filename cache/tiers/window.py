@@ -7,7 +7,7 @@ then on each head of it comes and goes by itself. What goes is what was not used
 Pages can be asked for before they are needed. That is a hint: it takes no room from what the layer that computes now
 has located, and a wrong one costs a copy.
 
-Only the engine's thread locates; others may release blocks and ask for their units.
+Only the engine's thread locates; others may allocate and release blocks and ask for their units.
 """
 
 from __future__ import annotations
@@ -159,9 +159,10 @@ class WindowTier:
             if layer != self._layer:
                 self._layer, self._begun = layer, pages.time + 1
             found = pages.find(*asked)
-            pages.use(found)  # so that they do not go while others come
+            pages.held = pages.use(found)  # so that they do not go while others come
             missing = np.unique(pages.page(*asked)[found == 0])
             frames = self._take(len(missing))
+            pages.held = np.concatenate((pages.held.reshape(-1), frames))
         if len(missing):
             self._bring(layer, missing, frames, passing=passing)
         with self._lock:
@@ -199,6 +200,11 @@ class WindowTier:
                 self._hinted[frames] = False
                 self._pages.untake(frames[done:])
         return frames
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._pages.held = self._pages.held[:0]
+        self.below.let_go()
 
     def prefetch(self, layer: int, slots: Tensor, heads: Tensor) -> None:
         """Blocks of a layer may be located soon: begin to bring up what is missing and not on the disk.
