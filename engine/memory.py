@@ -172,6 +172,7 @@ class Memory:
                 for _, units, entries in file.blocks():
                     self._take_in(session, units, entries)
             with self._changed:
+                self._check_accepting()
                 self._admission.validate_text(text, tenant)  # of several at a time, the first ones have room
                 restored = session.computed
                 self._registry.add(session)

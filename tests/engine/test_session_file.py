@@ -13,7 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cache import Session
 from engine import (
+    EngineStopped,
     InvalidParameter,
     InvalidSessionFile,
     OutOfRoom,
@@ -23,7 +25,8 @@ from engine import (
     SessionTooLong,
     Told,
 )
-from engine.session_file import checksum, text_checksum
+from engine.memory import Memory
+from engine.session_file import Bytes, checksum, text_checksum
 from tests.engine.durable import Durable
 from tests.engine.running import Running, running
 from tests.models import LANDMARK, random_tokens, save_model
@@ -199,6 +202,31 @@ def test_who_may_export_and_import(run: Running, told: Path, tmp_path: Path) -> 
         export(run, session, tmp_path / "file")
     run.gate.open()
     request.result()
+
+
+def test_an_import_that_a_stop_overtakes_is_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told of a session that could not be stored any more."""
+    durable = Durable(tiny_folder, tmp_path / "store")
+    try:
+        session = durable.run.engine.create_session("").id
+        durable.turn(session, FIRST, 3)
+        path, take_in = export(durable.run, session, tmp_path / "file"), Memory._take_in
+
+        def overtaken(memory: Memory, taken: Session, units: Bytes, entries: Bytes) -> None:
+            take_in(memory, taken, units, entries)
+            if len(taken.blocks) >= len(FIRST) // 8:
+                durable.stop()
+
+        monkeypatch.setattr(Memory, "_take_in", overtaken)
+        with pytest.raises(EngineStopped):
+            take(durable.run, path)
+        durable.restart()
+        assert [info.id for info in durable.run.engine.list_sessions("")] == [session]
+        durable.check()
+    finally:
+        durable.close()
 
 
 def test_an_empty_session_goes_through_a_file(run: Running, tmp_path: Path) -> None:
