@@ -10,7 +10,7 @@ Letters in shapes: H KV heads, G query heads per KV head, T queries, M or K bloc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -158,6 +158,48 @@ class EstimatedPart:
     def read(self, weights: Tensor) -> Tensor:
         values = self.index.weigh_values(weights.flatten(1, 2), self.queries.flatten(1, 2))
         return values.view(*weights.shape[:3], -1)
+
+
+@dataclass(frozen=True)
+class AttendedPart:
+    """Blocks that were attended to by themselves, and are not at hand any more.
+
+    Args:
+        log_mass: logarithm of the exp-sum of each block, or of all together (H, T, G, N or 1)
+        output: of a softmax over them alone (H, T, G, D)
+    """
+
+    log_mass: Tensor
+    output: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        return self.log_mass[..., None]
+
+    def read(self, weights: Tensor) -> Tensor:
+        return weights.sum(-1, keepdim=True) * self.output
+
+
+def attended(pieces: Iterable[Part], *, by_block: bool) -> AttendedPart:
+    """One softmax over pieces that come one after the other, of which no two are needed at once.
+
+    A running sum that is scaled when a larger score comes (Milakov & Gimelshein 2018,
+    https://arxiv.org/abs/1805.02867).
+
+    Args:
+        by_block: keep what each block weighs, not only all of them together
+    """
+    masses, whole, output = list[Tensor](), torch.tensor(-torch.inf), torch.tensor(0.0)
+    for piece in pieces:
+        masses.append(piece.scores.logsumexp(-1))  # (H, T, G, blocks)
+        mass = masses[-1].logsumexp(-1)  # (H, T, G)
+        both = torch.logaddexp(whole.to(mass.device), mass)
+        # Where a query may look at nothing yet, infinity less infinity is no number, and weighs nothing.
+        before, now = ((each - both).exp().nan_to_num(0.0)[..., None] for each in (whole.to(mass.device), mass))
+        weights = (piece.scores - mass[..., None, None]).exp_().nan_to_num_(0.0)
+        output = output.to(mass.device) * before + now * piece.read(weights.flatten(3))
+        whole = both
+    return AttendedPart(torch.cat(masses, dim=-1) if by_block else whole[..., None], output)
 
 
 def combine(parts: Sequence[Part], void: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:

@@ -27,13 +27,13 @@ from engine.attention.choosing import Choice, most_outlying, shares, within_top_
 from engine.attention.counting import count_read
 from engine.attention.exact import ExactAudit, Read
 from engine.attention.foresight import Foresight
-from engine.attention.parts import BlocksPart, EstimatedPart, Part, Scoring, combine, dense_part, fetched_part
+from engine.attention.parts import BlocksPart, EstimatedPart, Part, Scoring, attended, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
 
 CPU = torch.device("cpu")
 WORKING_BYTES = 16 << 20
-"""Queries are taken in as many pieces as keep their gathered blocks and scores below this."""
+"""Queries are taken in as many pieces as keep gathered blocks and scores below this; blocks that all look at, too."""
 
 
 class ReferenceAttention:
@@ -163,6 +163,10 @@ class ReferenceAttention:
         far = 0 if self.layers[layer].window else span.session.layout.blocks(span.end)
         fetch = self._fetches(layer, span, far)
         shared = far if fetch == far else self.settings.sink_blocks
+        if self._reads_all(layer, span):
+            tallied = far if span.tally is not None else 0
+            scores = groups * (2 * (min(far, self._together) + reach + 16) * layout.block_size + tallied)
+            return max(1, WORKING_BYTES // (4 * layout.kv_heads * scores))
         copied = min(far, self.settings.copied_blocks)
         scores = groups * (
             (shared + reach + 2 * (fetch + copied) + 16) * layout.block_size + far * self._looks_per_block
@@ -172,6 +176,12 @@ class ReferenceAttention:
         return max(1, min(located, WORKING_BYTES // (4 * layout.kv_heads * (scores + gathered))))
 
     @property
+    def _together(self) -> int:
+        """Blocks that all queries look at which are copied at once: keys, turned and not, and values, in fp32."""
+        layout = self.layout
+        return max(1, WORKING_BYTES // (4 * 4 * layout.kv_heads * layout.block_size * layout.head_dim))
+
+    @property
     def _looks_per_block(self) -> int:
         """Numbers that a far block takes for each query while blocks are chosen."""
         parts = len(self.settings.rule.widths(self.layout.head_dim))
@@ -179,9 +189,12 @@ class ReferenceAttention:
 
     def _fetches(self, layer: int, span: Span, far_blocks: int) -> int:
         """How many of the far blocks a query of the span may read, at most."""
-        if span.blocks_per_head is None or layer < self.settings.dense_layers:
+        if span.blocks_per_head is None or self._reads_all(layer, span):
             return far_blocks
         return min(far_blocks, span.blocks_per_head + self.settings.outlier_blocks)
+
+    def _reads_all(self, layer: int, span: Span) -> bool:
+        return span.blocks_per_head is None or layer < self.settings.dense_layers
 
     def _recent(self, layer: int) -> int:
         """Blocks before a query's own that this layer reads at their true distance."""
@@ -199,14 +212,14 @@ class ReferenceAttention:
             return self._attend_fetched(layer, rows, span, scoring, step, far_blocks, fetch)
         shared = min(far_blocks, self.settings.sink_blocks if fetch == 0 else far_blocks)
         self._audit(layer, rows, span, step, scoring, Read(self._recent(layer), shared))
-        parts = self._shared_parts(layer, rows, scoring, shared)
+        parts = self._shared_parts(layer, rows, scoring, span, shared)
         output, masses = combine(parts, scoring.void)
         count_read(span.tally, layer, self.settings.sink_blocks, parts, masses, None)
         return output
 
     def _chooses(self, layer: int, span: Span, choosable: int, fetch: int) -> bool:
         """Whether landmarks have a say: what a position reads must not depend on what else is in its step."""
-        if span.blocks_per_head is None or layer < self.settings.dense_layers or choosable <= 0:
+        if self._reads_all(layer, span) or choosable <= 0:
             return False
         always = span.top_p is not None or self.settings.rule.replaces_mass
         looks = fetch + self.settings.copied_blocks > 0 or self.settings.estimate_rest
@@ -216,7 +229,7 @@ class ReferenceAttention:
         self, layer: int, rows: Rows, span: Span, scoring: Scoring, step: Step, far_blocks: int, fetch: int
     ) -> Tensor:
         """As `_attend_rows`, where each head has to choose."""
-        parts = self._shared_parts(layer, rows, scoring, self.settings.sink_blocks)
+        parts = self._shared_parts(layer, rows, scoring, span, self.settings.sink_blocks)
         choice = self._timed_select(layer, rows, scoring, parts, span, step, far_blocks, fetch)
         self._foresight.remember(layer, span.session, choice.blocks[:, -1, : choice.fetched])
         if self.settings.estimate_rest:
@@ -227,10 +240,13 @@ class ReferenceAttention:
         count_read(span.tally, layer, self.settings.sink_blocks, parts, masses, choice.blocks)
         return output
 
-    def _shared_parts(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> list[Part]:
+    def _shared_parts(self, layer: int, rows: Rows, scoring: Scoring, span: Span, count: int) -> list[Part]:
         """What all queries look at: the near blocks, and blocks 0, …, count - 1 where they are far."""
-        near = self._near(layer, rows, scoring)
-        return [near, self._shared(layer, rows, scoring, count)] if count else [near]
+        near, size = self._near(layer, rows, scoring), self._together
+        pieces = (self._shared(layer, rows, scoring, at, min(at + size, count)) for at in range(0, count, size))
+        if count > size:
+            return [near, attended(pieces, by_block=span.tally is not None)]
+        return [near, *pieces]
 
     def _near(self, layer: int, rows: Rows, scoring: Scoring) -> Part:
         """The open block and the recent ones, causally and within the layer's window."""
@@ -248,12 +264,12 @@ class ReferenceAttention:
             allowed &= distance < window
         return dense_part(queries, rotation(keys.float(), starts[:, None]), values, scoring, allowed, age == 0)
 
-    def _shared(self, layer: int, rows: Rows, scoring: Scoring, count: int) -> Part:
-        """Blocks 0, …, count - 1 for every query whose recent blocks begin after them."""
-        keys, values = rows.session.store.read(layer, rows.session.slots_between(0, count))
-        blocks = torch.arange(count, device=keys.device)
-        far = blocks < (rows.own - self._recent(layer))[:, None]  # (rows, count)
-        keys = keys.float() if self.settings.bounded else self._to_absolute(layer, keys.float(), 0)
+    def _shared(self, layer: int, rows: Rows, scoring: Scoring, first: int, last: int) -> Part:
+        """Blocks first, …, last - 1 for every query whose recent blocks begin after them."""
+        keys, values = rows.session.store.read(layer, rows.session.slots_between(first, last))
+        blocks = torch.arange(first, last, device=keys.device)
+        far = blocks < (rows.own - self._recent(layer))[:, None]  # (rows, last - first)
+        keys = keys.float() if self.settings.bounded else self._to_absolute(layer, keys.float(), first)
         allowed = far[..., None].expand(-1, -1, self.layout.block_size)
         return dense_part(rows.far_queries, keys, values, scoring, allowed, torch.zeros_like(far))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import Session
-from engine import Step
+from engine import ReferenceAttention, Step
+from engine.tally import Tally
 from tests.models import Bench, random_tokens
 
 LENGTH = 170
@@ -66,6 +68,41 @@ def test_small_pieces_of_working_memory_give_the_same_logits(
     session = bench.session()
     same(bench.logits(session, random_tokens(LENGTH), [LENGTH], fetch=3), whole)
     session.close()
+
+
+@pytest.mark.parametrize("tallied", [False, True])
+def test_everything_is_read_in_small_pieces(bench: Bench, tallied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All far blocks, at most twelve at a time: the same logits, and the same shares of attention."""
+    read, taken = ReferenceAttention._shared, list[int]()
+
+    def noted(self: Any, layer: int, rows: Any, scoring: Any, first: int, last: int) -> Any:
+        taken.append(last - first)
+        return read(self, layer, rows, scoring, first, last)
+
+    def everything() -> tuple[torch.Tensor, Tally | None]:
+        taken.clear()
+        session, tally = bench.session(), Tally() if tallied else None
+        session.append(random_tokens(LENGTH))
+        logits = bench.runner.run(Step([replace(bench.span(session, LENGTH, None), tally=tally)]))
+        session.close()
+        return logits, tally
+
+    monkeypatch.setattr(ReferenceAttention, "_shared", noted)
+    expected, tally = everything()
+    kernels = not taken  # which take blocks where they lie
+    assert kernels or max(taken) > 12
+    monkeypatch.setattr("engine.attention.reference.WORKING_BYTES", 12 * 16 * 2 * 8 * 16)
+    logits, other = everything()
+    same(logits, expected)
+    assert kernels or 1 < max(taken) <= 12
+    if tally is not None and other is not None:
+        assert shares(other, bench) == pytest.approx(shares(tally, bench), abs=1e-5)
+
+
+def shares(tally: Tally, bench: Bench) -> list[float]:
+    report = tally.report(bench.layout, 3)
+    passages = [number for each in report.passages for number in (each.start, each.end, each.share)]
+    return [*passages, report.fetched, report.sinks, report.local]
 
 
 def test_two_sessions_in_one_step_give_what_each_gives_alone(bench: Bench, whole: torch.Tensor) -> None:
