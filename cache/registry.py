@@ -232,7 +232,8 @@ class SessionRegistry:
     def match(self, tokens: Sequence[int], tenant: str, readings: Readings | None = None) -> Session:
         """An anonymous session that already holds the longest known prefix of `tokens`, short of the last one.
 
-        At least one token is left to compute, so that there are logits to sample from.
+        At least one token is left to compute, so that there are logits to sample from. Only what was read as these
+        `readings` tell is found; None is as the server does.
         """
         found: Session | None = None
         fresh = self.anonymous(tenant)
