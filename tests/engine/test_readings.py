@@ -5,6 +5,8 @@ Answers, with their log-probabilities, are compared with those of an engine that
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,3 +148,17 @@ def test_tokens_of_one_step_read_each_as_its_request_asked(tiny_folder: Path, mo
     assert [(span.start, span.end, span.blocks_per_head) for span in spans] == fetched
     assert [token for token, _ in answer.top_logprobs] == expected.indices.tolist()
     assert torch.allclose(torch.tensor([weight for _, weight in answer.top_logprobs]), expected.values, atol=1e-4)
+
+
+def test_folders_that_do_not_tell_readings_open_and_are_used(start: Start, tmp_path: Path) -> None:
+    disk = {"disk_kv_path": str(tmp_path / "store"), "disk_kv_bytes": 64 << 20}
+    run = start(**disk)
+    session = run.engine.create_session("").id
+    ask(run, TEXT, PLAIN, session)
+    run.engine.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "catalogue.sqlite")) as older:
+        older.executescript("DROP TABLE readings; PRAGMA user_version = 2")
+    run = start(**disk)
+    assert ask(run, [9], ONE, session).end.usage.cached_tokens >= len(TEXT) - 8
+    run.engine.stop()
+    assert ask(start(**disk), [9], PLAIN, session).end.usage.cached_tokens >= len(TEXT)
