@@ -23,6 +23,7 @@ from cache.parallel import over_heads
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
 from cache.session import Session
+from cache.sharing import Shared, share
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.team import together
@@ -58,6 +59,7 @@ __all__ = [
     "Run",
     "Session",
     "SessionRegistry",
+    "Shared",
     "StoreError",
     "Summary",
     "Tier",
@@ -75,6 +77,7 @@ __all__ = [
     "large_pages",
     "outlying",
     "over_heads",
+    "share",
     "slopes",
     "together",
     "zeros",

@@ -7,6 +7,8 @@ blocks, B positions of a block, D channels.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,8 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import add_up_rows, multiply_rows, round_queries
 from cache.four_bits import LANES
 from cache.lane_kernels import address, copy, exponentials, highest, prefetch, shorten_tile
+from cache.sharing import Shared
+from cache.sharing_kernels import WHOLE, array, shared, unpacker
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -123,3 +127,23 @@ def attend_copies(
                     of_all = to, to + to_starts, to + to_sizes, apart
                     added = k * size, places[k, 2], rest[head, rows], size, LANES
                     add_up_rows(*of_all, *added)
+
+
+REALS, INTEGERS = np.float32, np.int64
+KINDS = (
+    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 3), WHOLE,
+    array(REALS, 3), array(REALS, 3),
+)  # fmt: skip
+"""Of the arguments of `attend_copies` before the range."""
+unpack = unpacker(*KINDS)
+
+
+def attend_job(arguments: int, first: int, last: int) -> None:
+    """`attend_copies` with arguments at an address."""
+    attend_copies(*unpack(arguments), first, last)
+
+
+@functools.cache
+def shared_attend() -> Shared:
+    """`attend_copies` for `share`."""
+    return shared(attend_job, *KINDS)

@@ -8,6 +8,8 @@ next multiple of 16 and 64 more, K fetched blocks, D channels.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,8 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import TOGETHER, add_up_rows, chunks_of, multiply_rows, round_queries
 from cache.four_bits import LANES
 from cache.lane_kernels import CHUNK, NOTHING, address, copy, exponentials, highest, judge, shorten
+from cache.sharing import Shared
+from cache.sharing_kernels import FLAG, REAL, WHOLE, array, shared, unpacker
 
 Floats = NDArray[np.float32]
 Small = NDArray[np.int8]
@@ -318,3 +322,38 @@ def choose(scores: Floats, sinks: int, ends: Integers, blocks: Integers, room: F
     """
     for head in range(first, last):
         choose_head(scores[head], sinks, ends, blocks[head], room[first])
+
+
+REALS, INTEGERS = np.float32, np.int64
+RECALL = (
+    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), REAL, REAL,
+    FLAG, FLAG, array(REALS, 3), array(INTEGERS, 3), array(REALS, 3), array(REALS, 3),
+)  # fmt: skip
+"""Kinds of the arguments of `recall_moments` before the range."""
+CHOOSE = (
+    array(REALS, 3), array(INTEGERS, 2), WHOLE, array(INTEGERS, 1), array(INTEGERS, 3), array(REALS, 3),
+)  # fmt: skip
+"""The same of `choose_landmarks`."""
+unpack_recall, unpack_choose = unpacker(*RECALL), unpacker(*CHOOSE)
+
+
+def recall_job(arguments: int, first: int, last: int) -> None:
+    """`recall_moments` with arguments at an address."""
+    recall_moments(*unpack_recall(arguments), first, last)
+
+
+def choose_job(arguments: int, first: int, last: int) -> None:
+    """`choose_landmarks` with arguments at an address."""
+    choose_landmarks(*unpack_choose(arguments), first, last)
+
+
+@functools.cache
+def shared_recall() -> Shared:
+    """`recall_moments` for `share`."""
+    return shared(recall_job, *RECALL)
+
+
+@functools.cache
+def shared_choose() -> Shared:
+    """`choose_landmarks` for `share`."""
+    return shared(choose_job, *CHOOSE)

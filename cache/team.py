@@ -46,6 +46,6 @@ def team(threads: int, caller: int) -> Team:
     return Team(threads)
 
 
-def together(jobs: int, count: int = 1) -> None:
-    """Do jobs, given by their address, one after the other, with as many threads as torch may use."""
-    team(torch.get_num_threads(), threading.get_ident()).do(jobs, count)
+def together(jobs: int, count: int = 1, threads: int | None = None) -> None:
+    """Do jobs, given by their address, one after the other, with so many threads, or as many as torch may use."""
+    team(torch.get_num_threads() if threads is None else threads, threading.get_ident()).do(jobs, count)

@@ -7,17 +7,18 @@ far blocks, K fetched blocks, M blocks that are read, B positions of a block, D 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import compiled, kernels
+from cache import Shared, compiled, kernels
 from engine.linear_kernels import add_rows, multiply
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-lanes = kernels("lane")
+lanes, sharing = kernels("lane"), kernels("sharing")
 address, exponentials, highest, prefetch = lanes.address, lanes.exponentials, lanes.highest, lanes.prefetch
 LANES, NOTHING = lanes.LANES, lanes.NOTHING
 AHEAD = 2
@@ -145,3 +146,33 @@ def attend(
                     continue
                 factors, sums = address(scores) + 4 * m * size, address(result)
                 add_rows(values, place * size, size, factors, to_apart, sums, 4 * dim, groups)
+
+
+def kinds(dtype: Any) -> tuple[Any, ...]:
+    """Of the arguments of `attend` before the range; keys and values are of this type."""
+    whole, flag, array = sharing.WHOLE, sharing.FLAG, sharing.array
+    reals, integers = np.float32, np.int64
+    return (
+        array(reals, 4), array(reals, 4), array(dtype, 2), array(dtype, 2), whole, array(integers, 3),
+        array(integers, 3), array(reals, 3), array(reals, 3), whole, whole, flag, flag, array(integers, 1), whole,
+        whole, array(reals, 3), array(reals, 4),
+    )  # fmt: skip
+
+
+unpack_wide, unpack_short = (sharing.unpacker(*kinds(dtype)) for dtype in (np.float32, np.uint16))
+
+
+def attend_wide(arguments: int, first: int, last: int) -> None:
+    """`attend` with arguments at an address, over a cache of fp32."""
+    attend(*unpack_wide(arguments), first, last)
+
+
+def attend_short(arguments: int, first: int, last: int) -> None:
+    """The same over a cache of bf16."""
+    attend(*unpack_short(arguments), first, last)
+
+
+@functools.cache
+def shared_attend(dtype: np.dtype[Any]) -> Shared:
+    """`attend` for `share`, over a cache of this type."""
+    return sharing.shared(attend_short if dtype == np.uint16 else attend_wide, *kinds(dtype))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, expected_largest, kernels, over_heads
+from cache import BlockIndex, CacheLayout, Shared, expected_largest, kernels, over_heads, share
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.exact import Read
@@ -247,12 +247,8 @@ class FusedAttention(ReferenceAttention):
             self._choose_by_scores(index, looking, sinks, ends, chosen)
             return
         room = self._working_memory(len(looking), self._recall.choose_rows(groups), padded).numpy()
-        table = index.table
-
-        def work(some: slice) -> None:
-            self._recall.choose_landmarks(looking.numpy(), table, sinks, ends, chosen, room, some.start, some.stop)
-
-        over_heads(work, len(looking), looking.shape[1] * count)
+        arguments = (looking.numpy(), index.table, sinks, ends, chosen, room)
+        share([(self._recall.shared_choose(), arguments)], len(looking), looking.shape[1] * count)
 
     def _choose_by_scores(self, index: BlockIndex, looking: Tensor, sinks: int, ends: Numbers, chosen: Numbers) -> None:
         """The same where landmarks are kept in fp32."""
@@ -280,17 +276,15 @@ class FusedAttention(ReferenceAttention):
         sessions = (far.numpy(), batch.borders, np.concatenate(tables), borders, sinks, ends)
         how = (expected_largest(size), float(np.log(size)), settings.estimate_rest, settings.rest_slopes)
         estimate = (weight, rest.flatten(1, 2).numpy())
-        copies = [index.copies_table for index in indexes] if settings.copied_blocks else []
-        copies_borders, copied = np.cumsum([0, *map(len, copies)]), chosen.shape[2] - fetch
-        copies_table = np.concatenate(copies) if copies else np.empty(0)
-
-        def work(some: slice) -> None:
-            self._recall.recall_moments(*sessions, *how, room.numpy(), chosen, *estimate, some.start, some.stop)
-            if copies:
-                arrays = (far.numpy(), batch.borders, copies_table, copies_borders, size, chosen, fetch)
-                self._copies.attend_copies(*arrays, *estimate, some.start, some.stop)
-
-        over_heads(work, len(far), far.shape[1] * (extent(ends)[0] + copied * size))
+        tasks: list[tuple[Shared, tuple[Any, ...]]] = [
+            (self._recall.shared_recall(), (*sessions, *how, room.numpy(), chosen, *estimate))
+        ]
+        copied = settings.copied_blocks
+        if copied:
+            copies = [index.copies_table for index in indexes]
+            found = (np.concatenate(copies), np.cumsum([0, *map(len, copies)]), size, chosen, fetch)
+            tasks.append((self._copies.shared_attend(), (far.numpy(), batch.borders, *found, *estimate)))
+        share(tasks, len(far), far.shape[1] * (extent(ends)[0] + copied * size))
 
     def _working_memory(self, *shape: int) -> Tensor:
         """Room that is used again and again."""
@@ -311,21 +305,14 @@ class FusedAttention(ReferenceAttention):
         turns = sines(geometry.rotation, batch.positions.numpy()).swapaxes(0, 1).copy()  # (T, 2, R)
         stride, apart = (2, 1) if geometry.rotation.interleaved else (1, turns.shape[2])
         starts = self._block_starts(layer, int(batch.own.max()) + 1)
-        arrays = (
-            batch.queries.numpy(),
-            batch.far_queries.contiguous().numpy(),
-            bits(located.keys),
-            bits(located.values),
-        )
-        how = (stride, apart, self.settings.gated, self.settings.bounded, batch.positions.numpy(), recent)
-        window, result = geometry.window or FAR, output.numpy()
-
-        def work(some: slice) -> None:
-            self._kernels.attend(
-                *arrays, size, places, numbers, turns, starts, *how, window, weight, result, some.start, some.stop
-            )
-
-        over_heads(work, len(result), COLD * result.shape[1] * result.shape[2] * numbers.shape[2] * size)
+        keys, values, far = bits(located.keys), bits(located.values), batch.far_queries.contiguous().numpy()
+        seen = (size, places, numbers, turns, starts, stride, apart, self.settings.gated, self.settings.bounded)
+        arguments = (
+            batch.queries.numpy(), far, keys, values, *seen, batch.positions.numpy(), recent, geometry.window or FAR,
+            weight, output.numpy(),
+        )  # fmt: skip
+        work = COLD * output.shape[1] * output.shape[2] * numbers.shape[2] * size
+        share([(self._kernels.shared_attend(keys.dtype), arguments)], len(output), work)
 
     def _block_starts(self, layer: int, blocks: int) -> Floats:
         """Cosine and sine of the first position of blocks 0, 1, … (2, at least so many, R)."""
@@ -341,21 +328,16 @@ class FusedAttention(ReferenceAttention):
 
     def _warm_up(self) -> None:
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-        size, dim = self.layout.block_size, self.layout.head_dim
-        query, weight = np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, 1, 1), np.float32)
-        room, blocks = np.zeros((1, self._recall.recall_rows(1), 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
-        ends, turns = np.zeros(1, np.int64), np.zeros((1, 2, 1), np.float32)
+        self._kernels.shared_attend(bits(torch.zeros(1, 1, 1, dtype=self.layout.dtype)).dtype)
         if self._keeps_scores:
-            self._recall.choose(room[:, :1], 0, ends, blocks, room[:, 1], 0, 1)
+            room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
+            self._recall.choose(room, 0, np.zeros(1, np.int64), blocks, room[0], 0, 1)
         elif self.settings.gated:
-            self._recall.choose_landmarks(query[0], np.zeros((0, 4), np.int64), 0, ends, blocks, room, 0, 1)
+            self._recall.shared_choose()
         else:
-            table, borders, how = np.zeros((0, 12), np.int64), np.zeros(2, np.int64), (1.0, 1.0, True, True)
-            sessions = (query[0], borders, table, borders, 0, ends)
-            self._recall.recall_moments(*sessions, *how, room, blocks, weight, query[0].copy(), 0, 1)
-        pool = bits(torch.zeros(1, size, dim, dtype=self.layout.dtype))
-        arrays = (query, query, pool, pool, size, blocks, blocks, turns, turns.swapaxes(0, 1).copy())
-        self._kernels.attend(*arrays, 1, 1, False, False, ends, 0, 1, weight, query, 0, 1)
+            self._recall.shared_recall()
+        if self.settings.copied_blocks:
+            self._copies.shared_attend()
 
 
 def lose(void: Tensor, weight: Floats, output: Tensor) -> None:

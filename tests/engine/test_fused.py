@@ -133,6 +133,7 @@ def test_sessions_that_decode_together_read_what_each_reads_alone(
     for session, text in zip(sessions, texts, strict=True):
         bench.logits(session, text[:-DRAWN], [len(text) - DRAWN], 3)
     sessions.append(sessions[2].fork("fork"))
+    together, apart = [], []
     for drawn in range(DRAWN):
         spans = []
         for session, text in zip(sessions, [*texts, texts[2]], strict=True):
@@ -141,9 +142,10 @@ def test_sessions_that_decode_together_read_what_each_reads_alone(
         found = bench.runner.run(Step(spans))
         row = 0
         for span, expected in zip(spans, [*alone, alone[2]], strict=True):
-            mine = found[row + bench.predicting(span)[-1]]
-            alike(mine, expected[drawn], copies=kind.startswith("copies"))
+            together.append(found[row + bench.predicting(span)[-1]])
+            apart.append(expected[drawn])
             row += len(span.token_ids)
+    alike(torch.stack(together), torch.stack(apart), copies=kind.startswith("copies"))
 
 
 def test_more_blocks_than_the_kernels_like_go_the_reference_way(

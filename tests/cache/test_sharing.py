@@ -1,0 +1,78 @@
+"""Jobs over heads find their arguments as they were given, whoever does which head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache import Shared, kernels, share
+
+sharing = kernels("sharing")
+KINDS = (
+    sharing.array(np.float32, 2),
+    sharing.array(np.uint16, 3),
+    sharing.WHOLE,
+    sharing.REAL,
+    sharing.FLAG,
+    sharing.array(np.float64, 2),
+)
+unpack = sharing.unpacker(*KINDS)
+HEADS = 7
+
+
+def add_up(arguments: int, first: int, last: int) -> None:
+    rows, halves, whole, real, flag, sums = unpack(arguments)
+    for head in range(first, last):
+        for i in range(rows.shape[1]):
+            sums[head, 0] += rows[head, i]
+        for i in range(halves.shape[1]):
+            for j in range(halves.shape[2]):
+                sums[head, 1] += (i + 1) * (10 * j + 1) * halves[head, i, j]
+        sums[head, 2] += whole
+        sums[head, 3] += real if flag else -real
+
+
+@pytest.fixture(scope="module")
+def job() -> Shared:
+    made: Shared = sharing.shared(add_up, *KINDS)
+    return made
+
+
+@pytest.fixture(autouse=True, params=[1, 2, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(1)
+
+
+def arguments(whole: int, real: float, flag: bool) -> tuple[Any, ...]:
+    random = np.random.default_rng(whole & 0xFF)
+    rows = random.normal(size=(HEADS, 5)).astype(np.float32)
+    halves = random.integers(0, 1 << 16, (HEADS, 3, 4)).astype(np.uint16)
+    return rows, halves, whole, real, flag, np.zeros((HEADS, 4))
+
+
+@pytest.mark.parametrize("each", [1, 1 << 20], ids=["not worth a thread", "by all threads"])
+def test_arguments_arrive_and_each_head_is_done_once_for_each_job(job: Shared, each: int) -> None:
+    several = [arguments(-3, 0.1, True), arguments(1 << 40, -2.5e-9, False)]
+    for _ in range(20):
+        for each_sums in several:
+            each_sums[5][:] = 0
+        share([(job, mine) for mine in several], HEADS, each)
+        for rows, halves, whole, real, flag, sums in several:
+            weights = np.outer(np.arange(1, 4), 10 * np.arange(4) + 1)
+            np.testing.assert_allclose(sums[:, 0], rows.astype(float).sum(1), rtol=1e-6, atol=1e-6)
+            np.testing.assert_array_equal(sums[:, 1], (halves * weights).sum((1, 2)))
+            np.testing.assert_array_equal(sums[:, 2:], [[whole, real if flag else -real]] * HEADS)
+
+
+def test_what_would_be_misread_is_refused(job: Shared) -> None:
+    rows, halves, *others = arguments(1, 1.0, True)
+    with pytest.raises(AssertionError, match="misread"):
+        job.words((rows.astype(np.float64), halves, *others))
+    with pytest.raises(AssertionError, match="misread"):
+        job.words((rows, halves.transpose(0, 2, 1), *others))
