@@ -6,7 +6,8 @@ bandwidth. Few rows go through `pair_kernels`, with all threads and without a ha
 
 from __future__ import annotations
 
-import numpy as np
+from ctypes import addressof, c_int64
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +18,8 @@ FEW = 32
 """Up to so many rows the kernel is faster than torch."""
 WIDTH = 32
 """Channels must be a multiple of it."""
+Words = c_int64 * 12
+"""Arguments of the kernel, and behind them a job of theirs."""
 PIECE_BYTES = 1 << 17
 """Of the matrix, which a thread claims at once."""
 
@@ -27,7 +30,7 @@ class PairProduct:
     def __init__(self, layer: nn.Linear) -> None:
         from engine import pair_kernels
 
-        self._layer = layer
+        self._weight, self._bias = layer.weight, layer.bias
         self._multiply = pair_kernels.MULTIPLY
         self._outputs, self._channels = layer.weight.shape
         self._piece = max(4, PIECE_BYTES // (2 * self._channels) // 4 * 4)
@@ -42,22 +45,14 @@ class PairProduct:
         return bool(binding.get_host_cpu_features().get("avx512bf16"))
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self._channels)
-        if len(rows) > FEW or x.dtype != torch.bfloat16:
-            return functional.linear(x, self._layer.weight, self._layer.bias)
-        product = self._few(rows.contiguous())
-        if self._layer.bias is not None:
-            product += self._layer.bias
-        return product.to(x.dtype).view(*x.shape[:-1], -1)
-
-    def _few(self, rows: Tensor) -> Tensor:
-        """(rows, channels) bf16 times the matrix: (rows, outputs) fp32."""
-        product = torch.empty(len(rows), self._outputs)
-        matrix = self._layer.weight.data_ptr(), self._channels
-        words = np.array(
-            [*matrix, rows.data_ptr(), len(rows), product.data_ptr(), self._outputs, self._multiply, 0, 0,
-             self._outputs, self._piece]
-        )  # fmt: skip
-        words[7] = words.ctypes.data
-        together(words.ctypes.data + 48)
+        weight, bias = self._weight, self._bias
+        rows = x.numel() // self._channels
+        if rows > FEW or x.dtype != torch.bfloat16:
+            return functional.linear(x, weight, bias)
+        x = x.contiguous()
+        product = torch.empty(*x.shape[:-1], self._outputs, dtype=torch.bfloat16)
+        words = Words(weight.data_ptr(), self._channels, x.data_ptr(), rows, product.data_ptr(), self._outputs)
+        words[6] = 0 if bias is None else bias.data_ptr()
+        words[7:] = [self._multiply, addressof(words), 0, self._outputs, self._piece]
+        together(addressof(words) + 56)
         return product
