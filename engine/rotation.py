@@ -7,7 +7,7 @@ Llama's convention turns channel i with channel i + rotary_dim / 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Rotation:
 
     frequencies: Tensor | None
     interleaved: bool = False
+    _last: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -34,14 +35,28 @@ class Rotation:
         """Rotate x (…, dim) by positions, whose shape broadcasts against x.shape[:-1]."""
         if self.frequencies is None:
             return x
-        angles = positions[..., None].double() * self.frequencies  # (…, rotary_dim / 2)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        cos, sin = self.turns(positions, x.dtype)
         turned, rest = x[..., : self.channels], x[..., self.channels :]
         first, second = self._pairs(turned)
         rotated = self._join(first * cos - second * sin, second * cos + first * sin)
         if not rest.shape[-1]:
             return rotated
         return torch.cat((rotated, rest.expand(*rotated.shape[:-1], -1)), dim=-1)
+
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions in each pair of channels (*positions.shape, rotary_dim / 2).
+
+        Those of the last two calls are kept: the layers of a step ask for the same ones, one after the other.
+        """
+        assert self.frequencies is not None, "a layer without positions"
+        for known, cos, sin in self._last:
+            same = known.shape == positions.shape and known.device == positions.device and cos.dtype == dtype
+            if same and torch.equal(known, positions):
+                return cos, sin
+        angles = positions[..., None].double() * self.frequencies
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        self._last[:] = [(positions.clone(), cos, sin), *self._last[:1]]  # of two passes at once one may lose its entry
+        return cos, sin
 
     def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two channels of each pair, from x (…, rotary_dim): (…, rotary_dim / 2) each."""

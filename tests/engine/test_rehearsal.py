@@ -93,3 +93,15 @@ def test_other_masks_are_refused(name: str) -> None:
 
     with pytest.raises(ModelError, match="layer 3 sees"):
         window(3, sees)
+
+
+def test_angles_that_are_kept_are_those_of_the_positions_asked_for() -> None:
+    """Positions that change in place, other shapes and types; more of them than are kept."""
+    frequencies = torch.tensor([1.0, 0.1], dtype=torch.float64)
+    rotation, x, positions = Rotation(frequencies), torch.randn(3, 4), torch.tensor([5, 6, 7])
+    for step in range(3):
+        for asked in (positions, positions[:1], positions + 100, positions):
+            for dtype in (torch.float32, torch.float64):
+                found = rotation(x.to(dtype), asked)
+                assert torch.equal(found, Rotation(frequencies)(x.to(dtype), asked.clone()))
+        positions += step
