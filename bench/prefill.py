@@ -46,8 +46,13 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def machine_rate() -> float:
-    """Multiplications of fp32 per second in a product of large matrices."""
-    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    """Multiplications per second in a product of large matrices, of fp32 or of bf16, whichever are more."""
+    return max(product_rate(torch.float32), product_rate(torch.bfloat16))
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Multiplications per second in a product of large matrices of this type."""
+    left, right = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     return 2048**3 / median_seconds(lambda: left @ right, 5)
 
 
