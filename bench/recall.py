@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.passkey import FACT, QUESTION, Prompt, draw_prompts, read_haystack
 from bench.recall_rules import BLOCK, SINKS, WAYS, Way
+from bench.recall_whole import whole
 from bench.report import write_json
 from cache import BlockStore, CacheLayout, DeviceTier, Session
 from engine import (
@@ -232,6 +233,9 @@ def distributions(reader: Reader, prose: list[int], *, measure: bool) -> Tensor:
 def exact(model: str, positions: str, haystack: tuple[Path, ...], length: int, count: int) -> list[Tensor]:
     """Full attention's log-probabilities for the prose; once in each process."""
     job = Job(model, haystack, length, positions, WAYS[0], 0.0, count)
+    if positions == "absolute":
+        prose = texts(job, AutoTokenizer.from_pretrained(model)).prose
+        return [whole(model).logits(text, LAST).log_softmax(-1) for text in prose]
     reader = Reader(loaded(model), exact_config(positions), everything=True)
     read = texts(job, AutoTokenizer.from_pretrained(model))
     return [distributions(reader, prose, measure=False) for prose in read.prose]
@@ -282,6 +286,13 @@ def measure(job: Job) -> Measured:
     model, tokenizer = loaded(job.model), AutoTokenizer.from_pretrained(job.model)
     reader = Reader(model, job.way.config(affordable(job, model), job.positions))
     read = texts(job, tokenizer)
+    if job.way.spends == "everything" and job.positions == "absolute":
+        keys, many = (
+            [hit for quiz in asked for hit in whole(job.model).answered(quiz.tokens, quiz.questions)]
+            for asked in (read.one, read.many)
+        )
+        nearness = (1.0, 1.0, 0.0, 0.0)  # bytes, mass, error, divergence
+        return Measured(job.way.name, job.way.source, job.length, job.budget, *nearness, mean(keys), mean(many), job.by)
     divergences = []
     for prose, true in zip(
         read.prose, exact(job.model, job.positions, job.haystack, job.length, job.count), strict=True

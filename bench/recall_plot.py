@@ -41,7 +41,10 @@ def plot(rows: list[Row], output: Path) -> None:
     lengths = sorted({row["length"] for row in read})
     counts = Counter(name_of(row) for row in read)
     coloured = [name for name in counts if counts[name] > 1 and not any(source in name for source in FAINT)]
-    colours = {name: f"C{number + (number > 6)}" for number, name in enumerate(coloured)}  # C7 is grey
+    # C7 is grey, and there are ten: those of ours, which come last, begin again with the darkest ones
+    colours = {
+        name: f"C{number + (number > 6)}" if number < 9 else "kbmg"[number % 4] for number, name in enumerate(coloured)
+    }
     figure, panels = pyplot.subplots(1, len(lengths), figsize=(5.5 * len(lengths) + 3, 5.5), squeeze=False)
     for panel, length in zip(panels[0], lengths, strict=True):
         for name, found in by_way(read, length).items():

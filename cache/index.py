@@ -181,9 +181,12 @@ class BlockIndex:
         """
         values = self._values.weigh(weights)
         if self.shape.slopes:
-            keys, turns = self._slopes
-            values = values + turns.weigh(weights * keys.scores(queries, weights.shape[2]))
+            values = values + self._slopes[1].weigh(weights * self.along(queries, weights.shape[2]))
         return values
+
+    def along(self, queries: Tensor, count: int) -> Tensor:
+        """Products of queries (kv_heads, queries, head_dim) with the first vectors of slopes, as `products` lie."""
+        return self._slopes[0].scores(queries, count)
 
     def outlying(self, count: int) -> Tensor:
         """How badly the first `count` blocks are represented: (kv_heads, count)."""

@@ -208,10 +208,16 @@ def recall_few(
     numbers, starts = np.empty(queries.shape, np.int8), np.empty(rows, np.int32)
     sizes, factors = np.empty(rows, np.float32), np.empty(rows, np.float32)
     masses, scores, short, whole = room[3:][:rows], room[3 + rows :][:rows], room[3 + 2 * rows :][:rows], room[0]
+    turned = room[3 + 3 * rows :][:rows]
     round_queries(queries * queries, numbers, starts, sizes)
     multiply_part(table, VARIANCE, head, numbers, starts, sizes, scores, count)
     round_queries(queries, numbers, starts, sizes)
     multiply_part(table, MEAN, head, numbers, starts, sizes, masses, count)
+    if estimates and slopes:  # along it keys scatter by this much more than their landmark says
+        multiply_part(table, SLOPE_KEYS, head, numbers, starts, sizes, turned, count)
+        for row in range(rows):
+            for n in range(count):
+                scores[row, n] += turned[row, n] * turned[row, n]
     for row in range(rows):
         judge(address(masses[row]), address(scores[row]), np.float32(reach), np.float32(log_size), steps_of(count))
     choose_head(scores, sinks, ends, blocks, whole)
@@ -220,8 +226,6 @@ def recall_few(
         weigh_head(masses, sinks, ends, blocks, chunks, weight, factors)
         add_up_part(table, VALUES, head, masses, room[1], short, rest, count)
         if slopes:
-            turned = scores
-            multiply_part(table, SLOPE_KEYS, head, numbers, starts, sizes, turned, count)
             for row in range(rows):
                 for n in range(count):
                     turned[row, n] *= masses[row, n]
@@ -277,7 +281,7 @@ def recall_moments(
 
 def recall_rows(groups: int) -> int:
     """Rows of numbers that `recall_moments` works with, for so many query heads of a head."""
-    return 3 + 3 * groups * max(1, TOGETHER // groups)
+    return 3 + 4 * groups * max(1, TOGETHER // groups)
 
 
 @compiled

@@ -18,7 +18,7 @@ from torch import Tensor
 from cache.layout import Bytes
 from cache.pages import Slab, zero_bytes
 from cache.parallel import over_heads
-from cache.rows import CPU, Rows
+from cache.rows import CPU, Rows, each_head
 
 FIRST_SEGMENT, MANY, LARGEST_SEGMENT = 64, 1024, 8192
 """All sizes are multiples of the first one, and so are the rows before a segment: kernels round 64 weights together,
@@ -165,6 +165,8 @@ class Vectors:
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Rows of such numbers, each head its own (kv_heads, rows), in fp32: (kv_heads, rows, width)."""
+        if numbers.shape[1] > self.count:  # widening each row once is less work
+            return self.rows(self.count)[each_head(numbers), numbers]
         found = torch.empty(*numbers.shape, self._shape[1], device=self._device)
         start = 0
         for segment in self._segments:

@@ -30,6 +30,8 @@ class LandmarkRule(ABC):
     """A block that is read gets the attention that its landmark says, not its keys."""
     sees_content: ClassVar[bool] = True
     """The choice depends on what stands in a block."""
+    knows_slopes: ClassVar[bool] = False
+    """What a block's slope says of its keys makes its only landmark sharper; see `beside_slope`."""
     rounds: ClassVar[bool] = True
     """Its landmarks may be kept in 4 bits."""
 
@@ -53,6 +55,13 @@ class LandmarkRule(ABC):
             first: number of the first block in its session
         """
         return self.summarise(keys.unflatten(2, (count, -1)))
+
+    def beside_slope(self, landmarks: Tensor, along: Tensor) -> Tensor:
+        """Landmarks (H, N, 1, W) where how keys scatter along their slope (H, N, D) is told by it; if `knows_slopes`.
+
+        Then `judge` gets the products with it as the last ones.
+        """
+        raise NotImplementedError
 
     def look(self, queries: Tensor, own: Tensor) -> Tensor:
         """Vectors (H, T, G, W) of queries (H, T, G, D) that stand in blocks `own` (T,)."""

@@ -7,6 +7,9 @@ From these follow, in closed form, the block's best key and its mass:
 - log(mean of exp) starts as mean + σ²/2, the cumulant generating function of a Gaussian, and for large σ it grows no
   faster than the largest number does. A hyperbola has both: mean + s·√(s² + σ²) - s². Without the bend, blocks whose
   keys scatter would seem to weigh far too much.
+
+Channels are not independent. Where the index keeps the direction in which a block's keys scatter most, for the slope of
+its mean value, the variance along it is known as it is, (q·direction)², and only the rest is taken by channel.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ class Moments(LandmarkRule):
 
     name = "moments"
     estimates_mass = True
+    knows_slopes = True
 
     def widths(self, head_dim: int) -> tuple[int, ...]:
         return head_dim, head_dim
@@ -35,8 +39,14 @@ class Moments(LandmarkRule):
     def encode(self, queries: Tensor) -> Tensor:
         return torch.cat((queries, queries.square()), dim=-1)
 
+    def beside_slope(self, landmarks: Tensor, along: Tensor) -> Tensor:
+        mean, variance = landmarks.chunk(2, dim=-1)
+        return torch.cat((mean, (variance - along[:, :, None].square()).clamp(min=0)), dim=-1)
+
     def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        mean, variance = products.unbind(-1)
+        mean, variance, *along = products.unbind(-1)
+        for product in along:
+            variance = variance + product.square()
         reach = expected_largest(size)
         return mean + reach * variance.sqrt(), mean + reach * (variance + reach * reach).sqrt() - reach * reach
 

@@ -74,6 +74,12 @@ class RetrievalSettings:
         return RULES[self.landmarks]
 
     @property
+    def judges_by_slopes(self) -> bool:
+        """A block's slope helps to tell what it weighs."""
+        sloped = self.estimate_rest and self.rest_slopes and self.landmarks_per_block == 1
+        return sloped and self.rule.knows_slopes
+
+    @property
     def gated(self) -> bool:
         """Landmarks are tokens that gate their block."""
         return self.landmarks == "trained"

@@ -117,10 +117,14 @@ class ReferenceAttention:
 
     def _summary(self, index: BlockIndex, keys: Tensor, values: Tensor) -> Summary:
         """What stands for the next blocks, keys and values (kv_heads, blocks, block_size, head_dim)."""
+        landmarks = self.settings.rule.landmarks(keys, index.count, index.shape.landmarks)
+        sloped = slopes(keys, values.float()) if index.shape.slopes else None
+        if sloped is not None and self.settings.judges_by_slopes:
+            landmarks = self.settings.rule.beside_slope(landmarks, sloped[0])
         return Summary(
-            self.settings.rule.landmarks(keys, index.count, index.shape.landmarks),
+            landmarks,
             values.float().mean(2) if index.shape.values else None,
-            slopes(keys, values.float()) if index.shape.slopes else None,
+            sloped,
             outlying(keys) if index.shape.outlying else None,
             (keys, values.float()) if self.settings.copied_blocks else None,
         )
@@ -236,7 +240,7 @@ class ReferenceAttention:
             parts.append(self._rest(layer, rows, scoring, choice))
         parts.append(self._fetched(layer, rows, scoring, choice))
         output, masses = combine(parts, scoring.void)
-        self._count_selected(rows, step, choice.valid[..., : choice.fetched])
+        step.report.count(int(choice.valid[..., : choice.fetched].sum()), rows.session.store)
         count_read(span.tally, layer, self.settings.sink_blocks, parts, masses, choice.blocks)
         return output
 
@@ -387,13 +391,10 @@ class ReferenceAttention:
         assert index is not None
         looking = rule.look(rows.far_queries, rows.own)  # (H, T, G, W)
         products = index.products(looking.flatten(1, 2), far_blocks)  # (H, T * G, far_blocks * M, P)
+        if self.settings.judges_by_slopes:
+            along = index.along(rows.far_queries.flatten(1, 2), far_blocks)
+            products = torch.cat((products, along[..., None]), dim=-1)
         score, gauge = rule.judge(products, self.layout.block_size // index.shape.landmarks)
         shape = (*rows.queries.shape[:3], far_blocks, index.shape.landmarks)
         joined = rule.join(score.view(shape))
         return joined, joined if gauge is score else rule.join(gauge.view(shape))
-
-    # -- measuring -------------------------------------------------------------------------------------------
-
-    def _count_selected(self, rows: Rows, step: Step, valid: Tensor) -> None:
-        """The step's metrics."""
-        step.report.count(int(valid.sum()), rows.session.store)

@@ -14,7 +14,7 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_the_largest_part_of_the_covariance() -> None:
+def test_of_keys_on_a_line_it_is_the_covariance() -> None:
     line = random(BLOCKS, SIZE, 1, seed=1)
     keys = line * random(BLOCKS, 1, DIM, seed=2) + 0.01 * random(BLOCKS, SIZE, DIM, seed=3)
     values = line * random(BLOCKS, 1, DIM, seed=4) + 0.01 * random(BLOCKS, SIZE, DIM, seed=5)
@@ -24,6 +24,17 @@ def test_it_is_the_largest_part_of_the_covariance() -> None:
     best = sizes[:, :1, None] * left[:, :, :1] * right[:, :1]
     key, turn = slopes(keys, values)
     torch.testing.assert_close(turn[:, :, None] * key[:, None], best, atol=1e-3, rtol=1e-3)
+
+
+def test_keys_scatter_along_it_as_it_says() -> None:
+    """What is left of each channel's variance is never below zero, and none is left of keys on a line."""
+    keys = random(BLOCKS, SIZE, DIM, seed=10)
+    key, _ = slopes(keys, keys)
+    assert (keys.var(1, correction=0) - key.square() > -1e-5).all()
+    line = random(BLOCKS, SIZE, 1, seed=11) * random(BLOCKS, 1, DIM, seed=12)
+    key, _ = slopes(line, line)
+    query = random(DIM, seed=13)
+    torch.testing.assert_close((key @ query).square(), (line @ query).var(1, correction=0), atol=1e-4, rtol=1e-4)
 
 
 def test_the_mean_value_of_a_block_is_nearer_with_it() -> None:

@@ -292,5 +292,6 @@ def test_picked_rows_are_those_of_each_head(storage: type[Rows]) -> None:
     index.add(everything[:, 40:])
     numbers = torch.stack([torch.randperm(150, generator=torch.Generator().manual_seed(s))[:30] for s in range(HEADS)])
     kept = index.rows(150)
-    for head in range(HEADS):
-        assert torch.equal(index.pick(numbers)[head], kept[head, numbers[head]])
+    for asked in (numbers, numbers.repeat(1, 6)):  # few, and more than there are
+        for head in range(HEADS):
+            assert torch.equal(index.pick(asked)[head], kept[head, asked[head]])

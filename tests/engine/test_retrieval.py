@@ -95,6 +95,10 @@ class Oracle:
         landmarks = rule.landmarks(keys[None], first, count)[0].split(widths, -1)
         looking = rule.look(queries[None, None], torch.tensor([own]))[0, 0].split(widths, -1)
         products = [torch.einsum("gw,nmw->gnm", q, k) for q, k in zip(looking, landmarks, strict=True)]
+        if rule.knows_slopes and self.settings.estimate_rest and self.settings.rest_slopes and count == 1:
+            along = slopes(keys, torch.zeros_like(keys))[0]  # (blocks, dim)
+            products[1] = products[1] + (queries @ along.T)[..., None].square()
+            products[1] = products[1] - (queries.square() @ along.square().T)[..., None]
         return rule.join(rule.judge(torch.stack(products, -1), SIZE // count)[mass])
 
     def _mass(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
