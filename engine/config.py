@@ -91,7 +91,7 @@ class EngineConfig:
     landmark_dtype: str | None = None
     dense_layers: int | None = None
     positions: str | None = None
-    audit_rate: float = 0.001
+    audit_rate: float = 0.0003
     dtype: str = "auto"
     device: str = "auto"
     prefix_cache: bool = True

@@ -96,7 +96,7 @@ class Settings:
     rest_slopes: bool | None = _setting(None, "with estimate_rest, let a block's mean value turn with the query")
     landmark_dtype: str | None = _setting(None, "int4 or float32 (default: int4 where the rule bears it)")
     dense_layers: int | None = _setting(None, "first layers in which every block is read", 0)
-    audit_rate: float = _setting(0.001, "share of the tokens that are compared with exact attention", 0.0, 1.0)
+    audit_rate: float = _setting(0.0003, "share of the tokens that are compared with exact attention", 0.0, 1.0)
     positions: str | None = _setting(None, "absolute or bounded (default: the model's)")
     dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:1: where model and cache lie")
