@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.passkey import FACT, QUESTION, Prompt, draw_prompts, read_haystack
 from bench.recall_rules import BLOCK, SINKS, WAYS, Way
-from bench.recall_whole import whole
+from bench.recall_whole import whole_model
 from bench.report import write_json
 from cache import BlockStore, CacheLayout, DeviceTier, Session
 from engine import (
@@ -235,7 +235,7 @@ def exact(model: str, positions: str, haystack: tuple[Path, ...], length: int, c
     job = Job(model, haystack, length, positions, WAYS[0], 0.0, count)
     if positions == "absolute":
         prose = texts(job, AutoTokenizer.from_pretrained(model)).prose
-        return [whole(model).logits(text, LAST).log_softmax(-1) for text in prose]
+        return [whole_model(model).logits(text, LAST).log_softmax(-1) for text in prose]
     reader = Reader(loaded(model), exact_config(positions), everything=True)
     read = texts(job, AutoTokenizer.from_pretrained(model))
     return [distributions(reader, prose, measure=False) for prose in read.prose]
@@ -288,7 +288,7 @@ def measure(job: Job) -> Measured:
     read = texts(job, tokenizer)
     if job.way.spends == "everything" and job.positions == "absolute":
         keys, many = (
-            [hit for quiz in asked for hit in whole(job.model).answered(quiz.tokens, quiz.questions)]
+            [hit for quiz in asked for hit in whole_model(job.model).answered(quiz.tokens, quiz.questions)]
             for asked in (read.one, read.many)
         )
         nearness = (1.0, 1.0, 0.0, 0.0)  # bytes, mass, error, divergence

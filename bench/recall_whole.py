@@ -31,6 +31,6 @@ class Whole:
 
 
 @functools.cache
-def whole(model: str) -> Whole:
+def whole_model(model: str) -> Whole:
     """Once in each process."""
     return Whole(model)

@@ -28,9 +28,7 @@ AHEAD = 3
 
 
 @compiled
-def find_copies(
-    table: Integers, head: int, blocks: Integers, size: int, channels: int, places: Integers
-) -> int:  # fmt: skip
+def find_copies(table: Integers, head: int, blocks: Integers, size: int, channels: int, places: Integers) -> int:
     """Where copies of blocks (K,) lie, and how many of the blocks there are: the first one of -1 ends them.
 
     A copy lies in one segment: positions of a block divide 64.

@@ -69,15 +69,15 @@ class FourBits(Rows):
         raise NotImplementedError
 
     def _get(self, first: int, last: int) -> Small:
-        """Numbers (H, N, padded width)."""
-        raise NotImplementedError
+        """Numbers (H, N, padded width) of rows first, …, last - 1."""
+        return self._pick(np.arange(len(self.scales))[:, None], np.arange(first, last)[None])
 
     @staticmethod
     def row_bytes(heads: int, width: int) -> int:
         return heads * (-(-width // 2) + np.dtype(np.float32).itemsize)
 
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
-        """Numbers (H, N, padded width) of rows `at` (H, N) of heads (H, 1)."""
+        """Numbers (H, N, padded width) of rows `at` (H or 1, N) of heads (H, 1)."""
         raise NotImplementedError
 
     def pick(self, numbers: Tensor) -> Tensor:
@@ -128,17 +128,9 @@ class ByRow(FourBits):
         tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), LANES)
         self.words.swapaxes(2, 3)[:, tiles, lanes] = words
 
-    def _get(self, first: int, last: int) -> Small:
-        tiles, lanes = np.divmod(np.arange(first, last), LANES)
-        return self._numbers(self.words.swapaxes(2, 3)[:, tiles, lanes])
-
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
         tiles, lanes = np.divmod(at, LANES)
-        return self._numbers(self.words.swapaxes(2, 3)[heads, tiles, lanes])
-
-    @staticmethod
-    def _numbers(words: Words) -> Small:
-        """Numbers (H, N, padded width) of words (H, N, slices, bytes)."""
+        words = self.words.swapaxes(2, 3)[heads, tiles, lanes]  # (H, N, slices, bytes)
         return signed(np.stack((words & 15, words >> 4), axis=-2)).reshape(*words.shape[:2], -1)
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
@@ -162,16 +154,10 @@ class ByChannel(FourBits):
             # Advanced indices that are apart come first: (N, H, groups, lanes).
             self.words[:, at[mine] // DEEP, :, :, at[mine] % BYTES] |= nibbles[:, mine].swapaxes(0, 1) << 4 * half
 
-    def _get(self, first: int, last: int) -> Small:
-        at = np.arange(first, last)
-        words = self.words[:, at // DEEP, :, :, at % BYTES]  # (N, H, groups, lanes)
-        nibbles = words >> (4 * (at % DEEP // BYTES)).astype(np.uint8)[:, None, None, None] & 15
-        return signed(nibbles.astype(np.uint8)).swapaxes(0, 1).reshape(words.shape[1], len(at), -1)
-
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
         words = self.words[heads, at // DEEP, :, :, at % BYTES]  # (H, N, groups, lanes)
         nibbles = words >> (4 * (at % DEEP // BYTES)).astype(np.uint8)[..., None, None] & 15
-        return signed(nibbles.astype(np.uint8)).reshape(*at.shape, -1)
+        return signed(nibbles.astype(np.uint8)).reshape(*words.shape[:2], -1)
 
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
         arrays = (weights.numpy(), self.words, self.scales, sums.numpy())

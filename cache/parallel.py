@@ -10,7 +10,12 @@ from threading import get_ident
 import torch
 
 PER_THREAD = 32768
-"""Fewer products than this are not worth a thread's wake-up."""
+"""Fewer products than this are not worth a second thread, which may have gone away and have to be woken."""
+
+
+def threads_for(heads: int, each: int) -> int:
+    """How many threads are worth so many products of each head."""
+    return min(torch.get_num_threads(), heads, max(1, heads * each // PER_THREAD))
 
 
 @cache
@@ -21,7 +26,7 @@ def pool(threads: int, caller: int) -> ThreadPoolExecutor:
 
 def over_heads(work: Callable[[slice], None], heads: int, each: int) -> None:
     """Do the work of all heads, so many products each, on ranges of them at once where that is worth it."""
-    threads = min(torch.get_num_threads(), heads, heads * each // PER_THREAD)
+    threads = threads_for(heads, each)
     if threads <= 1:
         work(slice(0, heads))
         return

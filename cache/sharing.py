@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cache.parallel import threads_for
 from cache.team import together
 
-PER_THREAD = 32768
-"""Fewer products than this are not worth a second thread, which may have gone away and have to be woken."""
 JOB_WORDS = 5
 
 
@@ -58,4 +56,4 @@ def share(tasks: Sequence[tuple[Shared, Sequence[Any]]], heads: int, each: int) 
         np.int64,
     )
     assert jobs.shape == (len(tasks), JOB_WORDS)
-    together(jobs.ctypes.data, len(tasks), min(torch.get_num_threads(), heads, max(1, heads * each // PER_THREAD)))
+    together(jobs.ctypes.data, len(tasks), threads_for(heads, each))

@@ -11,7 +11,7 @@
 
 A file without keys and values has `turns`, `tokens`, `notes` and perhaps `readings` only. Where the server decides for
 all tokens there are no `readings` and the version is 1, else it is 2: who does not know them must not use the blocks.
- Sizes are known before a block is read, so a
+Sizes are known before a block is read, so a
 file is written from its beginning to its end, block by block. Knows no session that is served, and no text.
 """
 

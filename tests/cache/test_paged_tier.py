@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache.tiers.paged
-from cache import CacheLayout, DamagedBlock, DiskTier, OutOfBlocks, PagedTier, Places
+from cache import CacheLayout, DamagedBlock, DiskTier, OutOfBlocks, PagedTier
 from cache.tiers.table import PARTS
+from tests.cache.located import Located, check_located
 
 LAYOUT = CacheLayout(layers=2, kv_heads=3, head_dim=4, block_size=4)
 PAGES = LAYOUT.layers * LAYOUT.kv_heads
@@ -32,7 +33,7 @@ class Truth:
         self.disk = DiskTier(folder, layout, entry, 2 * 4096 + capacity * (record + 20 + entry), b"f" * 32)
         assert self.disk.capacity == capacity
         self.tier = PagedTier(layout, memory_blocks * layout.block_bytes, self.disk)
-        self.located: tuple[int, list[int], Places] | None = None
+        self.located: Located | None = None
         self.held: dict[int, torch.Tensor] = {}  # (2, layers, kv_heads, block_size, head_dim) by slot
         self._random = torch.Generator().manual_seed(1)
 
@@ -63,14 +64,7 @@ class Truth:
 
     def look(self) -> None:
         """What was located last is what it was, whatever has been done since."""
-        if self.located is None:
-            return
-        layer, slots, places = self.located
-        keys, values = places.copied()
-        for at, slot in enumerate(slots):
-            if slot in self.held:
-                assert torch.equal(keys[:, at], self.held[slot][0, layer])
-                assert torch.equal(values[:, at], self.held[slot][1, layer])
+        check_located(self.located, self.held)
 
     def let_go(self) -> None:
         self.tier.let_go()

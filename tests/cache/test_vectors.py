@@ -255,8 +255,9 @@ def test_an_index_lies_on_its_device_and_reads_what_the_cpu_packed() -> None:
     here = BlockIndex(HEADS, shape)
     copies = (drawn(4, WIDTH), drawn(4, WIDTH))
     here.add(Summary(drawn(1, 2 * WIDTH), drawn(WIDTH), (drawn(WIDTH), drawn(WIDTH)), drawn(), copies))
-    blocks = torch.randint(81, (HEADS, 3, 5))
-    asked, weights = torch.randn(HEADS, 2, 2 * WIDTH), torch.rand(HEADS, 2, 80) / 80
+    blocks = torch.randint(81, (HEADS, 3, 5), generator=generator)
+    asked = torch.randn(HEADS, 2, 2 * WIDTH, generator=generator)
+    weights = torch.rand(HEADS, 2, 80, generator=generator) / 80
     with Card():
         there = BlockIndex(HEADS, shape, device=CARD)
         there.unpack(here.pack(0, 90))

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cache.tiers.paged
-from cache import CacheLayout, DeviceTier, DiskTier, OutOfBlocks, PagedTier, Places, WindowTier
+from cache import CacheLayout, DeviceTier, DiskTier, OutOfBlocks, PagedTier, WindowTier
 from cache.tiers import Copies
 from tests.cache.late import LateCopies
+from tests.cache.located import Located, check_located
 
 LAYOUT = CacheLayout(layers=3, kv_heads=2, head_dim=4, block_size=4)
 PAGES = LAYOUT.layers * LAYOUT.kv_heads
@@ -46,7 +47,7 @@ class Truth:
         self.copies = LateCopies()
         memory = blocks * LAYOUT.block_bytes + 100
         self.tier = WindowTier(LAYOUT, memory, 100, below, self.copies if copies is None else copies)
-        self.located: tuple[int, list[int], Places] | None = None
+        self.located: Located | None = None
         self.held: dict[int, Tensor] = {}  # (2, layers, kv_heads, block_size, head_dim) by slot
         self.open: set[int] = set()
         self._random = torch.Generator().manual_seed(1)
@@ -87,14 +88,7 @@ class Truth:
 
     def look(self) -> None:
         """What was located last is what it was, whatever has been done since."""
-        if self.located is None:
-            return
-        layer, slots, places = self.located
-        keys, values = (x.cpu() for x in places.copied())
-        for at, slot in enumerate(slots):
-            if slot in self.held:
-                assert torch.equal(keys[:, at], self.held[slot][0, layer])
-                assert torch.equal(values[:, at], self.held[slot][1, layer])
+        check_located(self.located, self.held)
 
     def let_go(self) -> None:
         self.tier.let_go()
