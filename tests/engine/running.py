@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from engine import (
 
 SECONDS = 20.0
 """Longer than anything here takes; a test that waits so long has failed."""
+LOOKS = 100
+"""In so many seconds."""
 
 
 class Gate:
@@ -77,12 +79,19 @@ class Request:
     def result(self) -> Request:
         """Wait for the end of every choice; raises what made it fail."""
         while len(self.ends()) < self.generation.n:
-            event = self._queue.get(timeout=SECONDS)
+            event = self._next()
             assert not (isinstance(event, Token | Finished) and event.index in self.ends()), "it had ended"
             self.events.append(event)
             if isinstance(event, Failed):
                 raise event.error
         return self
+
+    def _next(self) -> Event:
+        """Waits in looks: one who is stopped himself, as a whole machine may be, does not look."""
+        for _ in range(LOOKS):
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=SECONDS / LOOKS)
+        raise AssertionError("no event comes")
 
     def ends(self) -> dict[int, Finished]:
         return {event.index: event for event in self.events if isinstance(event, Finished)}

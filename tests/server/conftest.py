@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,9 +18,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.server.patience import until
+
 ROOT = Path(__file__).parents[2]
 CAIRN = ROOT / "models" / "cairn-4m"
-READY_WITHIN = 90.0
+READY_WITHIN = 180.0
 # One thread each: threads that wait by spinning make a shared machine many times slower.
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -112,15 +113,14 @@ def _start(model: Path, **settings: Any) -> Iterator[tuple[httpx.Client, subproc
 
 
 def _await_health(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + READY_WITHIN
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"the server did not come up (exit code {process.poll()})")
+    until(lambda: _healthy(client), process, READY_WITHIN, "the server did not come up")
+
+
+def _healthy(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _free_port() -> int:

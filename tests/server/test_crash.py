@@ -12,12 +12,12 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -25,6 +25,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.engine.running import Running, running
+from tests.server.patience import until, watched
 from tests.server.test_session_lists import walked
 
 Start = Callable[..., AbstractContextManager[tuple[httpx.Client, subprocess.Popen[bytes]]]]
@@ -34,6 +35,10 @@ SEED = 20_251
 CLIENTS = 3
 SESSIONS = 6
 """Of a client; with more it deletes one."""
+PATIENCE = 60.0
+"""Seconds that a server may take for something if the machine lets it run; see `patience`."""
+LOOKS = 6000
+"""At a session that is busy."""
 WORDS = 200
 BLOCK, STEP, RUNNING = 8, 64, 4
 READING: dict[str, Any] = {"positions": "bounded", "block_size": BLOCK, "blocks_per_head": 4, "recent_blocks": 2}
@@ -130,9 +135,10 @@ class Client:
         self._words, self._limit = list(vocabulary), limit
         self._greedy = greedy(vocabulary)
 
-    def work(self, url: str, enough: Event) -> None:
-        killed = suppress(httpx.NetworkError, httpx.RemoteProtocolError)  # a timeout is a fault
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as server, killed:
+    def work(self, url: str, enough: Event, answered: Callable[[object], None]) -> None:
+        killed = suppress(httpx.NetworkError, httpx.RemoteProtocolError)
+        told = {"response": [answered]}
+        with httpx.Client(base_url=url, timeout=None, trust_env=False, event_hooks=told) as server, killed:
             while not enough.is_set():
                 self._act(server)
                 self.done += 1
@@ -208,9 +214,12 @@ class Client:
 
     def _look(self, server: httpx.Client, book: Book) -> None:
         """What a session came to whose stream was left."""
-        while server.get(f"/v1/sessions/{book.id}").json()["busy"]:
+        for _ in range(LOOKS):
+            if not server.get(f"/v1/sessions/{book.id}").json()["busy"]:
+                book.settle(stored(server, book.id) or [])
+                return
             time.sleep(0.01)
-        book.settle(stored(server, book.id) or [])
+        raise AssertionError(f"{book.id} stays busy")
 
 
 def greedy(vocabulary: dict[str, int]) -> dict[str, Any]:
@@ -234,6 +243,15 @@ def stored(server: httpx.Client, session: str) -> list[str] | None:
 def metric(server: httpx.Client, name: str) -> float:
     [value] = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", server.get("/metrics").text, re.MULTILINE)
     return float(value)
+
+
+class Started(NamedTuple):
+    """A server that runs."""
+
+    server: httpx.Client
+    process: subprocess.Popen[bytes]
+    answered: Callable[[object], None]
+    """For whoever has another client; see `watched`."""
 
 
 class Trial:
@@ -260,39 +278,45 @@ class Trial:
         kill = 0
         try:
             for kill in range(kills):
-                with self._started() as (server, process):
-                    self._check(server, sample=3)
-                    self._load(server, process, rest=kill % 3 == 1)
-            with self._started() as (server, _):
-                self._check(server, sample=None)
+                with self._started() as started:
+                    self._check(started.server, sample=3)
+                    self._load(started, kill + 2, rest=kill % 3 == 1)
+            with self._started() as started:
+                self._check(started.server, sample=None)
         except Exception as error:
             error.add_note(f"seed {SEED}, after {kill} kills")
             raise
         assert all(client.done > kills for client in self._clients), "there was no load"
 
     @contextmanager
-    def _started(self) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-        with self._server() as (server, process):
+    def _started(self) -> Iterator[Started]:
+        with self._server() as (server, process), watched(process, server, PATIENCE) as answered:
             took = metric(server, "process_cpu_seconds_total")  # whatever else the machine has to do
             first = self._first_start = self._first_start or took
             assert took < 2 * first + 5, f"the start took {took:.1f} s, the first one {first:.1f} s"
             if not self._clients:
                 limit = server.get("/v1/models").json()["data"][0]["max_model_len"]
                 self._clients = [Client(self._vocabulary, limit, SEED + place) for place in range(CLIENTS)]
-            yield server, process
+            yield Started(server, process, answered)
 
-    def _load(self, server: httpx.Client, process: subprocess.Popen[bytes], *, rest: bool) -> None:
-        """Let the clients work and kill the server under them; with `rest`, when it has written everything."""
+    def _load(self, started: Started, least: int, *, rest: bool) -> None:
+        """Let the clients work and kill the server under them; with `rest`, when it has written everything.
+
+        Args:
+            least: acts that each client should have done by then; there are far more on a machine that has time
+        """
+        server, process, answered = started
         enough = Event()
         with ThreadPoolExecutor() as pool:
-            working = [pool.submit(client.work, str(server.base_url), enough) for client in self._clients]
+            working = [pool.submit(client.work, str(server.base_url), enough, answered) for client in self._clients]
             try:
                 time.sleep(self._random.uniform(0.05, 2.0))
+                self._await_load(process, working, least)
                 if rest:
                     enough.set()
                     for work in working:
-                        work.result(timeout=60)
-                    self._rest(server)
+                        work.result()
+                    self._rest(server, process)
                 assert process.poll() is None, "the server has ended by itself"
                 assert metric(server, "cairn_kv_store_failed") == 0
             finally:
@@ -302,16 +326,19 @@ class Trial:
         for work in working:
             work.result()
 
-    def _rest(self, server: httpx.Client) -> None:
+    def _await_load(self, process: subprocess.Popen[bytes], working: list[Future[None]], least: int) -> None:
+        def done() -> bool:
+            return any(work.done() for work in working) or all(client.done >= least for client in self._clients)
+
+        until(done, process, PATIENCE, "the server has ended, or there is no load")
+
+    def _rest(self, server: httpx.Client, process: subprocess.Popen[bytes]) -> None:
         """Make a session that is long and used last, and wait until the disk has it."""
         client = self._clients[0]
         client._create(server)
         *_, self._rested = client.books.values()
         client.append(server, self._rested, [*client.words(10), *list(self._vocabulary)[: 12 * BLOCK]])
-        deadline = time.monotonic() + 30
-        while metric(server, "cairn_kv_unwritten_blocks"):
-            assert time.monotonic() < deadline, "blocks are not written"
-            time.sleep(0.02)
+        until(lambda: not metric(server, "cairn_kv_unwritten_blocks"), process, PATIENCE, "blocks are not written")
 
     def _check(self, server: httpx.Client, sample: int | None) -> None:
         assert metric(server, "cairn_kv_store_failed") == 0
