@@ -20,6 +20,7 @@ from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
 from cache.pages import large_pages, zeros
 from cache.parallel import over_heads
+from cache.patience import Patience
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
 from cache.session import Session
@@ -53,6 +54,7 @@ __all__ = [
     "Meter",
     "OutOfBlocks",
     "PagedTier",
+    "Patience",
     "Places",
     "Reading",
     "Readings",

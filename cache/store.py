@@ -37,7 +37,7 @@ class BlockStore:
         self._hashes: dict[int, bytes] = {}
         self._unseen: set[int] = set()  # blocks of an earlier process that nobody has looked at
         if archive is not None:
-            self._over_disk.pending = lambda: archive.behind > 0
+            self._over_disk.pending = lambda: self.behind > 0
             archive.start(tier.units, self._written)
 
     @property
@@ -57,6 +57,11 @@ class BlockStore:
         return self.tier.capacity - self.tier.used
 
     @property
+    def behind(self) -> int:
+        """Sealed blocks that stay in memory until they are written: each will leave room for another one."""
+        return 0 if self.archive is None else self.archive.behind
+
+    @property
     def most_landmarks(self) -> int:
         """Bytes that indexes may take."""
         return self.tier.most_landmarks
@@ -71,7 +76,7 @@ class BlockStore:
     # -- who has them ----------------------------------------------------------------------------------------
 
     def allocate(self) -> int:
-        """A new block with one reference; raises OutOfBlocks."""
+        """A new block with one reference; raises OutOfBlocks at once, also where room is to come (`behind`)."""
         slot = self.tier.allocate()
         with self._lock:
             self._references[slot] = 1

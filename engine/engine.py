@@ -22,7 +22,7 @@ from engine.assembly import choose_attention, describe, open_beside, open_regist
 from engine.config import EngineConfig
 from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel
-from engine.memory import Memory
+from engine.memory import FULL, Memory
 from engine.passes import Pass
 from engine.requests import Event, Failed, Finished, Generation, Quota, Timing, Usage
 from engine.runner import ModelRunner
@@ -30,7 +30,6 @@ from engine.sampler import Sampler, score
 from engine.scheduler import Planned, Scheduler
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
-from engine.step import Span
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
@@ -264,19 +263,11 @@ class Engine(Memory):
         kept = []
         for sequence, span in planned:
             try:
-                self._reserve(span)
+                self._reserve(span.session, span.end)
                 kept.append((sequence, span))
             except OutOfBlocks:
-                self._end(sequence, Failed(OutOfRoom("the cache is full; delete sessions or give it more memory")))
+                self._end(sequence, Failed(OutOfRoom(FULL)))
         return kept
-
-    def _reserve(self, span: Span) -> None:
-        while True:
-            try:
-                return span.session.reserve(span.end)
-            except OutOfBlocks:
-                if not self._registry.make_room():
-                    raise
 
     def _after_pass(self, passed: Pass) -> None:
         """What follows from a forward pass."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cache import MOST_TURNS, DamagedBlock, OutOfBlocks, Readings, Session, SessionRegistry, Turns
+from cache import MOST_TURNS, DamagedBlock, OutOfBlocks, Patience, Readings, Session, SessionRegistry, Turns
 from engine.admission import Admission
 from engine.description import SessionInfo, TurnInfo
 from engine.errors import EngineStopped, InvalidParameter, InvalidSessionFile, OutOfRoom, SessionBusy, SessionNotFound
@@ -22,8 +21,7 @@ from engine.sampler import Sampler
 from engine.sequence import Sequence
 from engine.session_file import TOGETHER, Bytes, Origin, SessionFile, SessionWriter
 
-PATIENCE, WAIT = 10.0, 0.01
-"""Seconds to wait for the disk, and for memory, while a session is taken in; and between two looks."""
+FULL = "the cache is full; delete sessions or give it more memory"
 
 
 class Memory:
@@ -41,6 +39,7 @@ class Memory:
         self._session_ttl = session_ttl
         self._running: dict[Sequence, Sampler] = {}
         self._damaged: list[DamagedBlock] = []  # found outside of a step, to be mended between two
+        self._short = False  # a step waits for room
         self._accepting = True
         self._changed = threading.Condition()  # its lock guards everything that changes
 
@@ -183,23 +182,57 @@ class Memory:
             raise
 
     def _take_in(self, session: Session, units: Bytes, entries: Bytes) -> None:
-        """Some blocks of a file, beside what runs."""
-        first, archive = len(session.blocks), self._registry.store.archive
-        if archive is not None and (archive.failure or not archive.flush(PATIENCE, left=TOGETHER)):
-            raise OutOfRoom("the disk does not take what is sent; try again later")
-        end = time.monotonic() + PATIENCE
+        """Some blocks of a file, beside what runs, which comes first."""
+        self._await_disk()
+        first, patience = len(session.blocks), Patience()
         while (taken := len(session.blocks) - first) < len(units):
             with self._changed:
                 self._check_accepting()
                 if not self._admission.has_room(len(units) - taken, list(self._running)):
-                    raise OutOfRoom("the cache is full; delete sessions or give it more memory")
+                    raise OutOfRoom(FULL)
+                if not self._took_in(session, units[taken:], entries[taken:]) and not self._room_beside(patience):
+                    raise OutOfRoom(FULL)
+
+    def _await_disk(self) -> None:
+        """Until it has written nearly all that there was."""
+        archive, patience = self._registry.store.archive, Patience()
+        while archive is not None and not archive.flush(0, left=TOGETHER):
+            if archive.failure or not patience.look(lambda seconds: archive.flush(seconds, left=TOGETHER)):
+                raise OutOfRoom("the disk does not take what is sent; try again later")
+
+    def _took_in(self, session: Session, units: Bytes, entries: Bytes) -> bool:
+        try:
+            if not self._short:
+                session.take_in(units, entries)
+            return not self._short
+        except OutOfBlocks:
+            return False
+
+    def _room_beside(self, patience: Patience) -> bool:
+        """Make or await room, which a step can give, too: it may be reading what lies there."""
+        return (not self._short and self._room(patience)) or patience.look(self._changed.wait)
+
+    # -- room, under the lock --------------------------------------------------------------------------------
+
+    def _reserve(self, session: Session, text: int) -> None:
+        """Blocks for the first `text` tokens; raises OutOfBlocks. While it waits for them nobody else gets any."""
+        patience = Patience()
+        try:
+            while True:
                 try:
-                    session.take_in(units[taken:], entries[taken:])
-                    continue
-                except OutOfBlocks as error:
-                    if not self._registry.make_room() and time.monotonic() >= end:
-                        raise OutOfRoom("the cache is full; delete sessions or give it more memory") from error
-            time.sleep(WAIT)  # a step may be reading what could make room
+                    return session.reserve(text)
+                except OutOfBlocks:
+                    self._short = True
+                    if not self._room(patience):
+                        raise
+        finally:
+            self._short = False
+
+    def _room(self, patience: Patience) -> bool:
+        """Make room for a block, or let go of the lock until the disk may have made some; False if none is to come."""
+        store = self._registry.store
+        comes = store.free > 0 and store.behind > 0
+        return (comes and patience.look(self._changed.wait)) or self._registry.make_room()
 
     # -- under the lock --------------------------------------------------------------------------------------
 

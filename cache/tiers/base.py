@@ -110,7 +110,7 @@ class Tier(Protocol):
         ...
 
     def allocate(self) -> int:
-        """A free slot; raises OutOfBlocks."""
+        """A free slot; raises OutOfBlocks at once, also where room is to come."""
         ...
 
     def release(self, slot: int) -> None:

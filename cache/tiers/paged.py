@@ -11,7 +11,6 @@ has located stays in its frames until it locates again or lets go.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -21,12 +20,12 @@ from torch import Tensor
 from cache.errors import DamagedBlock, OutOfBlocks
 from cache.layout import Bytes, CacheLayout
 from cache.pages import give_back, private
+from cache.patience import Patience
 from cache.tiers.base import Places, Traffic
 from cache.tiers.disk import DiskTier
 from cache.tiers.table import PARTS, Numbers, PageTable
 
-PATIENCE = 10.0
-"""Seconds to wait for the disk when everything in memory is still to be written."""
+FULL = "the memory is full of blocks that are in use or not written to the disk yet"
 
 
 class PagedTier:
@@ -85,7 +84,9 @@ class PagedTier:
             if not self._released and self._fresh == self.capacity:
                 raise OutOfBlocks(f"all {self.capacity} blocks are in use")
             self._pages.time += 1  # what was located last may go, too
-            frames = self._take(self._pages.block_pages)
+            if not self._pages.room(self._pages.block_pages):
+                raise OutOfBlocks(FULL)
+            frames = self._pages.take(self._pages.block_pages)
             slot = self._released.pop() if self._released else self._fresh
             self._fresh = max(self._fresh, slot + 1)
             self._raw[0][frames] = self._raw[1][frames] = 0  # weight 0 times a stray NaN would be NaN
@@ -187,12 +188,11 @@ class PagedTier:
         return frames
 
     def _take(self, count: int) -> Numbers:
-        """Frames for new pages; raises OutOfBlocks."""
-        end = time.monotonic() + PATIENCE
+        """Frames for pages that are read, waiting for the disk if need be; raises OutOfBlocks."""
+        patience = Patience()
         while not self._pages.room(count):
-            if not self.pending() or time.monotonic() >= end:
-                raise OutOfBlocks("the memory is full of blocks that are in use or not written to the disk yet")
-            self._changed.wait(timeout=0.01)
+            if not (self.pending() and patience.look(self._changed.wait)):
+                raise OutOfBlocks(FULL)
         return self._pages.take(count)
 
     # -- sharing the memory ----------------------------------------------------------------------------------

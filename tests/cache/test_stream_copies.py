@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache.tiers.paged
+import cache.patience
 from cache import OutOfBlocks
 from cache.tiers import StreamCopies
 from tests.cache.streams import Race, Stream, Streams, Watched
@@ -83,7 +83,7 @@ def test_who_takes_a_block_has_waited_for_it(monkeypatch: pytest.MonkeyPatch) ->
 def test_any_order(
     tmp_path_factory: pytest.TempPathFactory, disk: bool, actions: list[tuple[str, int]], ended: list[bool]
 ) -> None:
-    patience, cache.tiers.paged.PATIENCE = cache.tiers.paged.PATIENCE, 0.0
+    patience, cache.patience.PATIENCE = cache.patience.PATIENCE, 0.0
     with pytest.MonkeyPatch.context() as patch:
         card = Card(patch, tmp_path_factory.mktemp("window") if disk else None, tuple(ended))
         try:
@@ -97,7 +97,7 @@ def test_any_order(
                 for slot in card.truth.held:
                     card.truth.read(0, [slot])
         finally:
-            cache.tiers.paged.PATIENCE = patience
+            cache.patience.PATIENCE = patience
             card.truth.close()
 
 

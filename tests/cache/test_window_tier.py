@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import cache.tiers.paged
+import cache.patience
 from cache import CacheLayout, DeviceTier, DiskTier, OutOfBlocks, PagedTier, WindowTier
 from cache.tiers import Copies
 from tests.cache.late import LateCopies
@@ -350,7 +350,7 @@ class Play:
 @settings(max_examples=60, deadline=None)
 @given(actions=ACTIONS)
 def test_any_order(tmp_path_factory: pytest.TempPathFactory, kind: str, actions: list[tuple[str, int]]) -> None:
-    patience, cache.tiers.paged.PATIENCE = cache.tiers.paged.PATIENCE, 0.0
+    patience, cache.patience.PATIENCE = cache.patience.PATIENCE, 0.0
     truth = Truth(tmp_path_factory.mktemp("window") if kind == "disk" else None, blocks=4, host_blocks=5)
     play = Play(truth)
     try:
@@ -364,5 +364,5 @@ def test_any_order(tmp_path_factory: pytest.TempPathFactory, kind: str, actions:
         for slot in truth.held:
             truth.read(0, [slot])
     finally:
-        cache.tiers.paged.PATIENCE = patience
+        cache.patience.PATIENCE = patience
         truth.close()

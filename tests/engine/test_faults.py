@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import cache.archive
-import cache.tiers.paged
+import cache.patience
 from engine import EngineError, InvalidParameter, OutOfRoom, RetrievalParams
 from tests.engine.durable import BLOCKS, Durable, eventually
 from tests.models import random_tokens
@@ -28,7 +28,7 @@ EXACT = RetrievalParams(exact=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for a disk that fails."""
     monkeypatch.setattr(cache.archive, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(cache.tiers.paged, "PATIENCE", 0.2)
+    monkeypatch.setattr(cache.patience, "PATIENCE", 0.2)
 
 
 @pytest.fixture
