@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
+from bench.passkey import file_tokens, repeated
 from bench.report import write_json
-from engine import EngineConfig, Failed, Finished, Generation, SamplingParams, StepReport, load_engine
+from engine import (
+    EngineConfig,
+    Failed,
+    Finished,
+    Generation,
+    ModelDescription,
+    SamplingParams,
+    StepReport,
+    load_engine,
+)
 
 WARM = 4
 """Steps in which nothing is counted: the first ones after a prompt remember little."""
@@ -31,7 +42,7 @@ class Row:
         window: MiB for pages and landmarks
         share: of the fetched ones that lay in the window
         brought: by asking ahead
-        used: of these, the share that was fetched then
+        used: of these, the share that was fetched then; None where there were fewer than one in a step
         waited: not there when they were located
     """
 
@@ -40,7 +51,7 @@ class Row:
     fetched: float
     share: float
     brought: float
-    used: float
+    used: float | None
     waited: float
 
 
@@ -62,35 +73,58 @@ class Counted:
             self.sums.update(brought=report.foreseen, used=report.guessed)
 
     def row(self, window: float) -> Row:
-        steps, fetched, brought = (max(1, self.sums[name]) for name in ("steps", "fetched", "brought"))
-        share, used = 1 - self.sums["waited"] / fetched, self.sums["used"] / brought
+        steps = max(1, self.sums["steps"])
         each = {name: self.sums[name] / steps for name in ("fetched", "brought", "waited")}
+        share = 1 - self.sums["waited"] / max(1, self.sums["fetched"])
+        used = self.sums["used"] / self.sums["brought"] if self.sums["brought"] >= steps else None
         return Row(window, self._sessions, share=share, used=used, **each)
+
+
+class Sessions:
+    """An engine with a window, and the sessions in it."""
+
+    def __init__(self, options: argparse.Namespace, window: float, sessions: int) -> None:
+        self.counted = Counted(sessions)
+        config = EngineConfig(
+            kv_bytes=int(window * (1 << 20)), host_kv_bytes=options.host << 20, max_running=sessions, step_tokens=128,
+            audit_rate=0.0, prefix_cache=False, device="cpu", threads=options.threads,
+        )  # fmt: skip
+        self.engine = load_engine(options.model, config, observe=self.counted)
+        self.engine.start()
+        self._ids = [self.engine.create_session("").id for _ in range(sessions)]
+
+    def all(self, texts: list[list[int]], count: int) -> None:
+        """Give each session a text, and let all of them decode so many tokens together."""
+        events: queue.Queue[Any] = queue.Queue()
+        sampling = SamplingParams(max_tokens=count, ignore_eos=True)
+        for session, text in zip(self._ids, texts, strict=True):
+            self.engine.submit(Generation(session, tuple(text), sampling, session_id=session), events.put)
+        for _ in self._ids:
+            while not isinstance(event := events.get(), Finished):
+                if isinstance(event, Failed):
+                    raise event.error
 
 
 def measure(options: argparse.Namespace, window: float, sessions: int) -> Row:
     """Let so many sessions decode through a window."""
-    counted = Counted(sessions)
-    config = EngineConfig(
-        kv_bytes=int(window * (1 << 20)), host_kv_bytes=options.host << 20, max_running=sessions, step_tokens=128,
-        audit_rate=0.0, prefix_cache=False, device="cpu", threads=options.threads,
-    )  # fmt: skip
-    engine = load_engine(options.model, config, observe=counted)
-    engine.start()
-    vocabulary, landmark = engine.description.vocab_size, engine.description.landmark_token_id
-    events: queue.Queue[Any] = queue.Queue()
-    sampling = SamplingParams(max_tokens=options.count + WARM + sessions * options.tokens // 100, ignore_eos=True)
-    for number in range(sessions):
-        random = torch.Generator().manual_seed(number)
-        tokens = torch.randint(vocabulary // 8, vocabulary, (options.tokens,), generator=random).tolist()
-        text = tuple(token - (token == landmark) for token in tokens)
-        engine.submit(Generation(str(number), text, sampling), events.put)
-    for _ in range(sessions):
-        while not isinstance(event := events.get(), Finished):
-            if isinstance(event, Failed):
-                raise event.error
-    engine.stop()
-    return counted.row(window)
+    running = Sessions(options, window, sessions)
+    whole = texts(options, sessions, running.engine.description)
+    running.all([text[:-1] for text in whole], 0)  # first they are read, so that all decode from one step on
+    running.all([text[-1:] for text in whole], options.count + WARM)
+    running.engine.stop()
+    return running.counted.row(window)
+
+
+def texts(options: argparse.Namespace, sessions: int, description: ModelDescription) -> list[list[int]]:
+    """Of each session another part of the haystack, or random tokens."""
+    if options.haystack is None:
+        random, landmark = torch.Generator().manual_seed(0), description.landmark_token_id
+        low, high = description.vocab_size // 8, description.vocab_size
+        drawn = torch.randint(low, high, (sessions, options.tokens), generator=random)
+        return [[token - (token == landmark) for token in row] for row in drawn.tolist()]
+    whole = file_tokens(options.haystack, AutoTokenizer.from_pretrained(options.model))
+    whole = repeated(whole, sessions * options.tokens)
+    return [whole[number * options.tokens :][: options.tokens] for number in range(sessions)]
 
 
 def markdown(rows: list[Row]) -> str:
@@ -98,7 +132,8 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| window | sessions | fetched | in the window | brought ahead | used of these | waited for |"]
     lines.append("|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        shares = f"{row.share:.1%} | {row.brought:.1f} | {row.used:.1%}"
+        used = "" if row.used is None else f"{row.used:.1%}"
+        shares = f"{row.share:.1%} | {row.brought:.1f} | {used}"
         lines.append(f"| {row.window:g} MiB | {row.sessions} | {row.fetched:.0f} | {shares} | {row.waited:.1f} |")
     return "\n".join(lines)
 
@@ -106,6 +141,7 @@ def markdown(rows: list[Row]) -> str:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.window", description=__doc__)
     parser.add_argument("--model", default="models/cairn-4m")
+    parser.add_argument("--haystack", type=Path, help="a text that the sessions read; random tokens without it")
     parser.add_argument("--tokens", type=int, default=4000, help="of each session")
     parser.add_argument("--count", type=int, default=60, help="steps that are counted")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8])
