@@ -260,14 +260,12 @@ class Engine(Memory):
 
     def _with_blocks(self, planned: Planned) -> Planned:
         """What is planned, its blocks allocated; a sequence that gets none fails alone."""
-        kept = []
-        for sequence, span in planned:
+        for sequence, end in {sequence: span.end for sequence, span in planned}.items():
             try:
-                self._reserve(span.session, span.end)
-                kept.append((sequence, span))
+                self._reserve(sequence.session, end)
             except OutOfBlocks:
                 self._end(sequence, Failed(OutOfRoom(FULL)))
-        return kept
+        return [(sequence, span) for sequence, span in planned if sequence in self._running]
 
     def _after_pass(self, passed: Pass) -> None:
         """What follows from a forward pass."""
@@ -280,20 +278,20 @@ class Engine(Memory):
         if self._observe:
             self._observe(report)
         with self._changed:
-            for (sequence, _), own in zip(passed.planned, passed.logits.split(passed.counts), strict=True):
+            for sequence, own in passed.last_rows().items():
                 self._after_or_fail(sequence, own)
 
     def _after_failure(self, passed: Pass) -> None:
         """Whatever fails in a pass fails requests, not the server; nothing has advanced, so others run it again."""
-        for sequence, _ in passed.planned:  # what it was to fill, another pass may not come to for long
+        for sequence in passed.sequences:  # what it was to fill, another pass may not come to for long
             sequence.session.trim()
         if isinstance(passed.error, DamagedBlock):  # what is lost is computed again, then this
             self._registry.mend(passed.error, [sequence.session for sequence in self._running])
         elif isinstance(passed.error, OutOfBlocks):  # what came last gives its room to the others
-            self._end(passed.planned[-1][0], Failed(OutOfRoom(f"{passed.error}; give it more (--kv-bytes)")))
+            self._end(passed.sequences[-1], Failed(OutOfRoom(f"{passed.error}; give it more (--kv-bytes)")))
         else:
             logger.error("a step failed", exc_info=passed.error)
-            for sequence, _ in passed.planned:
+            for sequence in passed.sequences:
                 self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
 
     def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:

@@ -23,14 +23,13 @@ class Pass:
     """One forward pass of planned spans.
 
     Attributes:
-        counts: how many rows of `logits` are each span's
         logits: (rows, vocabulary) once it has run
         error: what it failed by instead
     """
 
     def __init__(self, planned: Planned) -> None:
         self.planned = planned
-        self.step, self._rows, self.counts = step_of(planned)
+        self.step, self._rows, self._counts = step_of(planned)
         self.logits: Tensor | None = None
         self.error: Exception | None = None
 
@@ -45,6 +44,17 @@ class Pass:
             self.error = error
         self.step.report.seconds = time.perf_counter() - begun
         return self
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Whose spans they are, in their order."""
+        return list(dict.fromkeys(sequence for sequence, _ in self.planned))
+
+    def last_rows(self) -> dict[Sequence, Tensor]:
+        """Logits (rows, vocabulary) of each sequence's last span."""
+        assert self.logits is not None, "it has not run"
+        rows = self.logits.split(self._counts)
+        return {sequence: own for (sequence, _), own in zip(self.planned, rows, strict=True)}
 
     @property
     def tokens(self) -> int:
@@ -75,8 +85,9 @@ class Beside:
     def begin(self, planned: Planned) -> None:
         """Begin a pass; the last one must have been taken."""
         assert self._running is None, "one pass at a time"
-        self.sequences = frozenset(sequence for sequence, _ in planned)
-        self._running = self._executor.submit(Pass(planned).run, self._runner, self._threads)
+        begun = Pass(planned)
+        self.sequences = frozenset(begun.sequences)
+        self._running = self._executor.submit(begun.run, self._runner, self._threads)
         self._running.add_done_callback(lambda _: self._tell())
 
     @property

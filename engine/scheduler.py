@@ -57,7 +57,7 @@ class Scheduler:
         behind = [sequence for sequence in running if sequence.behind or sequence in away]
         if decoding and behind:
             self._pace.share_out(len(decoding), len(behind))
-        step, beside = [(sequence, self._span(sequence, 1)) for sequence in decoding], Planned()
+        step, beside = [part for sequence in decoding for part in self._spans(sequence, 1)], Planned()
         if decoding and self._apart:
             beside = self._parts(behind, 0 if away else self._pace.apart())
         elif not away:
@@ -94,15 +94,15 @@ class Scheduler:
             return []
         order = sorted(behind, key=lambda sequence: sequence.remaining) if self._shortest_first else behind
         self._shortest_first = not self._shortest_first
-        planned = []
+        planned = Planned()
         for sequence in order:
             if budget > 0:
-                planned.append((sequence, self._span(sequence, budget)))
-                budget -= tokens_of(planned[-1:])
+                planned += (parts := self._spans(sequence, budget))
+                budget -= tokens_of(parts)
         return planned
 
-    def _span(self, sequence: Sequence, budget: int) -> Span:
-        return sequence.span(budget, self._landmark, self._layout)
+    def _spans(self, sequence: Sequence, budget: int) -> Planned:
+        return [(sequence, span) for span in sequence.spans(budget, self._landmark, self._layout)]
 
 
 def tokens_of(planned: Planned) -> int:

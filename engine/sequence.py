@@ -150,10 +150,24 @@ class Sequence:
     def penalises_prompt(self) -> bool:
         return self.generation.sampling.repetition_penalty != 1.0
 
-    def span(self, budget: int, landmark: int | None, layout: CacheLayout) -> Span:
-        """The next at most `budget` text tokens, all of which are read alike."""
-        start = self.session.computed
-        end = self.session.readings.end(start, min(len(self.session.tokens), start + budget))
+    def spans(self, budget: int, landmark: int | None, layout: CacheLayout) -> list[Span]:
+        """The next at most `budget` text tokens, a span for each run of tokens that are read alike.
+
+        One of a single position goes alone, as decoding ones do: attention takes these together after all others.
+        """
+        spans: list[Span] = []
+        end, last = self.session.computed, min(len(self.session.tokens), self.session.computed + budget)
+        while end < last:
+            span = self._span(end, last, landmark, layout)
+            alone = self.scores or len(span.token_ids) == 1
+            if not (alone and spans):
+                spans.append(span)
+            end = last if alone else span.end
+        return spans
+
+    def _span(self, start: int, last: int, landmark: int | None, layout: CacheLayout) -> Span:
+        """Text tokens from `start` on, before `last`, all of which are read alike."""
+        end = self.session.readings.end(start, last)
         if self.scores:
             end = min(end, start + SCORED)
         if self.tally or self.audit:

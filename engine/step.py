@@ -49,7 +49,10 @@ class Span:
 
 @dataclass
 class Step:
-    """Spans that go through the model together, and what is measured on the way."""
+    """Spans that go through the model together, and what is measured on the way.
+
+    Those of one session follow each other; one of a single position is its session's only one.
+    """
 
     spans: list[Span] = field(default_factory=list)
     report: StepReport = field(default_factory=StepReport)

@@ -162,3 +162,22 @@ def test_folders_that_do_not_tell_readings_open_and_are_used(start: Start, tmp_p
     assert ask(run, [9], ONE, session).end.usage.cached_tokens >= len(TEXT) - 8
     run.engine.stop()
     assert ask(start(**disk), [9], PLAIN, session).end.usage.cached_tokens >= len(TEXT)
+
+
+def test_what_was_read_in_many_ways_is_computed_again_together(start: Start) -> None:
+    """A step takes one run of alike tokens after the other, but for one of a single token, which goes alone."""
+    alone, run, sizes = start(), start(), [7] * 12 + [1] + [9] * 12
+    pieces = [random_tokens(size, seed=number) for number, size in enumerate(sizes)]
+    sessions = [each.engine.create_session("").id for each in (alone, run)]
+    for number, piece in enumerate(pieces):
+        for each, session in zip((alone, run), sessions, strict=True):
+            each.ask(piece, session=session, retrieval=ASKED[number % 4], max_tokens=0)
+    lost = run.engine._session(sessions[1], "")
+    with run.engine._changed:
+        run.engine._registry._rewind(lost, 0)
+    before = len(run.gate.reports)
+    again = told(ask(run, [9, 8], PLAIN, sessions[1]))
+    assert same(again, told(ask(alone, [9, 8], PLAIN, sessions[0])))
+    reading = [report for report in run.gate.reports[before:] if report.phase == "prefill"]
+    assert sum(report.prefill_tokens for report in reading) == sum(sizes) + 2
+    assert len(reading) == 3

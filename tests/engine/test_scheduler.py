@@ -24,8 +24,8 @@ class Prompt:
     turns: list[int] = field(default_factory=list)
     """Steps in which something of it was read."""
 
-    def span(self, budget: int, *_: Any) -> Any:
-        return SimpleNamespace(start=0, end=min(budget, self.remaining))
+    def spans(self, budget: int, *_: Any) -> Any:
+        return [SimpleNamespace(start=0, end=min(budget, self.remaining))]
 
 
 def scheduler(*, apart: bool = False) -> Scheduler:
