@@ -8,6 +8,7 @@ asked for ahead, and how many had to be waited for. Counts alone: times on a CPU
 from __future__ import annotations
 
 import argparse
+import itertools
 import queue
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -24,7 +25,9 @@ from engine import (
     Failed,
     Finished,
     Generation,
+    InvalidParameter,
     ModelDescription,
+    OutOfRoom,
     SamplingParams,
     StepReport,
     load_engine,
@@ -39,6 +42,7 @@ class Row:
     """What a decode step of all sessions fetched, in heads of blocks.
 
     Attributes:
+        tokens: of each session
         window: MiB for pages and landmarks
         share: of the fetched ones that lay in the window
         brought: by asking ahead
@@ -46,6 +50,7 @@ class Row:
         waited: not there when they were located
     """
 
+    tokens: int
     window: float
     sessions: int
     fetched: float
@@ -72,12 +77,12 @@ class Counted:
             self.sums.update(steps=1, fetched=report.blocks_selected, waited=waited)
             self.sums.update(brought=report.foreseen, used=report.guessed)
 
-    def row(self, window: float) -> Row:
+    def row(self, tokens: int, window: float) -> Row:
         steps = max(1, self.sums["steps"])
         each = {name: self.sums[name] / steps for name in ("fetched", "brought", "waited")}
         share = 1 - self.sums["waited"] / max(1, self.sums["fetched"])
         used = self.sums["used"] / self.sums["brought"] if self.sums["brought"] >= steps else None
-        return Row(window, self._sessions, share=share, used=used, **each)
+        return Row(tokens, window, self._sessions, share=share, used=used, **each)
 
 
 class Sessions:
@@ -105,36 +110,38 @@ class Sessions:
                     raise event.error
 
 
-def measure(options: argparse.Namespace, window: float, sessions: int) -> Row:
+def measure(options: argparse.Namespace, tokens: int, window: float, sessions: int) -> Row:
     """Let so many sessions decode through a window."""
     running = Sessions(options, window, sessions)
-    whole = texts(options, sessions, running.engine.description)
-    running.all([text[:-1] for text in whole], 0)  # first they are read, so that all decode from one step on
-    running.all([text[-1:] for text in whole], options.count + WARM)
-    running.engine.stop()
-    return running.counted.row(window)
+    try:
+        whole = texts(options, tokens, sessions, running.engine.description)
+        running.all([text[:-1] for text in whole], 0)  # first they are read, so that all decode from one step on
+        running.all([text[-1:] for text in whole], options.count + WARM)
+    finally:
+        running.engine.stop()
+    return running.counted.row(tokens, window)
 
 
-def texts(options: argparse.Namespace, sessions: int, description: ModelDescription) -> list[list[int]]:
+def texts(options: argparse.Namespace, tokens: int, sessions: int, description: ModelDescription) -> list[list[int]]:
     """Of each session another part of the haystack, or random tokens."""
     if options.haystack is None:
         random, landmark = torch.Generator().manual_seed(0), description.landmark_token_id
         low, high = description.vocab_size // 8, description.vocab_size
-        drawn = torch.randint(low, high, (sessions, options.tokens), generator=random)
+        drawn = torch.randint(low, high, (sessions, tokens), generator=random)
         return [[token - (token == landmark) for token in row] for row in drawn.tolist()]
     whole = file_tokens(options.haystack, AutoTokenizer.from_pretrained(options.model))
-    whole = repeated(whole, sessions * options.tokens)
-    return [whole[number * options.tokens :][: options.tokens] for number in range(sessions)]
+    whole = repeated(whole, sessions * tokens)
+    return [whole[number * tokens :][:tokens] for number in range(sessions)]
 
 
 def markdown(rows: list[Row]) -> str:
     """A table."""
-    lines = ["| window | sessions | fetched | in the window | brought ahead | used of these | waited for |"]
-    lines.append("|---:|---:|---:|---:|---:|---:|---:|")
+    lines = ["| tokens | window | sessions | fetched | in the window | brought ahead | used of these | waited for |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         used = "" if row.used is None else f"{row.used:.1%}"
-        shares = f"{row.share:.1%} | {row.brought:.1f} | {used}"
-        lines.append(f"| {row.window:g} MiB | {row.sessions} | {row.fetched:.0f} | {shares} | {row.waited:.1f} |")
+        shares = f"{row.share:.1%} | {row.brought:.1f} | {used} | {row.waited:.1f}"
+        lines.append(f"| {row.tokens:,} | {row.window:g} MiB | {row.sessions} | {row.fetched:.0f} | {shares} |")
     return "\n".join(lines)
 
 
@@ -142,10 +149,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.window", description=__doc__)
     parser.add_argument("--model", default="models/cairn-4m")
     parser.add_argument("--haystack", type=Path, help="a text that the sessions read; random tokens without it")
-    parser.add_argument("--tokens", type=int, default=4000, help="of each session")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4000, 16_000], help="of each session")
     parser.add_argument("--count", type=int, default=60, help="steps that are counted")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--windows", type=float, nargs="+", default=[8, 16, 32, 64], help="MiB")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--windows", type=float, nargs="+", default=[8, 16, 32, 64, 128, 256], help="MiB")
     parser.add_argument("--host", type=int, default=1024, help="MiB of host memory")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -154,7 +161,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    rows = [measure(options, window, sessions) for sessions in options.sessions for window in options.windows]
+    rows = []
+    for sessions, tokens, window in itertools.product(options.sessions, options.tokens, options.windows):
+        try:
+            rows.append(measure(options, tokens, window, sessions))
+        except (InvalidParameter, OutOfRoom) as error:
+            print(f"{sessions} sessions of {tokens} tokens in {window:g} MiB: {error}")
     print(markdown(rows))
     if options.json:
         write_json(options.json, {"rows": [asdict(row) for row in rows]})
