@@ -32,6 +32,7 @@ from bench.report import write_json
 from cache import BlockStore, DeviceTier, Session
 from engine import EngineConfig, LoadedModel, ModelRunner, Span, Step, choose_attention, index_shapes
 from engine.huggingface import describe, register
+from engine.layers import quicken_layers
 from engine.linear import quicken
 from engine.placing import settle
 from engine.step import with_landmarks
@@ -116,7 +117,7 @@ class Cairn:
     """One session of `context` text tokens, filled with noise."""
 
     def __init__(self, model: LoadedModel, config: EngineConfig, context: int, tokens: int) -> None:
-        self.restore = quicken(model.model)
+        self._restore = [quicken(model.model), quicken_layers(model.model, model.kv_heads, model.head_dim)]
         self.layout, self.settings = config.layout(model), config.retrieval(model)
         needed = self.layout.blocks(context + tokens + 1) * self.layout.block_bytes
         self.store = BlockStore(DeviceTier(self.layout, needed))
@@ -127,6 +128,11 @@ class Cairn:
         self.session.append([7] * (context + tokens))
         self.session.reserve(context + tokens)
         self._fill(context)
+
+    def restore(self) -> None:
+        """Leave the model as transformers has it."""
+        for undo in self._restore:
+            undo()
 
     def span(self, start: int, end: int) -> Span:
         text = self.session.tokens[start:end].tolist()

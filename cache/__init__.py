@@ -19,12 +19,12 @@ from cache.index import BlockIndex, IndexShape, Summary
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
 from cache.pages import large_pages, zeros
-from cache.parallel import over_heads
+from cache.parallel import over_heads, threads_for
 from cache.patience import Patience
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
 from cache.session import Session
-from cache.sharing import Shared, share
+from cache.sharing import Shared, Task, Tasks
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.team import together
@@ -64,6 +64,8 @@ __all__ = [
     "Shared",
     "StoreError",
     "Summary",
+    "Task",
+    "Tasks",
     "Tier",
     "Traffic",
     "Turn",
@@ -79,8 +81,8 @@ __all__ = [
     "large_pages",
     "outlying",
     "over_heads",
-    "share",
     "slopes",
+    "threads_for",
     "together",
     "zeros",
 ]

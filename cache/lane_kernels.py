@@ -29,6 +29,8 @@ POWER = (1.0, 0.6931471806, 0.240226507, 0.05550410866, 0.009618129108, 0.001333
 LEAST = -64.0
 """Power of two that counts as nothing beside 1. Far smaller ones become numbers that a CPU is slow with (denormal) when
 they are multiplied again."""
+MOST = 126.0
+"""Power of two beyond which there is none in fp32."""
 
 
 def same(kind: Any, value: Any) -> Any:
@@ -135,6 +137,30 @@ def address(context: Any, array: Any) -> Any:
     return types.intp(array), generate
 
 
+def power_of_two(builder: Any, power: Any) -> Any:
+    """2**power in each lane, of powers that are taken as LEAST at least, and as MOST at most."""
+    power = larger(builder, power, same(REALS, LEAST))
+    power = builder.select(builder.fcmp_ordered("<", power, same(REALS, MOST)), power, same(REALS, MOST))
+    whole = call(builder, f"llvm.rint.v{LANES}f32", REALS, power)
+    part, value = builder.fsub(power, whole), same(REALS, POWER[-1])
+    for coefficient in POWER[-2::-1]:
+        value = builder.fadd(builder.fmul(value, part, FAST), same(REALS, coefficient), FAST)
+    exponent = builder.shl(builder.fptosi(whole, WHOLES), same(WHOLES, 23))
+    return builder.bitcast(builder.add(builder.bitcast(value, WHOLES), exponent), REALS)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_to(context: Any, to: Any, what: Any) -> Any:
+    """Add one fp32 number at an address to that at another."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        to, what = arguments
+        store(b, b.fadd(load(b, to, F32), load(b, what, F32)), to)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def highest(context: Any, x: Any, steps: Any) -> Any:
     """The largest of 16 * steps numbers, at least NOTHING."""
@@ -158,13 +184,7 @@ def exponentials(context: Any, x: Any, shift: Any, to: Any, steps: Any) -> Any:
         total, shift = cgutils.alloca_once_value(b, same(REALS, 0.0)), spread(b, shift, REALS)
         with cgutils.for_range(b, steps) as loop:
             power = b.fmul(b.fsub(load(b, at(b, x, loop.index), REALS), shift, FAST), same(REALS, LOG2_E), FAST)
-            power = larger(b, power, same(REALS, LEAST))
-            whole = call(b, f"llvm.rint.v{LANES}f32", REALS, power)
-            part, value = b.fsub(power, whole), same(REALS, POWER[-1])
-            for coefficient in POWER[-2::-1]:
-                value = b.fadd(b.fmul(value, part, FAST), same(REALS, coefficient), FAST)
-            exponent = b.shl(b.fptosi(whole, WHOLES), same(WHOLES, 23))
-            value = b.bitcast(b.add(b.bitcast(value, WHOLES), exponent), REALS)
+            value = power_of_two(b, power)
             store(b, value, at(b, to, loop.index))
             b.store(b.fadd(b.load(total), value, FAST), total)
         return call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))

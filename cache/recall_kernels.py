@@ -286,28 +286,29 @@ def recall_rows(groups: int) -> int:
 
 @compiled
 def choose_landmarks(
-    queries: Floats, table: Integers, sinks: int, ends: Integers, blocks: Integers, room: Floats, first: int, last: int
-) -> None:
-    """What heads first, …, last - 1 fetch by products with one landmark of each block.
+    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, sinks: int, ends: Integers,
+    blocks: Integers, room: Floats, first: int, last: int,
+) -> None:  # fmt: skip
+    """What heads first, …, last - 1 fetch by products with one landmark of each block; arguments as `recall_moments`.
 
     Args:
         queries: (H, T * G, W), W a multiple of 8
-        table: of an index in 4 bits, as `BlockIndex.table`
-        sinks, ends, blocks: as in `recall_moments`
         room: (H, `choose_rows`, R), of which only that of head `first` is used
     """
     groups = queries.shape[1] // len(ends)
     few = max(1, TOGETHER // groups)
     numbers, starts = np.empty((groups * few, queries.shape[2]), np.int8), np.empty(groups * few, np.int32)
     sizes = np.empty(groups * few, np.float32)
-    for head in range(first, last):
-        for begin in range(0, len(ends), few):
-            end = min(begin + few, len(ends))
-            rows = groups * (end - begin)
-            round_queries(queries[head, begin * groups : end * groups], numbers[:rows], starts[:rows], sizes[:rows])
-            scores = room[first, 1:][:rows]
-            multiply_part(table, MEAN, head, numbers[:rows], starts[:rows], sizes[:rows], scores, max(0, ends[end - 1]))
-            choose_head(scores, sinks, ends[begin:end], blocks[head, begin:end], room[first, 0])
+    for i in range(len(borders) - 1):
+        table = tables[table_borders[i] : table_borders[i + 1]]
+        for head in range(first, last):
+            for begin in range(borders[i], borders[i + 1], few):
+                end = min(begin + few, borders[i + 1])
+                rows = groups * (end - begin)
+                round_queries(queries[head, begin * groups : end * groups], numbers[:rows], starts[:rows], sizes[:rows])
+                scores, count = room[first, 1:][:rows], max(0, ends[end - 1])
+                multiply_part(table, MEAN, head, numbers[:rows], starts[:rows], sizes[:rows], scores, count)
+                choose_head(scores, sinks, ends[begin:end], blocks[head, begin:end], room[first, 0])
 
 
 def choose_rows(groups: int) -> int:
@@ -335,7 +336,8 @@ RECALL = (
 )  # fmt: skip
 """Kinds of the arguments of `recall_moments` before the range."""
 CHOOSE = (
-    array(REALS, 3), array(INTEGERS, 2), WHOLE, array(INTEGERS, 1), array(INTEGERS, 3), array(REALS, 3),
+    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1),
+    array(INTEGERS, 3), array(REALS, 3),
 )  # fmt: skip
 """The same of `choose_landmarks`."""
 unpack_recall, unpack_choose = unpacker(*RECALL), unpacker(*CHOOSE)

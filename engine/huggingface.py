@@ -20,6 +20,7 @@ from engine import rehearsal
 from engine.attention import Attention, LayerGeometry
 from engine.errors import ModelError
 from engine.families import check_supported, text_config
+from engine.layers import quicken_layers
 from engine.linear import quicken
 from engine.placing import settle
 from engine.rehearsal import REHEARSAL, RehearsedLayer
@@ -112,6 +113,7 @@ def load_model(name: str, dtype: str = "auto", device: torch.device | None = Non
     settle(model)
     loaded = describe(name, model.eval())
     quicken(model)
+    quicken_layers(model, loaded.kv_heads, loaded.head_dim)
     return loaded
 
 

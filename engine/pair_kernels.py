@@ -98,14 +98,12 @@ flat_one, flat_two, flat_four, flat_six = (tile_kernel(1, rows) for rows in (1, 
 def multiply(arguments: int, first: int, last: int) -> None:
     """Products of inputs with rows first, …, last - 1 of the matrix.
 
-    The arguments are addresses and numbers: of the weights, bf16 (outputs, channels); channels; of the inputs, bf16
-    (rows, channels); rows; of the products, bf16 (rows, outputs); outputs; of what is added to them, bf16 (outputs,),
-    or 0.
+    The arguments are addresses and numbers: of the weights, bf16 (outputs, channels); outputs; channels; of the inputs,
+    bf16 (rows, channels); rows; of the products, bf16 (rows, outputs); of what is added to them, bf16 (outputs,), or 0.
     """
-    weights, channels = team.read(arguments), team.read(arguments + 8)
-    inputs, rows = team.read(arguments + 16), team.read(arguments + 24)
-    products, to_apart = team.read(arguments + 32), 2 * team.read(arguments + 40)
-    bias = team.read(arguments + 48)
+    weights, to_apart, channels = team.read(arguments), 2 * team.read(arguments + 8), team.read(arguments + 16)
+    inputs, rows = team.read(arguments + 24), team.read(arguments + 32)
+    products, bias = team.read(arguments + 40), team.read(arguments + 48)
     apart, steps = 2 * channels, channels // 32
     output = first
     while output < last:

@@ -51,7 +51,7 @@ class PairProduct:
             return functional.linear(x, weight, bias)
         x = x.contiguous()
         product = torch.empty(*x.shape[:-1], self._outputs, dtype=torch.bfloat16)
-        words = Words(weight.data_ptr(), self._channels, x.data_ptr(), rows, product.data_ptr(), self._outputs)
+        words = Words(weight.data_ptr(), self._outputs, self._channels, x.data_ptr(), rows, product.data_ptr())
         words[6] = 0 if bias is None else bias.data_ptr()
         words[7:] = [self._multiply, addressof(words), 0, self._outputs, self._piece]
         together(addressof(words) + 56)

@@ -35,38 +35,45 @@ class Rotation:
         """Rotate x (…, dim) by positions, whose shape broadcasts against x.shape[:-1]."""
         if self.frequencies is None:
             return x
-        cos, sin = self.turns(positions, x.dtype)
-        turned, rest = x[..., : self.channels], x[..., self.channels :]
-        first, second = self._pairs(turned)
-        rotated = self._join(first * cos - second * sin, second * cos + first * sin)
-        if not rest.shape[-1]:
-            return rotated
+        return self.turned(x, self.turns(positions, x.dtype))
+
+    def turned(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotate x (…, dim) by what `turns` gave for its positions."""
+        if self.frequencies is None:
+            return x
+        cos, sin = turns
+        if self.channels == x.shape[-1]:
+            return torch.addcmul(x * cos, self._partners(x), sin)
+        part, rest = x[..., : self.channels], x[..., self.channels :]
+        rotated = torch.addcmul(part * cos, self._partners(part), sin)
         return torch.cat((rotated, rest.expand(*rotated.shape[:-1], -1)), dim=-1)
 
     def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions in each pair of channels (*positions.shape, rotary_dim / 2).
+        """What each channel and its partner are multiplied with at positions: (*positions.shape, rotary_dim) each.
 
         Those of the last two calls are kept: the layers of a step ask for the same ones, one after the other.
         """
-        assert self.frequencies is not None, "a layer without positions"
+        if self.frequencies is None:
+            nothing = torch.empty((*positions.shape, 0), dtype=dtype)
+            return nothing, nothing
         for known, cos, sin in self._last:
             same = known.shape == positions.shape and known.device == positions.device and cos.dtype == dtype
             if same and torch.equal(known, positions):
                 return cos, sin
         angles = positions[..., None].double() * self.frequencies
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = self._paired(cos, cos), self._paired(-sin, sin)
         self._last[:] = [(positions.clone(), cos, sin), *self._last[:1]]  # of two passes at once one may lose its entry
         return cos, sin
 
-    def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two channels of each pair, from x (…, rotary_dim): (…, rotary_dim / 2) each."""
+    def _partners(self, x: Tensor) -> Tensor:
+        """Of each channel of x (…, rotary_dim) the one that is turned with it."""
         if self.interleaved:
-            return x[..., 0::2], x[..., 1::2]
-        half = x.shape[-1] // 2
-        return x[..., :half], x[..., half:]
+            return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return x.roll(self.channels // 2, -1)
 
-    def _join(self, first: Tensor, second: Tensor) -> Tensor:
-        """The inverse of `_pairs`."""
+    def _paired(self, first: Tensor, second: Tensor) -> Tensor:
+        """Numbers of the first and of the second channel of each pair (…, rotary_dim / 2), where they belong."""
         if self.interleaved:
             return torch.stack((first, second), dim=-1).flatten(-2)
         return torch.cat((first, second), dim=-1)

@@ -52,10 +52,14 @@ class Step:
     """Spans that go through the model together, and what is measured on the way.
 
     Those of one session follow each other; one of a single position is its session's only one.
+
+    Attributes:
+        shared: what an attention worked out for one layer and others need as well
     """
 
     spans: list[Span] = field(default_factory=list)
     report: StepReport = field(default_factory=StepReport)
+    shared: dict[object, object] = field(default_factory=dict, repr=False)
 
     @property
     def positions(self) -> int:

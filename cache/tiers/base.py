@@ -16,7 +16,7 @@ from cache.layout import Bytes, CacheLayout
 
 @dataclass(frozen=True)
 class Places:
-    """Where keys and values of blocks lie, to be read in place and not to be written.
+    """Where keys and values of blocks lie, to be read in place; of a block that is not full yet also to be written.
 
     Attributes:
         keys, values: (places, block_size, head_dim)
@@ -131,6 +131,13 @@ class Tier(Protocol):
         Args:
             slots, heads: int64, broadcast together; at most `window` of them
             passing: they are read once, as a scan does, and should not push out what is read often
+        """
+        ...
+
+    def pools(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """All keys and all values of a layer (places, block_size, head_dim), a head at slot * kv_heads + head.
+
+        None where heads of blocks come and go, and have to be located.
         """
         ...
 

@@ -43,6 +43,9 @@ class DeviceTier:
         shape = (self.capacity, layout.kv_heads, layout.block_size, layout.head_dim)
         self._keys = [pool(shape, layout.dtype, self.device) for _ in range(layout.layers)]
         self._values = [pool(shape, layout.dtype, self.device) for _ in range(layout.layers)]
+        self._pools = [
+            (keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in zip(self._keys, self._values, strict=True)
+        ]
         self._released: list[int] = []
         self._fresh = 0
 
@@ -78,8 +81,10 @@ class DeviceTier:
         self._values[layer][slots, :, offsets] = values.to(self.layout.dtype)
 
     def locate(self, layer: int, slots: Tensor, heads: Tensor, *, passing: bool = False) -> Places:
-        keys, values = self._keys[layer].flatten(0, 1), self._values[layer].flatten(0, 1)
-        return Places(keys, values, (slots * self.layout.kv_heads + heads).to(self.device))
+        return Places(*self._pools[layer], (slots * self.layout.kv_heads + heads).to(self.device))
+
+    def pools(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        return self._pools[layer]
 
     def let_go(self) -> None:
         """All blocks stay anyway."""

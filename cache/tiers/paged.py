@@ -154,6 +154,10 @@ class PagedTier:
                     pages.used_at[came] = 0
         return Places(self._keys, self._values, torch.from_numpy(found - 1))
 
+    def pools(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Pages come and go."""
+        return None
+
     def let_go(self) -> None:
         with self._changed:
             self._pages.held = self._pages.held[:0]

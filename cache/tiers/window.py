@@ -201,6 +201,10 @@ class WindowTier:
                 self._pages.untake(frames[done:])
         return frames
 
+    def pools(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Pages come and go."""
+        return None
+
     def let_go(self) -> None:
         with self._lock:
             self._pages.held = self._pages.held[:0]

@@ -1,60 +1,33 @@
 """The same meaning as the reference on a CPU, by kernels that read blocks where they lie.
 
-Choose, find out where blocks lie, attend: three calls for each layer, where the reference makes some sixty tensors.
-A span that is tallied, stopped by a top-p or squashed by a softcap goes the reference's way.
+Where queries stand is worked out once for all layers of a step (`plans`), and each layer asks for two lists of jobs
+(`desk`): choose, then attend. A span that is tallied, stopped by a top-p or squashed by a softcap goes the
+reference's way.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, Shared, expected_largest, kernels, over_heads, share
+from cache import BlockIndex, CacheLayout, kernels, over_heads
 from engine.attention.base import LayerGeometry, RetrievalSettings
 from engine.attention.choosing import Choice
+from engine.attention.desk import Desk, Given, Planned, Scratch, bits
 from engine.attention.exact import Read
 from engine.attention.parts import Scoring
+from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, padded, sines
 from engine.attention.reference import WORKING_BYTES, ReferenceAttention
-from engine.attention.rows import Batch, Rows
-from engine.rotation import Rotation
 from engine.step import Span, Step
 
-LANES = 16
-NOTHING = -1e30
-"""Logarithm of a mass that is none."""
 MOST_READ = 128
 """Blocks that a query reads beside the fetched ones; for more of them matrix products are faster."""
-COLD = 4
-"""What a key costs that is read from anywhere in memory, beside one of many in a row."""
 COPIED_SIZES = (16, 32, 64)
 """Positions of blocks whose copies the kernels read."""
-FAR = 1 << 40
-"""A window that hides nothing."""
-Numbers = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What a query reads: its own block, recent ones before it, the first ones, and so many that it chooses.
-
-    `fetch` is None where it has no choice.
-    """
-
-    recent: int
-    shared: int
-    fetch: int | None
-
-    @property
-    def blocks(self) -> int:
-        """Of each head."""
-        return self.recent + 1 + self.shared + (self.fetch or 0)
 
 
 class FusedAttention(ReferenceAttention):
@@ -63,12 +36,11 @@ class FusedAttention(ReferenceAttention):
     def __init__(self, layers: list[LayerGeometry], layout: CacheLayout, settings: RetrievalSettings) -> None:
         assert self.serves(layout, settings), "it would read something else"
         super().__init__(layers, layout, settings)
-        from engine.attention import attend_kernels  # loads Numba, which a server with another cache does not need
-
-        self._kernels, self._recall, self._copies = attend_kernels, kernels("recall"), kernels("copy")
+        self._recall, self._copies = kernels("recall"), kernels("copy")
         self._keeps_scores = settings.landmark_dtype != "int4"
+        self._alike = [first_like(layers, layer, settings) for layer in range(len(layers))]
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
-        self._scratch = torch.empty(0)
+        self._scratch = Scratch()
         self._warm_up()
 
     @staticmethod
@@ -83,74 +55,107 @@ class FusedAttention(ReferenceAttention):
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
-        output, scoring = torch.empty_like(q), self._scoring(layer, softcap)
-        scaled = self._scaled(layer, q, step, scaling)
-        queries = scaled.unflatten(1, (self.layout.kv_heads, -1)).transpose(0, 1)  # (H, P, G, D)
-        together: dict[Reach, list[tuple[int, Span]]] = {}
-        start = 0
-        for span in step.spans:
-            end = start + len(span.token_ids)
-            if not self._serves(layer, span, scoring):
-                self.store(layer, span, k[start:end], v[start:end])
-                super()._attend(layer, span, scaled[start:end], scoring, step, output[start:end])
-            elif end > start + 1:
-                self.store(layer, span, k[start:end], v[start:end])
-                self._attend_span(layer, span, queries[:, start:end], scoring, step, output[start:end])
-            else:
-                reach = self._reach(layer, span, span.first // self.layout.block_size)
-                together.setdefault(reach, []).append((start, span))
-            start = end
-        for reach, found in together.items():
-            self._attend_together(layer, reach, found, (queries, k, v), scoring, step, output)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        scoring, groups = self._scoring(layer, softcap), q.shape[1] // self.layout.kv_heads
+        planned = self._planned(layer, step, groups, squashed=softcap is not None)
+        given = Given(q, k, v, self._scale(layer, step, scaling), torch.empty_like(q))
+        for span, rows, desks in planned.alone:
+            self.store(layer, span, k[rows], v[rows])
+            if desks is None:
+                queries = self._scaled(layer, q, step, scaling)[rows]
+                super()._attend(layer, span, queries, scoring, step, given.output[rows])
+            for desk in desks or ():
+                self._read(layer, desk, given, scoring, step)
+        for desk in planned.together:
+            self._read(layer, desk, given, scoring, step)
+            self._index_together(layer, desk.plan)
         self._foresight.hint(layer, step.spans)
-        return output
+        return given.output
 
-    def _attend_span(
-        self, layer: int, span: Span, queries: Tensor, scoring: Scoring, step: Step, output: Tensor
-    ) -> None:
-        """Attend with queries (H, P, G, D) of one span, piece by piece."""
-        positions = torch.arange(span.first, span.first + len(span.token_ids))
-        piece = self._few_enough(layer, span, queries.shape[2])
-        for start in range(0, len(positions), piece):
-            mine = slice(start, start + piece)
-            batch = self._batch(layer, (span,), queries[:, mine], positions[mine])
-            attended = self._read(layer, batch, self._reach(layer, span, batch.last_block), scoring, step)
-            output[mine] = attended.transpose(0, 1).flatten(1, 2)
+    def _scale(self, layer: int, step: Step, scaling: float) -> float | Tensor:
+        """What makes products of queries scores: see `_scaled`."""
+        temperature = self.layers[layer].temperature
+        if temperature is None:
+            return scaling
+        at = [torch.arange(span.first, span.first + len(span.token_ids)) for span in step.spans]
+        return scaling * temperature(torch.cat(at))
 
-    def _attend_together(
-        self, layer: int, reach: Reach, found: list[tuple[int, Span]], rows: tuple[Tensor, Tensor, Tensor],
-        scoring: Scoring, step: Step, output: Tensor,
-    ) -> None:  # fmt: skip
-        """Store and attend for spans of one position each, given with their rows, as many at once as the tier bears."""
-        most = max(1, found[0][1].session.store.tier.window // (self.layout.kv_heads * reach.blocks))
-        for begin in range(0, len(found), most):
-            at, spans = zip(*found[begin : begin + most], strict=True)
-            places, positions = torch.tensor(at), torch.tensor([span.first for span in spans])
-            queries, k, v = rows[0][:, places], rows[1][places], rows[2][places]
-            self._store_together(layer, spans, k, v, positions)
-            attended = self._read(layer, self._batch(layer, spans, queries, positions), reach, scoring, step)
-            output[places] = attended.transpose(0, 1).flatten(1, 2).to(output.dtype)
-
-    def _store_together(self, layer: int, spans: tuple[Span, ...], k: Tensor, v: Tensor, positions: Tensor) -> None:
-        """Write a key and a value of each span (spans, kv_heads, head_dim), and index the blocks that they fill."""
-        numbers, offsets = positions // self.layout.block_size, positions % self.layout.block_size
-        keys = self.layers[layer].rotation(k.float(), offsets[:, None])
-        slots = torch.stack([span.session.slots(number) for span, number in zip(spans, numbers, strict=True)])
-        spans[0].session.store.write(layer, slots, offsets, keys, v)
-        for span in spans:
+    def _index_together(self, layer: int, plan: Plan) -> None:
+        """Index the blocks that spans of one position have filled."""
+        for span in plan.spans:
             index = span.session.indexes[layer]
             if index is not None:
                 self._index(layer, span.session, index, (span.first + 1) // self.layout.block_size)
 
-    def _batch(self, layer: int, spans: tuple[Span, ...], queries: Tensor, positions: Tensor) -> Batch:
-        """Queries (H, T, G, D) that are all of one span, or one of each."""
-        borders = np.array([0, len(positions)]) if len(spans) == 1 else np.arange(len(spans) + 1)
-        size, distance = self.layout.block_size, self._far_distance(layer, positions)
-        return Batch(queries.contiguous(), positions, size, self.layers[layer].rotation, distance, spans, borders)
+    # -- planning --------------------------------------------------------------------------------------------
 
-    def _serves(self, layer: int, span: Span, scoring: Scoring) -> bool:
+    def _planned(self, layer: int, step: Step, groups: int, *, squashed: bool) -> Planned:
+        """How a layer goes through a step; those that read alike share it."""
+        alike = self._alike[layer], groups, squashed
+        known = step.shared.get(alike)
+        if known is None:
+            known = step.shared[alike] = self._plan(layer, step, groups, squashed=squashed)
+        assert isinstance(known, Planned)
+        return known
+
+    def _plan(self, layer: int, step: Step, groups: int, *, squashed: bool) -> Planned:
+        alone: list[tuple[Span, slice, tuple[Desk, ...] | None]] = []
+        together: dict[Reach, list[tuple[int, Span]]] = {}
+        start = 0
+        for span in step.spans:
+            rows = slice(start, start + len(span.token_ids))
+            start = rows.stop
+            if squashed or not self._serves(layer, span):
+                alone.append((span, rows, None))
+            elif len(span.token_ids) > 1:
+                pieces = self._pieces(layer, span, rows, groups)
+                alone.append((span, rows, tuple(self._desk(layer, plan, groups, writes=False) for plan in pieces)))
+            else:
+                together.setdefault(self._reach(layer, span, span.first // self.layout.block_size), []).append(
+                    (rows.start, span)
+                )
+        desks = [
+            self._desk(layer, plan, groups, writes=True)
+            for reach, found in together.items()
+            for plan in self._at_once(layer, reach, found)
+        ]
+        return Planned(tuple(alone), tuple(desks))
+
+    def _pieces(self, layer: int, span: Span, rows: slice, groups: int) -> Iterator[Plan]:
+        """The queries of one span, as many at once as working memory and tier bear."""
+        positions, piece = (
+            np.arange(span.first, span.first + len(span.token_ids)),
+            self._few_enough(layer, span, groups),
+        )
+        for start in range(0, len(positions), piece):
+            mine = positions[start : start + piece]
+            reach = self._reach(layer, span, int(mine[-1]) // self.layout.block_size)
+            at = slice(rows.start + start, rows.start + start + len(mine))
+            yield self._stand(layer, at, (span,), mine, reach)
+
+    def _at_once(self, layer: int, reach: Reach, found: list[tuple[int, Span]]) -> Iterator[Plan]:
+        """Queries of spans of one position each, given with their rows, as many at once as the tier bears."""
+        most = max(1, found[0][1].session.store.tier.window // (self.layout.kv_heads * reach.blocks))
+        for begin in range(0, len(found), most):
+            at, spans = zip(*found[begin : begin + most], strict=True)
+            side_by_side = at[-1] - at[0] == len(at) - 1
+            rows = slice(at[0], at[-1] + 1) if side_by_side else torch.tensor(at)
+            yield self._stand(layer, rows, spans, np.array([span.first for span in spans]), reach)
+
+    def _stand(
+        self, layer: int, rows: slice | Tensor, spans: tuple[Span, ...], positions: Numbers, reach: Reach
+    ) -> Plan:
+        rotation, size = self.layers[layer].rotation, self.layout.block_size
+        return Plan(rows, spans, positions, reach, rotation, size, self.settings.bounded)
+
+    def _desk(self, layer: int, plan: Plan, groups: int, *, writes: bool) -> Desk:
+        chooses, window = not (self.settings.gated and layer == 0), self.layers[layer].window
+        starts = self._block_starts(layer, int(plan.own.max()) + 1)
+        return Desk(plan, self.layout, self.settings, groups, window, starts, chooses=chooses, writes=writes)
+
+    def _serves(self, layer: int, span: Span) -> bool:
         """Whether a span asks for nothing that kernels do not know, and reads what a tier can locate at once."""
-        if span.tally is not None or span.top_p is not None or scoring.softcap is not None:
+        if span.tally is not None or span.top_p is not None:
             return False
         reach = self._reach(layer, span, span.session.layout.blocks(span.end) - 1)
         located = self.layout.kv_heads * reach.blocks
@@ -175,144 +180,59 @@ class FusedAttention(ReferenceAttention):
             1, min(located, WORKING_BYTES // scores if reach.fetch is not None else located, len(span.token_ids))
         )
 
-    def _read(self, layer: int, batch: Batch, reach: Reach, scoring: Scoring, step: Step) -> Tensor:
-        """One softmax over near, sink and fetched blocks, and the rest: (H, T, G, D)."""
-        step.report.queries += self.layout.kv_heads * len(batch.positions)
-        own = batch.own.numpy()
-        output = torch.zeros_like(batch.queries)
-        weight = np.full(batch.queries.shape[:3], NOTHING, np.float32)
-        near = own[:, None] - np.arange(reach.recent, -1, -1)  # -1 and below: there is no such block
-        first = np.arange(reach.shared)
-        first = np.where(first < (own - reach.recent)[:, None], first, -1)  # else it is a near one
-        fixed = np.concatenate((first, near), axis=1)
-        numbers = np.tile(fixed, (self.layout.kv_heads, 1, 1))  # (H, T, M)
-        choice = None
+    def _read(self, layer: int, desk: Desk, given: Given, scoring: Scoring, step: Step) -> None:
+        """One softmax over near, sink and fetched blocks, and the rest, to rows of what is given back."""
+        store, reach = desk.plan.spans[0].session.store, desk.plan.reach
+        step.report.queries += self.layout.kv_heads * len(desk.plan.positions)
+        begun = time.perf_counter()
+        desk.choose(layer, given, self._scratch, by_scores=self._keeps_scores)
+        if self._keeps_scores and desk.chooses:
+            self._choose_by_scores(layer, desk)
         if reach.fetch is not None:
-            begun = time.perf_counter()
-            chosen = self._choose_blocks(layer, batch, own - reach.recent, reach.fetch, output, weight)
-            fetched, copied = chosen[..., : reach.fetch], self.settings.copied_blocks
-            numbers = np.concatenate((numbers, fetched), axis=2)
-            choice = Choice(torch.from_numpy(chosen).clamp(min=0), torch.from_numpy(chosen >= 0), copied=copied)
-            for span, end in zip(batch.spans, batch.borders[1:], strict=True):
-                self._foresight.remember(layer, span.session, choice.blocks[:, end - 1, : reach.fetch])
+            self._remember(layer, desk.plan, desk.chosen[..., : reach.fetch])
             step.report.retrieval_seconds += time.perf_counter() - begun
-        self._audit_batch(layer, batch, reach, choice, scoring, step)
         if scoring.void is not None:
-            lose(scoring.void, weight, output)
-        self._attend_blocks(layer, batch, numbers, reach.recent, weight, output)
-        if choice is not None:
-            step.report.count(int(choice.valid[..., : choice.fetched].sum()), batch.spans[0].session.store)
-        return output
+            lose(scoring.void, desk.weight, torch.from_numpy(desk.result))
+        desk.attend(layer, given)
+        self._audit_spans(layer, desk, scoring, step)
+        if reach.fetch is not None:
+            step.report.count(int((desk.chosen[..., : reach.fetch] >= 0).sum()), store)
 
-    def _audit_batch(
-        self, layer: int, batch: Batch, reach: Reach, choice: Choice | None, scoring: Scoring, step: Step
-    ) -> None:
-        for place, span in enumerate(batch.spans):
+    def _remember(self, layer: int, plan: Plan, fetched: Numbers) -> None:
+        """Tell what each span's last query fetches, of (H, T, K)."""
+        if plan.spans[0].session.store.foresees:
+            for span, end in zip(plan.spans, plan.borders[1:], strict=True):
+                blocks = torch.from_numpy(fetched[:, end - 1]).clamp(min=0)
+                self._foresight.remember(layer, span.session, blocks)
+
+    def _audit_spans(self, layer: int, desk: Desk, scoring: Scoring, step: Step) -> None:
+        reach = desk.plan.reach
+        for place, span in enumerate(desk.plan.spans):
             if span.audit_rate and span.samples:
-                mine, rows = batch.rows(place)
-                taken = None if choice is None else Choice(choice.blocks[:, mine], choice.valid[:, mine])
-                self._audit(layer, rows, span, step, scoring, Read(reach.recent, reach.shared, taken))
+                mine, rows = desk.rows(place)
+                taken = None if reach.fetch is None else torch.from_numpy(desk.chosen[:, mine])
+                choice = None if taken is None else Choice(taken.clamp(min=0), taken >= 0)
+                self._audit(layer, rows, span, step, scoring, Read(reach.recent, reach.shared, choice))
 
-    # -- choosing --------------------------------------------------------------------------------------------
+    def _choose_by_scores(self, layer: int, desk: Desk) -> None:
+        """By products with landmarks that are kept in fp32, of one span after the other."""
+        plan, groups, far = desk.plan, desk.far.shape[2], torch.from_numpy(desk.far).flatten(1, 2)
+        for index, first, last in zip(desk.indexes(layer), plan.borders[:-1], plan.borders[1:], strict=True):
+            chosen = np.ascontiguousarray(desk.chosen[:, first:last])
+            self._best_scored(index, far[:, first * groups : last * groups].contiguous(), plan.ends[first:last], chosen)
+            desk.chosen[:, first:last] = chosen
 
-    def _choose_blocks(
-        self, layer: int, batch: Batch, ends: Numbers, fetch: int, rest: Tensor, weight: Floats
-    ) -> Numbers:
-        """What each head fetches, and behind it what it reads from copies: (H, T, K), -1 for nothing.
-
-        What it reads from copies, and the estimate of what it does not read, go to rest and weight.
-        """
-        heads, settings, sinks = self.layout.kv_heads, self.settings, self.settings.sink_blocks
-        if settings.gated and layer == 0:  # all landmarks of layer 0 tie, and the most recent win
-            latest = ends[:, None] - 1 - np.arange(fetch)
-            return np.tile(np.where(latest >= sinks, latest, -1), (heads, 1, 1))
-        chosen = np.empty((heads, len(ends), fetch + settings.copied_blocks), np.int64)
-        if not settings.gated:
-            self._recall_moments(layer, batch, sinks, ends, fetch, chosen, weight, rest)
-            return chosen
-        for place, span in enumerate(batch.spans):
-            mine, rows = batch.rows(place)
-            index, found = span.session.indexes[layer], np.empty((heads, mine.stop - mine.start, fetch), np.int64)
-            assert index is not None
-            self._choose_trained(index, rows, sinks, ends[mine], found)
-            chosen[:, mine] = found
-        return chosen
-
-    def _choose_trained(self, index: BlockIndex, rows: Rows, sinks: int, ends: Numbers, chosen: Numbers) -> None:
-        """Blocks are scored by products with their landmark; see `choose` in the kernels."""
-        looking = self.settings.rule.look(rows.far_queries, rows.own).flatten(1, 2).contiguous()  # (H, T * G, W)
-        groups = rows.queries.shape[2]
-        count, padded = extent(ends)
-        if self._keeps_scores:
-            self._choose_by_scores(index, looking, sinks, ends, chosen)
-            return
-        room = self._working_memory(len(looking), self._recall.choose_rows(groups), padded).numpy()
-        arguments = (looking.numpy(), index.table, sinks, ends, chosen, room)
-        share([(self._recall.shared_choose(), arguments)], len(looking), looking.shape[1] * count)
-
-    def _choose_by_scores(self, index: BlockIndex, looking: Tensor, sinks: int, ends: Numbers, chosen: Numbers) -> None:
-        """The same where landmarks are kept in fp32."""
-        count, padded = extent(ends)
-        scores = self._working_memory(len(looking), looking.shape[1] + 1, padded)
-        products, room = scores[:, :-1].contiguous(), scores[:, -1].numpy()
+    def _best_scored(self, index: BlockIndex, looking: Tensor, ends: Numbers, chosen: Numbers) -> None:
+        """The best blocks for queries (H, T * G, W) of one session; see `choose` in the kernels."""
+        count, sinks = max(0, int(ends.max())), self.settings.sink_blocks
+        scores = torch.from_numpy(self._scratch.of(len(looking), looking.shape[1] + 1, padded(count)))
+        products, room = scores[:, :-1].contiguous(), scores[:, -1].contiguous().numpy()
 
         def work(some: slice) -> None:
             index.fill(looking, products[None, ..., :count], some)
             self._recall.choose(products.numpy(), sinks, ends, chosen, room, some.start, some.stop)
 
         over_heads(work, len(looking), products[0].numel())
-
-    def _recall_moments(
-        self, layer: int, batch: Batch, sinks: int, ends: Numbers, fetch: int, chosen: Numbers, weight: Floats,
-        rest: Tensor,
-    ) -> None:  # fmt: skip
-        """Choose by mean and variance of a block's keys, read copies, and estimate the rest; see the kernels."""
-        settings, size = self.settings, self.layout.block_size
-        far = batch.far_queries.contiguous().flatten(1, 2)  # (H, T * G, D)
-        indexes = [index for span in batch.spans if (index := span.session.indexes[layer]) is not None]
-        tables = [index.table for index in indexes]
-        borders = np.cumsum([0, *map(len, tables)])
-        room = self._working_memory(len(far), self._recall.recall_rows(batch.queries.shape[2]), extent(ends)[1])
-        sessions = (far.numpy(), batch.borders, np.concatenate(tables), borders, sinks, ends)
-        how = (expected_largest(size), float(np.log(size)), settings.estimate_rest, settings.rest_slopes)
-        estimate = (weight, rest.flatten(1, 2).numpy())
-        tasks: list[tuple[Shared, tuple[Any, ...]]] = [
-            (self._recall.shared_recall(), (*sessions, *how, room.numpy(), chosen, *estimate))
-        ]
-        copied = settings.copied_blocks
-        if copied:
-            copies = [index.copies_table for index in indexes]
-            found = (np.concatenate(copies), np.cumsum([0, *map(len, copies)]), size, chosen, fetch)
-            tasks.append((self._copies.shared_attend(), (far.numpy(), batch.borders, *found, *estimate)))
-        share(tasks, len(far), far.shape[1] * (extent(ends)[0] + copied * size))
-
-    def _working_memory(self, *shape: int) -> Tensor:
-        """Room that is used again and again."""
-        needed = int(np.prod(shape))
-        if self._scratch.numel() < needed:
-            self._scratch = torch.empty(2 * needed)
-        return self._scratch[:needed].view(shape)
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def _attend_blocks(
-        self, layer: int, batch: Batch, numbers: Numbers, recent: int, weight: Floats, output: Tensor
-    ) -> None:
-        """Replace what is estimated in output (H, T, G, D) by attention over blocks (H, T, M), and the estimate."""
-        geometry, size = self.layers[layer], self.layout.block_size
-        located = batch.spans[0].session.store.locate(layer, slots_of(batch, torch.from_numpy(np.maximum(numbers, 0))))
-        places = np.where(numbers >= 0, located.at.numpy(), -1)
-        turns = sines(geometry.rotation, batch.positions.numpy()).swapaxes(0, 1).copy()  # (T, 2, R)
-        stride, apart = (2, 1) if geometry.rotation.interleaved else (1, turns.shape[2])
-        starts = self._block_starts(layer, int(batch.own.max()) + 1)
-        keys, values, far = bits(located.keys), bits(located.values), batch.far_queries.contiguous().numpy()
-        seen = (size, places, numbers, turns, starts, stride, apart, self.settings.gated, self.settings.bounded)
-        arguments = (
-            batch.queries.numpy(), far, keys, values, *seen, batch.positions.numpy(), recent, geometry.window or FAR,
-            weight, output.numpy(),
-        )  # fmt: skip
-        work = COLD * output.shape[1] * output.shape[2] * numbers.shape[2] * size
-        share([(self._kernels.shared_attend(keys.dtype), arguments)], len(output), work)
 
     def _block_starts(self, layer: int, blocks: int) -> Floats:
         """Cosine and sine of the first position of blocks 0, 1, … (2, at least so many, R)."""
@@ -328,7 +248,13 @@ class FusedAttention(ReferenceAttention):
 
     def _warm_up(self) -> None:
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-        self._kernels.shared_attend(bits(torch.zeros(1, 1, 1, dtype=self.layout.dtype)).dtype)
+        from engine.attention import attend_kernels, place_kernels
+
+        kept = bits(torch.zeros(1, dtype=self.layout.dtype)).dtype
+        attend_kernels.shared_attend(kept)
+        place_kernels.shared_place(kept, kept)
+        place_kernels.shared_spot()
+        place_kernels.shared_finish(kept)
         if self._keeps_scores:
             room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
             self._recall.choose(room, 0, np.zeros(1, np.int64), blocks, room[0], 0, 1)
@@ -340,36 +266,18 @@ class FusedAttention(ReferenceAttention):
             self._copies.shared_attend()
 
 
+def first_like(layers: list[LayerGeometry], layer: int, settings: RetrievalSettings) -> int:
+    """The first layer that turns and reads as this one does: not so are dense ones, and where all landmarks tie."""
+    kinds = [
+        (id(geometry.rotation), geometry.window, at < settings.dense_layers, settings.gated and at == 0)
+        for at, geometry in enumerate(layers)
+    ]
+    return kinds.index(kinds[layer])
+
+
 def lose(void: Tensor, weight: Floats, output: Tensor) -> None:
     """Let a score (H, G) without a value take its part of an estimate: weight (H, T, G), output (H, T, G, D)."""
     before = torch.from_numpy(weight)
     after = torch.logaddexp(before, void[:, None])
     output *= (before - after).exp()[..., None]
     before.copy_(after)
-
-
-def extent(ends: Numbers) -> tuple[int, int]:
-    """How many blocks may be chosen from before these ends, and the room that kernels need for them."""
-    count = max(0, int(ends.max()))
-    return count, -(-count // LANES) * LANES + 4 * LANES
-
-
-def slots_of(batch: Batch, numbers: Tensor) -> Tensor:
-    """Slots of block numbers (H, T, M), each query's in its own session."""
-    if len(batch.spans) == 1:
-        return batch.spans[0].session.slots(numbers)
-    return torch.stack([span.session.slots(numbers[:, t]) for t, span in enumerate(batch.spans)], dim=1)
-
-
-def sines(rotation: Rotation, positions: Numbers) -> Floats:
-    """Cosine and sine of positions (P,) in each pair of channels: (2, P, R); no pairs for a layer without positions."""
-    if rotation.frequencies is None:
-        return np.empty((2, len(positions), 0), np.float32)
-    angles = positions[:, None] * rotation.frequencies.numpy()
-    return np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)
-
-
-def bits(pool: Tensor) -> NDArray[Any]:
-    """A cache's tensor (places, B, D) as kernels take it (places * B, D): fp32, or the bits of bf16."""
-    flat = pool.flatten(0, 1)
-    return flat.view(torch.uint16).numpy() if pool.dtype == torch.bfloat16 else flat.numpy()

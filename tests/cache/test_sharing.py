@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache import Shared, kernels, share
+from cache import Shared, Tasks, kernels, threads_for
 
 sharing = kernels("sharing")
 KINDS = (
@@ -62,7 +62,7 @@ def test_arguments_arrive_and_each_head_is_done_once_for_each_job(job: Shared, e
     for _ in range(20):
         for each_sums in several:
             each_sums[5][:] = 0
-        share([(job, mine) for mine in several], HEADS, each)
+        Tasks([job.task(mine, HEADS) for mine in several]).do(threads_for(HEADS, each))
         for rows, halves, whole, real, flag, sums in several:
             weights = np.outer(np.arange(1, 4), 10 * np.arange(4) + 1)
             np.testing.assert_allclose(sums[:, 0], rows.astype(float).sum(1), rtol=1e-6, atol=1e-6)
@@ -70,9 +70,29 @@ def test_arguments_arrive_and_each_head_is_done_once_for_each_job(job: Shared, e
             np.testing.assert_array_equal(sums[:, 2:], [[whole, real if flag else -real]] * HEADS)
 
 
+def test_arguments_may_be_changed_between_two_times(job: Shared) -> None:
+    """Numbers, arrays of the same shape, and longer or shorter ones."""
+    rows, halves, whole, real, flag, sums = arguments(5, 1.5, True)
+    tasks = Tasks([job.task((rows, halves, whole, real, flag, sums), HEADS)] * 2)
+    tasks.do()
+    others, longer, fresh = rows + 1, np.concatenate((rows, rows)) + 2, np.zeros((HEADS, 4))
+    tasks.put(1, 0, others.ctypes.data)
+    tasks.put(1, 2, 7)
+    tasks.put(1, 5, fresh.ctypes.data)
+    sums[:] = 0
+    tasks.do()
+    np.testing.assert_allclose(sums[:, 0], rows.astype(float).sum(1), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(fresh[:, 0], others.astype(float).sum(1), rtol=1e-6, atol=1e-6)
+    assert (sums[:, 2] == 5).all()
+    assert (fresh[:, 2] == 7).all()
+    tasks.put_rows(0, 0, longer)
+    tasks.do()
+    np.testing.assert_allclose(sums[:, 0], (rows + longer[:HEADS]).astype(float).sum(1), rtol=1e-6, atol=1e-6)
+
+
 def test_what_would_be_misread_is_refused(job: Shared) -> None:
     rows, halves, *others = arguments(1, 1.0, True)
     with pytest.raises(AssertionError, match="misread"):
-        job.words((rows.astype(np.float64), halves, *others))
+        job.task((rows.astype(np.float64), halves, *others), HEADS)
     with pytest.raises(AssertionError, match="misread"):
-        job.words((rows, halves.transpose(0, 2, 1), *others))
+        job.task((rows, halves.transpose(0, 2, 1), *others), HEADS)

@@ -12,7 +12,8 @@ from torch import Tensor
 from cache import BlockStore, CacheLayout, DeviceTier, Session
 from engine import EngineConfig, FusedAttention, ReferenceAttention, Step, index_shapes
 from engine.attention import fused
-from engine.attention.rows import Batch
+from engine.attention.desk import Desk
+from engine.attention.plans import sines
 from engine.rotation import Rotation
 from tests.models import FULL, SLIDING, Bench, random_tokens, save_model
 
@@ -81,9 +82,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = FusedAttention._read
 
-    def counting(self: FusedAttention, layer: int, batch: Batch, *rest: Any) -> Tensor:
-        calls.extend([layer] * len(batch.positions))
-        return original(self, layer, batch, *rest)
+    def counting(self: FusedAttention, layer: int, desk: Desk, *rest: Any) -> None:
+        calls.extend([layer] * len(desk.plan.positions))
+        original(self, layer, desk, *rest)
 
     monkeypatch.setattr(FusedAttention, "_read", counting)
     return calls
@@ -194,7 +195,7 @@ def test_bf16_caches_are_read_as_they_are(tiny_folder: Path) -> None:
 
 def test_sines_are_those_of_the_rotation() -> None:
     rotation = Rotation(torch.tensor([1.0, 0.1, 0.001], dtype=torch.float64))
-    cos, sin = torch.from_numpy(fused.sines(rotation, torch.tensor([3, 1_000_000]).numpy()))
+    cos, sin = torch.from_numpy(sines(rotation, torch.tensor([3, 1_000_000]).numpy()))
     x = torch.randn(2, 6)
     first, second = x[:, :3], x[:, 3:]
     expected = rotation(x, torch.tensor([3, 1_000_000]))

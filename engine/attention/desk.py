@@ -1,0 +1,285 @@
+"""Where queries that attend together are worked on: rooms, and the jobs that fill them, kept from layer to layer.
+
+The weights of a decoded token go through all caches of the processor, so whatever Python, torch and NumPy are asked
+between two layers comes anew from memory: small tensors cost more than the kernels. Here a layer changes a handful of
+addresses, and asks for two lists of jobs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache import BlockIndex, CacheLayout, Task, Tasks, expected_largest, kernels, threads_for
+from engine.attention.base import RetrievalSettings
+from engine.attention.plans import Floats, Numbers, Plan, padded
+from engine.attention.rows import Rows
+from engine.step import Span
+
+COLD = 4
+"""What a key costs that is read from anywhere in memory, beside one of many in a row."""
+FAR = 1 << 40
+"""A window that hides nothing."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a layer got for all positions of a step, and what it gives back.
+
+    Attributes:
+        q, output: (positions, query_heads, head_dim), contiguous
+        k, v: (positions, kv_heads, head_dim), contiguous
+        scale: of queries, where it is one for all, or of each position (positions,)
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float | Tensor
+    output: Tensor
+
+
+class Scratch:
+    """Room that is used again and again."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.float32)
+
+    def of(self, *shape: int) -> Floats:
+        needed = math.prod(shape)
+        if self._room.size < needed:
+            self._room = np.empty(2 * needed, np.float32)
+        return self._room[:needed].reshape(shape)
+
+
+class Desk:
+    """Queries of one plan, in one layer after the other.
+
+    Args:
+        plan: where they stand
+        groups: query heads per KV head
+        window: positions that a query reads near itself; None for all
+        starts: cosine and sine of the first position of each block (2, blocks, R)
+        chooses: landmarks are looked at; otherwise the latest blocks are fetched
+        writes: their keys and values are put into the cache with them; otherwise they are there
+
+    Attributes:
+        queries, far: scaled, and as far blocks see them (H, T, G, D)
+        chosen: what each head fetches, and behind it what it reads from copies (H, T, K), -1 for nothing
+        weight: logarithm of the mass of what is estimated (H, T, G)
+        result: what is estimated, and in the end what was attended to (H, T, G, D)
+    """
+
+    def __init__(
+        self, plan: Plan, layout: CacheLayout, settings: RetrievalSettings, groups: int, window: int | None,
+        starts: Floats, *, chooses: bool, writes: bool,
+    ) -> None:  # fmt: skip
+        self.plan, self._layout, self._settings = plan, layout, settings
+        self._window, self._starts, self._writes = window or FAR, starts, writes
+        self.chooses = chooses and plan.reach.fetch is not None
+        shape = (layout.kv_heads, len(plan.positions), groups, layout.head_dim)
+        self.queries, self.far, self.result = (np.empty(shape, np.float32) for _ in range(3))
+        self.weight = np.empty(shape[:3], np.float32)
+        self.fetched = plan.reach.fetch or 0
+        self.chosen = np.full((*shape[:2], self.fetched + (settings.copied_blocks if self.chooses else 0)), -1)
+        if self.fetched and not self.chooses:
+            latest = plan.ends[:, None] - 1 - np.arange(self.fetched)
+            self.chosen[:] = np.where(latest >= settings.sink_blocks, latest, -1)
+        read = (*shape[:2], plan.fixed.shape[1] + self.fetched)
+        self._numbers, self._places = np.empty(read, np.int64), np.empty(read, np.int64)
+        self._scale = np.empty(shape[1], np.float32)
+        self._kernels = kernels("recall"), kernels("copy")
+        self._first: Tasks | None = None
+        self._second: Tasks | None = None
+
+    @cached_property
+    def _own(self) -> Numbers:
+        """Places of the queries' own blocks (H, T); where a tier has no pools they are filled anew for each layer."""
+        heads = np.arange(self._layout.kv_heads)[:, None]
+        return self.plan.own_slots.numpy()[None] * self._layout.kv_heads + heads
+
+    # -- choosing --------------------------------------------------------------------------------------------
+
+    def choose(self, layer: int, given: Given, scratch: Scratch, *, by_scores: bool) -> None:
+        """Put queries and their keys in place, and find out what is fetched, read from copies and estimated.
+
+        Args:
+            by_scores: who asks looks at landmarks itself afterwards
+        """
+        self._scale[:] = given.scale if isinstance(given.scale, float) else given.scale[self.plan.rows]
+        keys, values = self._cache(layer)
+        indexes = [] if by_scores or not self.chooses else self.indexes(layer)
+        tables = [joined([index.table for index in indexes])] if indexes else []
+        if indexes and self._settings.copied_blocks:
+            tables.append(joined([index.copies_table for index in indexes]))
+        room = scratch.of(*self._room_shape) if indexes else None
+        if self._first is None:
+            self._first = Tasks([self._placing(given, keys, values), *self._looking(tables, room)])
+        else:
+            for place, x in enumerate((given.q, given.k, given.v)):
+                self._first.put(0, place, x.data_ptr())
+            self._first.put(0, 8, keys.data_ptr())
+            self._first.put(0, 9, values.data_ptr())
+            for task, (table, borders) in enumerate(tables, 1):
+                self._first.put_rows(task, 2, table)
+                self._first.put_rows(task, 3, borders)
+            if room is not None:
+                self._first.put(1, self._room_argument, room.ctypes.data)
+        self._first.do(threads_for(self._layout.kv_heads, self._look_work))
+
+    def _cache(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer (places, B, D) into which those of the queries are written."""
+        store = self.plan.spans[0].session.store
+        pools = store.tier.pools(layer)
+        if pools is None and self._writes:
+            located = store.locate(layer, self.plan.own_slots.expand(self._layout.kv_heads, -1))
+            self._own[:] = located.at.numpy()
+            return located.keys, located.values
+        return pools or (self._nothing, self._nothing)
+
+    @cached_property
+    def _nothing(self) -> Tensor:
+        return torch.empty(0, self._layout.block_size, self._layout.head_dim, dtype=self._layout.dtype)
+
+    def indexes(self, layer: int) -> list[BlockIndex]:
+        """Of the plan's sessions."""
+        return [index for span in self.plan.spans if (index := span.session.indexes[layer]) is not None]
+
+    def _placing(self, given: Given, keys: Tensor, values: Tensor) -> Task:
+        from engine.attention import place_kernels
+
+        plan, q = self.plan, bits(given.q)
+        rows = np.arange(len(q))[plan.rows] if isinstance(plan.rows, slice) else plan.rows.numpy()
+        self._rows = np.ascontiguousarray(rows)
+        self._turns = [torch.stack(turns)[:, :, 0].numpy() for turns in (plan.far_turns, plan.own_turns)]
+        own, kept = self._own if self._writes else np.empty((0, 0), np.int64), pool_bits(keys)
+        arguments = (
+            q, bits(given.k), bits(given.v), self._rows, self._scale, *self._turns, plan.rotation.interleaved,
+            kept, pool_bits(values), own, plan.offsets.numpy(), plan.size, self.queries, self.far, self.weight,
+            self.result,
+        )  # fmt: skip
+        return place_kernels.shared_place(q.dtype, kept.dtype).task(arguments, self._layout.kv_heads)
+
+    def _looking(self, tables: list[tuple[Numbers, Numbers]], room: Floats | None) -> list[Task]:
+        if room is None:
+            return []
+        settings, plan, heads, size = self._settings, self.plan, self._layout.kv_heads, self._layout.block_size
+        recall, copies = self._kernels
+        far, result = (x.reshape(heads, -1, x.shape[3]) for x in (self.far, self.result))  # (H, T * G, D)
+        sessions = (far, plan.borders, *tables[0], settings.sink_blocks, plan.ends)
+        if settings.gated:
+            return [recall.shared_choose().task((*sessions, self.chosen, room), heads)]
+        how = (expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
+        arguments = (*sessions, *how, room, self.chosen, self.weight, result)
+        tasks = [recall.shared_recall().task(arguments, heads)]
+        for table in tables[1:]:
+            copied = (far, plan.borders, *table, size, self.chosen, self.fetched, self.weight, result)
+            tasks.append(copies.shared_attend().task(copied, heads))
+        return tasks
+
+    @property
+    def _room_argument(self) -> int:
+        """Where the kernels that choose take their room."""
+        return 7 if self._settings.gated else 10
+
+    @property
+    def _room_shape(self) -> tuple[int, int, int]:
+        recall, groups = self._kernels[0], self.queries.shape[2]
+        rows = recall.choose_rows(groups) if self._settings.gated else recall.recall_rows(groups)
+        return self._layout.kv_heads, rows, padded(self.plan.choosable)
+
+    @property
+    def _look_work(self) -> int:
+        """Products of each head."""
+        looked = self.plan.choosable + self._settings.copied_blocks * self._layout.block_size if self.chooses else 0
+        return len(self.plan.positions) * self.queries.shape[2] * looked
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def attend(self, layer: int, given: Given) -> None:
+        """One softmax over blocks and what is estimated, to rows of the output."""
+        store = self.plan.spans[0].session.store
+        pools, direct = store.tier.pools(layer), True
+        if pools is None:
+            direct, count = False, self.plan.fixed.shape[1]
+            self._numbers[..., :count], self._numbers[..., count:] = self.plan.fixed, self.chosen[..., : self.fetched]
+            located = store.locate(layer, self.plan.slots(self._numbers))
+            self._places[:] = np.where(self._numbers >= 0, located.at.numpy(), -1)
+            pools = located.keys, located.values
+        if self._second is None:
+            self._second = Tasks([*([self._spotting()] if direct else []), *self._reading(given, *pools)])
+        else:
+            task = int(direct)
+            for place, pool in enumerate(pools, 2):
+                self._second.put(task, place, pool.data_ptr())
+            self._second.put(task + 1, 1, given.output.data_ptr())
+        work = COLD * len(self.plan.positions) * self.queries.shape[2] * self._numbers.shape[2]
+        self._second.do(threads_for(self._layout.kv_heads, work * self._layout.block_size))
+
+    def _spotting(self) -> Task:
+        from engine.attention import place_kernels
+
+        table, starts = self.plan.tables
+        arguments = (self.plan.fixed, self.chosen, table, starts, self._layout.kv_heads, self._numbers, self._places)
+        return place_kernels.shared_spot().task(arguments, self._layout.kv_heads)
+
+    def _reading(self, given: Given, keys: Tensor, values: Tensor) -> list[Task]:
+        from engine.attention import attend_kernels, place_kernels
+
+        plan, settings, heads = self.plan, self._settings, self._layout.kv_heads
+        kept, output = pool_bits(keys), bits(given.output)
+        stride, apart = (2, 1) if plan.rotation.interleaved else (1, plan.turns.shape[2])
+        blocks = (plan.size, self._places, self._numbers, plan.turns, self._starts, stride, apart)
+        seen = (settings.gated, settings.bounded, plan.positions, plan.reach.recent, self._window)
+        arguments = (self.queries, self.far, kept, pool_bits(values), *blocks, *seen, self.weight, self.result)
+        attending = attend_kernels.shared_attend(kept.dtype).task(arguments, heads)
+        finishing = place_kernels.shared_finish(output.dtype).task((self.result, output, self._rows), heads)
+        return [attending, finishing]
+
+    def rows(self, place: int) -> tuple[slice, Rows]:
+        """One span's queries, and which they are."""
+        plan = self.plan
+        mine = slice(int(plan.borders[place]), int(plan.borders[place + 1]))
+        queries, positions = torch.from_numpy(self.queries[:, mine]), torch.from_numpy(plan.positions[mine])
+        session = plan.spans[place].session
+        return mine, Rows(queries, positions, plan.size, plan.rotation, plan.far_distance[mine], session)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step as the layers of one kind go through it.
+
+    Attributes:
+        alone: spans that attend by themselves, in their order, for one may read what another one of its session writes;
+            which positions of the step are theirs, and desks for one piece after the other, or None for the
+            reference's way
+        together: spans of one position, as many at once as read alike and a tier bears
+    """
+
+    alone: tuple[tuple[Span, slice, tuple[Desk, ...] | None], ...]
+    together: tuple[Desk, ...]
+
+
+def joined(tables: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
+    """Tables (rows, columns) one after the other, and where each begins, and the last one ends (tables + 1,)."""
+    if len(tables) == 1:
+        return tables[0], np.array([0, len(tables[0])])
+    return np.concatenate(tables), np.cumsum([0, *map(len, tables)])
+
+
+def bits(x: Tensor) -> NDArray[Any]:
+    """A tensor as kernels take it: fp32, or the bits of bf16."""
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def pool_bits(pool: Tensor) -> NDArray[Any]:
+    """A cache's tensor (places, B, D) as kernels take it (places * B, D)."""
+    return bits(pool.flatten(0, 1))

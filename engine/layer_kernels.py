@@ -1,0 +1,172 @@
+"""CPU kernels of what a decoder layer does between products, as jobs of a team: normalise, add, gate.
+
+Rows are bf16 or fp32, and every step rounds to their type where transformers' own does. The arguments of a job are
+words: addresses, and numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from cache import job, kernels
+from engine import pair_kernels as pairs
+from engine.linear_kernels import multiply
+from engine.pair_kernels import Bfloat
+
+lanes, team, sharing = kernels("lane"), kernels("team"), kernels("sharing")
+I64, F32, REALS, LANES = lanes.I64, lanes.F32, lanes.REALS, lanes.LANES
+HALVES = ir.VectorType(Bfloat(), LANES)
+
+
+class Numbers:
+    """How code that is written with `builder` reads and writes 16 numbers of a type."""
+
+    def __init__(self, builder: Any, width: int) -> None:
+        self._builder, self._width = builder, width
+
+    def load(self, address: Any, step: Any) -> Any:
+        place = lanes.at(self._builder, address, step, self._width)
+        if self._width == 4:
+            return lanes.load(self._builder, place, REALS)
+        return self._builder.fpext(lanes.load(self._builder, place, HALVES, 2), REALS)
+
+    def store(self, value: Any, address: Any, step: Any) -> None:
+        narrow = value if self._width == 4 else self._builder.fptrunc(value, HALVES)
+        lanes.store(self._builder, narrow, lanes.at(self._builder, address, step, self._width), self._width)
+
+    def rounded(self, value: Any) -> Any:
+        """As if it had been written and read."""
+        return value if self._width == 4 else self._builder.fpext(self._builder.fptrunc(value, HALVES), REALS)
+
+
+def row_kernels(width: int) -> tuple[Any, Any, Any]:
+    """Kernels over 16 * steps numbers of so many bytes that lie at addresses: normalise, add, gate."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def normalise(context: Any, x: Any, weight: Any, to: Any, steps: Any, epsilon: Any) -> Any:
+        """x over the root of its mean square and epsilon, an fp64's bits, times weight; `to` may be x."""
+
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            x, weight, to, steps, epsilon = arguments
+            numbers, total = Numbers(b, width), cgutils.alloca_once_value(b, lanes.same(REALS, 0.0))
+            b.store(lanes.same(REALS, 0.0), total)
+            with cgutils.for_range(b, steps) as loop:
+                value = numbers.load(x, loop.index)
+                b.store(b.fadd(b.load(total), b.fmul(value, value)), total)
+            squares = lanes.call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
+            mean = b.fdiv(squares, b.sitofp(b.mul(steps, I64(LANES)), F32))
+            mean = b.fadd(mean, b.fptrunc(b.bitcast(epsilon, ir.DoubleType()), F32))
+            factor = lanes.spread(b, b.fdiv(F32(1.0), lanes.call(b, "llvm.sqrt.f32", F32, mean)), REALS)
+            with cgutils.for_range(b, steps) as loop:
+                value = numbers.rounded(b.fmul(numbers.load(x, loop.index), factor))
+                numbers.store(b.fmul(numbers.load(weight, loop.index), value), to, loop.index)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 5), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def plus(context: Any, one: Any, other: Any, to: Any, steps: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            one, other, to, steps = arguments
+            numbers = Numbers(b, width)
+            with cgutils.for_range(b, steps) as loop:
+                total = b.fadd(numbers.load(one, loop.index), numbers.load(other, loop.index))
+                numbers.store(total, to, loop.index)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def gate(context: Any, x: Any, values: Any, to: Any, steps: Any) -> Any:
+        """silu(x) times values."""
+
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            x, values, to, steps = arguments
+            numbers, one = Numbers(b, width), lanes.same(REALS, 1.0)
+            with cgutils.for_range(b, steps) as loop:
+                value = numbers.load(x, loop.index)
+                power = lanes.power_of_two(b, b.fmul(value, lanes.same(REALS, -lanes.LOG2_E)))
+                open_ = numbers.rounded(b.fdiv(value, b.fadd(one, power)))
+                numbers.store(b.fmul(open_, numbers.load(values, loop.index)), to, loop.index)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), generate
+
+    return normalise, plus, gate
+
+
+normalise_short, plus_short, gate_short = row_kernels(2)
+normalise_wide, plus_wide, gate_wide = row_kernels(4)
+
+
+def norm_short(arguments: int, first: int, last: int) -> None:
+    """Normalise rows first, …, last - 1 of bf16; words: of the rows, weights, result; channels, epsilon's bits."""
+    x, weight, to = team.read(arguments), team.read(arguments + 8), team.read(arguments + 16)
+    channels, epsilon = team.read(arguments + 24), team.read(arguments + 32)
+    for row in range(first, last):
+        at = 2 * channels * row
+        normalise_short(x + at, weight, to + at, channels // LANES, epsilon)
+
+
+def norm_wide(arguments: int, first: int, last: int) -> None:
+    """The same of fp32."""
+    x, weight, to = team.read(arguments), team.read(arguments + 8), team.read(arguments + 16)
+    channels, epsilon = team.read(arguments + 24), team.read(arguments + 32)
+    for row in range(first, last):
+        at = 4 * channels * row
+        normalise_wide(x + at, weight, to + at, channels // LANES, epsilon)
+
+
+def add_short(arguments: int, first: int, last: int) -> None:
+    """Add 16 numbers and 16 numbers first, …, last - 1 of bf16; words: of both, of the result."""
+    at = 2 * LANES * first
+    one, other, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    plus_short(one, other, to, last - first)
+
+
+def add_wide(arguments: int, first: int, last: int) -> None:
+    """The same of fp32."""
+    at = 4 * LANES * first
+    one, other, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    plus_wide(one, other, to, last - first)
+
+
+def swish_short(arguments: int, first: int, last: int) -> None:
+    """silu of 16 numbers, times 16 numbers, first, …, last - 1 of bf16; words: of both, of the result."""
+    at = 2 * LANES * first
+    x, values, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    gate_short(x, values, to, last - first)
+
+
+def swish_wide(arguments: int, first: int, last: int) -> None:
+    """The same of fp32."""
+    at = 4 * LANES * first
+    x, values, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    gate_wide(x, values, to, last - first)
+
+
+unpack = sharing.unpacker(sharing.array(np.float32, 2), *[sharing.WHOLE] * 4)
+
+
+def multiply_wide(arguments: int, first: int, last: int) -> None:
+    """As `pair_kernels.multiply`, with fp32 for bf16."""
+    weights, inputs, rows, products, bias = unpack(arguments)
+    outputs, channels = weights.shape
+    multiply(weights, inputs, 4 * channels, products + 4 * first, 4 * outputs, rows, first, last)
+    if bias:
+        for row in range(rows):
+            for output in range(first, last):
+                lanes.add_to(products + 4 * (row * outputs + output), bias + 4 * output)
+
+
+NORM, ADD, SWISH = ({2: job(short), 4: job(wide)} for short, wide in (
+    (norm_short, norm_wide), (add_short, add_wide), (swish_short, swish_wide),
+))  # fmt: skip
+"""By bytes of a number."""
+MULTIPLY = {2: pairs.MULTIPLY, 4: job(multiply_wide)}

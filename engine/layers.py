@@ -1,0 +1,282 @@
+"""Decoder layers of a few positions on a CPU, compiled from one attention to the next.
+
+For one token the weights of a layer go through all caches of the processor, and push out of them what it takes to
+call torch from Python. Some twenty such calls between two products then cost more than twice what they cost by
+themselves: a seventh of a token's time for a model of a billion weights. So where a layer is of the usual kind (norm,
+attention, norm, gated SiLU) all of it but attention becomes two lists of jobs for the team.
+
+Which layers are of that kind is seen, not believed: a layer of the right parts runs once with a pretended attention,
+and what jobs make of its input must be what came out of it. All others are left as they are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cache import Task, Tasks
+from engine.pairs import FEW, PIECE_BYTES, PairProduct
+
+LANES = 16
+STEPS = 64
+"""Times 16 numbers that a thread claims at once."""
+TOKENS = 3
+"""With so many a layer shows what it is."""
+TOLERANCE = 0.03
+"""Largest relative difference that counts as equal; a layer that does something else is off by far more."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of a usual layer."""
+
+    before: Any
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    q_norm: Any
+    k_norm: Any
+    o: nn.Linear
+    after: Any
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+
+    @property
+    def products(self) -> tuple[nn.Linear, ...]:
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
+
+    @property
+    def norms(self) -> tuple[Any, ...]:
+        given = (self.before, self.q_norm, self.k_norm, self.after)
+        return tuple(norm for norm in given if norm is not None)
+
+    @classmethod
+    def of(cls, layer: Any) -> Parts | None:
+        """Those of a layer that has all of them, of a type and of sizes that there are kernels for."""
+        try:
+            attention, mlp = layer.self_attn, layer.mlp
+            found = cls(
+                layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj,
+                getattr(attention, "q_norm", None), getattr(attention, "k_norm", None), attention.o_proj,
+                layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+            )  # fmt: skip
+            known = isinstance(attention.layer_idx, int) and isinstance(attention.scaling, float)
+        except AttributeError:
+            return None
+        return found if known and found._fits() else None
+
+    def _fits(self) -> bool:
+        if any(type(product) is not nn.Linear for product in self.products):
+            return False
+        if any(epsilon_of(norm) is None or norm.weight.ndim != 1 for norm in self.norms):
+            return False
+        weights = [module.weight for module in (*self.products, *self.norms)]
+        dtype = weights[0].dtype
+        if any(w.dtype != dtype or w.device.type != "cpu" or not w.is_contiguous() for w in weights):
+            return False
+        if dtype == torch.bfloat16:
+            return all(PairProduct.fits(product.weight) for product in self.products)
+        sizes = [size for weight in weights for size in weight.shape]
+        return dtype == torch.float32 and all(size % LANES == 0 for size in sizes)
+
+
+def epsilon_of(norm: Any) -> float | None:
+    """What a norm adds to a mean square, whatever it calls it."""
+    found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    return found if isinstance(found, float) else None
+
+
+class Rooms(threading.local):
+    """What the layers of a model work in, one after the other: each thread has its own, for FEW rows.
+
+    Args:
+        widths: numbers of a row, by name
+    """
+
+    def __init__(self, widths: dict[str, int], dtype: torch.dtype) -> None:
+        self._rooms = {name: torch.empty(FEW * width, dtype=dtype) for name, width in widths.items()}
+
+    def rows(self, name: str, rows: int, width: int) -> Tensor:
+        """(rows, width)"""
+        return self._rooms[name][: rows * width].view(rows, width)
+
+
+class Desk:
+    """A layer's tasks for so many rows, on one thread."""
+
+    def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
+        from engine import layer_kernels
+
+        self.rows, self._kernels = rows, layer_kernels
+        room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
+        q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
+        self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
+        of_heads = (parts.q_norm, q), (parts.k_norm, k)
+        given = torch.empty(0)  # its address is put in when it is known
+        self.before = Tasks([
+            self._norm(parts.before, given, normed, rows),
+            *(self._product(layer, normed, to) for layer, to in ((parts.q, q), (parts.k, k), (parts.v, v))),
+            *(self._norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
+        ])  # fmt: skip
+        self.after = Tasks([
+            self._product(parts.o, given, normed),
+            self._add(given, normed, room["stream"]),
+            self._norm(parts.after, room["stream"], normed, rows),
+            self._product(parts.gate, normed, gate),
+            self._product(parts.up, normed, up),
+            self._elementwise(self._kernels.SWISH, gate, up, gate),
+            self._product(parts.down, gate, normed),
+            self._add(room["stream"], normed, given),
+        ])  # fmt: skip
+
+    def _norm(self, norm: Any, x: Tensor, to: Tensor, rows: int) -> Task:
+        weight, epsilon = norm.weight, epsilon_of(norm)
+        bits = int(np.float64(epsilon).view(np.int64))
+        words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
+        return Task(self._kernels.NORM[weight.itemsize], words, range(len(words)), rows)
+
+    def _product(self, layer: nn.Linear, x: Tensor, to: Tensor) -> Task:
+        weight, bias = layer.weight, layer.bias
+        outputs, channels = weight.shape
+        matrix, more = (weight.data_ptr(), outputs, channels), 0 if bias is None else bias.data_ptr()
+        words = (*matrix, x.data_ptr(), self.rows, to.data_ptr(), more)
+        piece = max(4, PIECE_BYTES // (weight.itemsize * channels) // 4 * 4)
+        return Task(self._kernels.MULTIPLY[weight.itemsize], words, range(len(words)), outputs, piece)
+
+    def _add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
+        return self._elementwise(self._kernels.ADD, one, other, to)
+
+    def _elementwise(self, kinds: dict[int, int], one: Tensor, other: Tensor, to: Tensor) -> Task:
+        words = (one.data_ptr(), other.data_ptr(), to.data_ptr())
+        return Task(kinds[other.itemsize], words, range(len(words)), other.numel() // LANES, STEPS)
+
+
+class QuickLayer:
+    """What stands for a layer's `forward`.
+
+    Args:
+        rooms: of the layers of its model
+    """
+
+    def __init__(self, layer: Any, parts: Parts, head_dim: int, rooms: Rooms) -> None:
+        self._whole: Callable[..., Tensor] = layer.forward
+        self._parts, self._head_dim, self._rooms = parts, head_dim, rooms
+        self._number, self._scaling = layer.self_attn.layer_idx, layer.self_attn.scaling
+        self._dtype, self._width = parts.q.weight.dtype, parts.q.weight.shape[1]
+        self._desks = threading.local()
+
+    def __call__(self, hidden_states: Tensor, **told: Any) -> Tensor:
+        """(1, positions, channels) to the same."""
+        rows, x = hidden_states.numel() // self._width, hidden_states
+        if rows > FEW or x.dtype != self._dtype or not x.is_contiguous():
+            return self._whole(hidden_states, **told)
+        desk = self._desk(rows)
+        desk.before.put(0, 0, x.data_ptr())
+        desk.before.do()
+        attention, step = told["cairn_attention"], told["cairn_step"]
+        attended = attention(self._number, desk.q, desk.k, desk.v, step, self._scaling, None).contiguous()
+        output = torch.empty_like(x)
+        desk.after.put(0, 3, attended.data_ptr())
+        desk.after.put(1, 0, x.data_ptr())
+        desk.after.put(7, 2, output.data_ptr())
+        desk.after.do()
+        return output
+
+    def _desk(self, rows: int) -> Desk:
+        desk: Desk | None = getattr(self._desks, "desk", None)
+        if desk is None or desk.rows != rows:
+            desk = self._desks.desk = Desk(self._parts, self._head_dim, self._rooms, rows)
+        return desk
+
+
+def widths_of(parts: Parts) -> dict[str, int]:
+    """Numbers of a row of what a layer works in."""
+    hidden, inner = parts.down.weight.shape
+    heads = {name: len(layer.weight) for name, layer in (("q", parts.q), ("k", parts.k), ("v", parts.v))}
+    return {"normed": hidden, "stream": hidden, "gate": inner, "up": inner, **heads}
+
+
+# -- which layers are usual ---------------------------------------------------------------------------------------
+
+
+def pretended(
+    layer: int, q: Tensor, k: Tensor, v: Tensor, step: object, scaling: float, softcap: float | None
+) -> Tensor:
+    """Attention that shows whether it was handed what it should be."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    return (q * scaling + k / 2 + v) * (1 if softcap is None else softcap)
+
+
+def pretended_step(kv_heads: int, head_dim: int) -> Any:
+    """A step of a session whose cache has so many heads and channels."""
+    session = SimpleNamespace(layout=SimpleNamespace(kv_heads=kv_heads, head_dim=head_dim))
+    return SimpleNamespace(spans=[SimpleNamespace(session=session)])
+
+
+@dataclass
+class Seen:
+    """A layer at work."""
+
+    hidden: Tensor
+    told: dict[str, Any]
+    output: Tensor
+
+
+def quicken_layers(model: nn.Module, kv_heads: int, head_dim: int) -> Callable[[], None]:
+    """Let a model's usual layers go the fast way; the function that is returned undoes it.
+
+    Args:
+        kv_heads, head_dim: as the cache has them; a layer that has others is left alone
+    """
+    found = {layer: parts for layer in model.modules() if (parts := Parts.of(layer)) is not None}
+    fitting = {layer: parts for layer, parts in found.items() if parts.k.weight.shape[0] == kv_heads * head_dim}
+    if not fitting:
+        return lambda: None
+    all_widths = [widths_of(parts) for parts in fitting.values()]
+    widest = {name: max(widths[name] for widths in all_widths) for name in all_widths[0]}
+    rooms = Rooms(widest, next(iter(fitting.values())).q.weight.dtype)
+    for layer, seen in observed(model, list(fitting), pretended_step(kv_heads, head_dim)).items():
+        quick = QuickLayer(layer, fitting[layer], head_dim, rooms)
+        if alike(quick(seen.hidden, **seen.told), seen):
+            layer.forward = quick
+
+    def undo() -> None:
+        for layer in fitting:
+            vars(layer).pop("forward", None)
+
+    return undo
+
+
+@torch.inference_mode()
+def observed(model: nn.Module, layers: Sequence[nn.Module], step: object) -> dict[nn.Module, Seen]:
+    """What goes into layers and comes out of them, for a few tokens."""
+    seen: dict[nn.Module, Seen] = {}
+
+    def look(layer: nn.Module, given: tuple[Any, ...], told: dict[str, Any], output: Any) -> None:
+        if len(given) == 1 and isinstance(output, Tensor):
+            seen[layer] = Seen(given[0].clone(), told, output.clone())
+
+    hooks = [layer.register_forward_hook(look, with_kwargs=True) for layer in layers]
+    try:
+        tokens = torch.arange(1, TOKENS + 1)[None]
+        still = torch.zeros_like(tokens)
+        model(input_ids=tokens, position_ids=still, use_cache=False, cairn_attention=pretended, cairn_step=step)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def alike(found: Tensor, seen: Seen) -> bool:
+    """Whether a layer changed its input so, but for rounding."""
+    change = (seen.output - seen.hidden).float().abs().max()
+    rounding = 2 * torch.finfo(seen.output.dtype).eps * seen.output.float().abs()
+    return bool(((found - seen.output).float().abs() <= TOLERANCE * change + rounding).all())
