@@ -1,0 +1,128 @@
+"""Compiled layers give what transformers' own give, and a layer that is not of the usual kind is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import layers, load_model
+from engine.huggingface import LoadedModel
+from engine.layers import QuickLayer, pretended, pretended_step
+from engine.pairs import FEW, PairProduct
+from tests.models import FAMILIES, save_model
+
+USUAL = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
+UNUSUAL = (
+    "granite",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "glm",
+    "glm4",
+    "phi",
+    "phi3",
+    "mixtral",
+    "cohere",
+    "arcee",
+    "hyperclovax",
+)
+LARGE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+"""Multiples of what instructions for bf16 take."""
+TWO_BLOCKS = torch.zeros(1, 64, dtype=torch.bfloat16)
+bf16 = pytest.param(
+    "bfloat16",
+    marks=pytest.mark.skipif(not PairProduct.fits(TWO_BLOCKS), reason="this processor has no AVX512-BF16"),
+)
+
+
+def loaded(family: str, folder: Path, dtype: str = "float32", **changes: Any) -> LoadedModel:
+    return load_model(str(save_model(family, folder / family, uneven=True, **changes)), dtype)
+
+
+def quick_layers(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(vars(layer).get("forward"), QuickLayer)]
+
+
+def outputs(model: LoadedModel, hidden: Tensor) -> list[Tensor]:
+    """What each quick layer makes of hidden (1, rows, channels), and what it made of it before it was one."""
+    told = {"cairn_attention": pretended, "cairn_step": pretended_step(model.kv_heads, model.head_dim)}
+    still = model.model.model.rotary_emb(hidden, torch.zeros(1, hidden.shape[1], dtype=torch.int64))
+    told |= {"position_embeddings": still, "attention_mask": None}
+    with torch.inference_mode():
+        found = [layer(hidden, **told) for layer in quick_layers(model.model)]
+        wholes = [vars(layer)["forward"]._whole for layer in quick_layers(model.model)]
+        return [*found, *(whole(hidden, **told) for whole in wholes)]
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", ["float32", bf16])
+@pytest.mark.parametrize("family", USUAL)
+def test_a_usual_layer_gives_what_it_gave(family: str, dtype: str, tmp_path: Path) -> None:
+    model = loaded(family, tmp_path, dtype, **LARGE)
+    assert len(quick_layers(model.model)) == 3
+    for rows in (1, 2, 3, 7, 16, FEW, FEW + 1):
+        torch.manual_seed(rows)
+        hidden = 3 * torch.randn(1, rows, 128).to(model.dtype)
+        found = outputs(model, hidden)
+        close = 1e-4 if dtype == "float32" else 0.03
+        for mine, theirs in zip(found[:3], found[3:], strict=True):
+            assert (theirs - hidden).abs().max() > 0.5
+            torch.testing.assert_close(mine, theirs, atol=2 * close, rtol=close)
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_another_layer_is_left_alone(family: str, tmp_path: Path) -> None:
+    assert not quick_layers(loaded(family, tmp_path).model)
+
+
+def test_a_layer_that_only_looks_usual_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Granite has the same parts and scales what it adds; without looking it would be taken."""
+    monkeypatch.setattr(layers, "alike", lambda found, seen: True)
+    assert len(quick_layers(loaded("granite", tmp_path).model)) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_looked_at(family: str, tmp_path: Path) -> None:
+    """Whichever of its layers are taken."""
+    loaded(family, tmp_path)
+
+
+def test_rows_do_not_depend_on_those_beside_them(tmp_path: Path) -> None:
+    model = loaded("llama", tmp_path)
+    hidden = torch.randn(1, 8, 64)
+    together = outputs(model, hidden)[:3]
+    for row in range(8):
+        for mine, all_rows in zip(outputs(model, hidden[:, row : row + 1])[:3], together, strict=True):
+            torch.testing.assert_close(mine[0, 0], all_rows[0, row], atol=1e-5, rtol=1e-5)
+
+
+def test_two_threads_have_rooms_of_their_own(tmp_path: Path) -> None:
+    model = loaded("llama", tmp_path)
+    texts = [torch.randn(1, rows, 64) for rows in (1, 5)]
+    expected = [outputs(model, hidden)[:3] for hidden in texts]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            found = list(pool.map(lambda hidden: [x.clone() for x in outputs(model, hidden)[:3]], texts))
+            for mine, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(mine, theirs)
+
+
+def test_it_can_be_undone(tmp_path: Path) -> None:
+    model = loaded("llama", tmp_path)
+    undo = layers.quicken_layers(model.model, model.kv_heads, model.head_dim)
+    assert quick_layers(model.model)
+    undo()
+    assert not quick_layers(model.model)
