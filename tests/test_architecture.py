@@ -37,6 +37,7 @@ INTERNALS = {
     ("bench", "engine"): {
         "engine.audit",
         "engine.huggingface",
+        "engine.layers",
         "engine.linear",
         "engine.placing",
         "engine.step",
