@@ -6,6 +6,8 @@ words: addresses, and numbers.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -165,8 +167,22 @@ def multiply_wide(arguments: int, first: int, last: int) -> None:
                 lanes.add_to(products + 4 * (row * outputs + output), bias + 4 * output)
 
 
-NORM, ADD, SWISH = ({2: job(short), 4: job(wide)} for short, wide in (
-    (norm_short, norm_wide), (add_short, add_wide), (swish_short, swish_wide),
-))  # fmt: skip
-"""By bytes of a number."""
-MULTIPLY = {2: pairs.MULTIPLY, 4: job(multiply_wide)}
+# -- as jobs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Addresses of the kernels for one type of numbers."""
+
+    norm: int
+    add: int
+    swish: int
+    multiply: int
+
+
+@functools.cache
+def jobs(width: int) -> Jobs:
+    """Those for numbers of so many bytes; no others are compiled: for bf16 a processor may lack the instructions."""
+    if width == 2:
+        return Jobs(job(norm_short), job(add_short), job(swish_short), pairs.multiply_job())
+    return Jobs(job(norm_wide), job(add_wide), job(swish_wide), job(multiply_wide))

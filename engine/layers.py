@@ -115,7 +115,7 @@ class Desk:
     def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
         from engine import layer_kernels
 
-        self.rows, self._kernels = rows, layer_kernels
+        self.rows, self._jobs = rows, layer_kernels.jobs(parts.q.weight.itemsize)
         room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
         q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
         self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
@@ -132,7 +132,7 @@ class Desk:
             self._norm(parts.after, room["stream"], normed, rows),
             self._product(parts.gate, normed, gate),
             self._product(parts.up, normed, up),
-            self._elementwise(self._kernels.SWISH, gate, up, gate),
+            self._elementwise(self._jobs.swish, gate, up, gate),
             self._product(parts.down, gate, normed),
             self._add(room["stream"], normed, given),
         ])  # fmt: skip
@@ -141,7 +141,7 @@ class Desk:
         weight, epsilon = norm.weight, epsilon_of(norm)
         bits = int(np.float64(epsilon).view(np.int64))
         words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
-        return Task(self._kernels.NORM[weight.itemsize], words, range(len(words)), rows)
+        return Task(self._jobs.norm, words, range(len(words)), rows)
 
     def _product(self, layer: nn.Linear, x: Tensor, to: Tensor) -> Task:
         weight, bias = layer.weight, layer.bias
@@ -149,14 +149,14 @@ class Desk:
         matrix, more = (weight.data_ptr(), outputs, channels), 0 if bias is None else bias.data_ptr()
         words = (*matrix, x.data_ptr(), self.rows, to.data_ptr(), more)
         piece = max(4, PIECE_BYTES // (weight.itemsize * channels) // 4 * 4)
-        return Task(self._kernels.MULTIPLY[weight.itemsize], words, range(len(words)), outputs, piece)
+        return Task(self._jobs.multiply, words, range(len(words)), outputs, piece)
 
     def _add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
-        return self._elementwise(self._kernels.ADD, one, other, to)
+        return self._elementwise(self._jobs.add, one, other, to)
 
-    def _elementwise(self, kinds: dict[int, int], one: Tensor, other: Tensor, to: Tensor) -> Task:
+    def _elementwise(self, job: int, one: Tensor, other: Tensor, to: Tensor) -> Task:
         words = (one.data_ptr(), other.data_ptr(), to.data_ptr())
-        return Task(kinds[other.itemsize], words, range(len(words)), other.numel() // LANES, STEPS)
+        return Task(job, words, range(len(words)), other.numel() // LANES, STEPS)
 
 
 class QuickLayer:

@@ -7,6 +7,7 @@ through the channels in one order, however many rows are computed together: a ro
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
@@ -140,4 +141,7 @@ def multiply(arguments: int, first: int, last: int) -> None:
         output += tall
 
 
-MULTIPLY = job(multiply)
+@functools.cache
+def multiply_job() -> int:
+    """Address of `multiply` as a job; LLVM ends the process where the processor lacks the instructions."""
+    return job(multiply)

@@ -31,7 +31,7 @@ class PairProduct:
         from engine import pair_kernels
 
         self._weight, self._bias = layer.weight, layer.bias
-        self._multiply = pair_kernels.MULTIPLY
+        self._multiply = pair_kernels.multiply_job()
         self._outputs, self._channels = layer.weight.shape
         self._piece = max(4, PIECE_BYTES // (2 * self._channels) // 4 * 4)
 
