@@ -12,7 +12,8 @@ and what jobs make of its input must be what came out of it. All others are left
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cache import Task, Tasks
 from engine.pairs import FEW, PIECE_BYTES, PairProduct
@@ -29,8 +31,11 @@ STEPS = 64
 """Times 16 numbers that a thread claims at once."""
 TOKENS = 3
 """With so many a layer shows what it is."""
-TOLERANCE = 0.03
-"""Largest relative difference that counts as equal; a layer that does something else is off by far more."""
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.03}
+"""Largest difference, relative to what a layer changes, that counts as equal: what rounding makes of one."""
+LOUD = 64.0
+"""A layer is looked at twice, the second time with norms that give so many times as much: what clamps shows itself then
+only. A power of two, so that weights become what they were."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Parts:
 
     @classmethod
     def of(cls, layer: Any) -> Parts | None:
-        """Those of a layer that has all of them, of a type and of sizes that there are kernels for."""
+        """Those of a layer that has all of them."""
         try:
             attention, mlp = layer.self_attn, layer.mlp
             found = cls(
@@ -69,29 +74,53 @@ class Parts:
                 layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj, mlp.down_proj,
             )  # fmt: skip
             known = isinstance(attention.layer_idx, int) and isinstance(attention.scaling, float)
+            known = known and is_silu(mlp.act_fn)
         except AttributeError:
             return None
-        return found if known and found._fits() else None
+        return found if known else None
 
-    def _fits(self) -> bool:
+    def fits(self, kv_heads: int, head_dim: int) -> bool:
+        """Whether there are kernels for them, and a cache of such heads takes their keys and values."""
         if any(type(product) is not nn.Linear for product in self.products):
             return False
-        if any(epsilon_of(norm) is None or norm.weight.ndim != 1 for norm in self.norms):
+        if any(epsilon_of(norm) is None for norm in self.norms) or not self._sized(kv_heads, head_dim):
             return False
         weights = [module.weight for module in (*self.products, *self.norms)]
         dtype = weights[0].dtype
         if any(w.dtype != dtype or w.device.type != "cpu" or not w.is_contiguous() for w in weights):
             return False
+        if any(size % LANES for norm in self.norms for size in norm.weight.shape):
+            return False
         if dtype == torch.bfloat16:
             return all(PairProduct.fits(product.weight) for product in self.products)
-        sizes = [size for weight in weights for size in weight.shape]
-        return dtype == torch.float32 and all(size % LANES == 0 for size in sizes)
+        return dtype == torch.float32 and all(size % LANES == 0 for size in self._sizes)
+
+    def _sized(self, kv_heads: int, head_dim: int) -> bool:
+        """Whether they have the sizes that jobs take for granted: what is wider would be written beyond its room."""
+        hidden, inner = self.down.weight.shape
+        queries, keys = len(self.q.weight), kv_heads * head_dim
+        products = (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries), *[(inner, hidden)] * 2
+        sized = [tuple(product.weight.shape) for product in self.products] == [*products, (hidden, inner)]
+        whole = all(norm.weight.shape == (hidden,) for norm in (self.before, self.after))
+        of_heads = all(norm is None or norm.weight.shape == (head_dim,) for norm in (self.q_norm, self.k_norm))
+        return sized and whole and of_heads and queries % keys == 0
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [size for product in self.products for size in product.weight.shape]
 
 
 def epsilon_of(norm: Any) -> float | None:
     """What a norm adds to a mean square, whatever it calls it."""
     found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     return found if isinstance(found, float) else None
+
+
+@torch.inference_mode()
+def is_silu(activation: Callable[[Tensor], Tensor]) -> bool:
+    """Whether it is; GELU is so near to it for small numbers that a layer does not show it."""
+    x = torch.linspace(-20, 20, 401)
+    return torch.allclose(activation(x), functional.silu(x), atol=1e-5)
 
 
 class Rooms(threading.local):
@@ -116,6 +145,7 @@ class Desk:
         from engine import layer_kernels
 
         self.rows, self._jobs = rows, layer_kernels.jobs(parts.q.weight.itemsize)
+        self._kept: list[Tensor] = []  # what else lies at addresses that tasks have, whatever a model gets instead
         room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
         q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
         self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
@@ -138,18 +168,22 @@ class Desk:
         ])  # fmt: skip
 
     def _norm(self, norm: Any, x: Tensor, to: Tensor, rows: int) -> Task:
-        weight, epsilon = norm.weight, epsilon_of(norm)
+        weight, epsilon = self._keep(norm.weight), epsilon_of(norm)
         bits = int(np.float64(epsilon).view(np.int64))
         words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
         return Task(self._jobs.norm, words, range(len(words)), rows)
 
     def _product(self, layer: nn.Linear, x: Tensor, to: Tensor) -> Task:
-        weight, bias = layer.weight, layer.bias
+        weight, bias = self._keep(layer.weight), None if layer.bias is None else self._keep(layer.bias)
         outputs, channels = weight.shape
         matrix, more = (weight.data_ptr(), outputs, channels), 0 if bias is None else bias.data_ptr()
         words = (*matrix, x.data_ptr(), self.rows, to.data_ptr(), more)
         piece = max(4, PIECE_BYTES // (weight.itemsize * channels) // 4 * 4)
         return Task(self._jobs.multiply, words, range(len(words)), outputs, piece)
+
+    def _keep(self, weight: Tensor) -> Tensor:
+        self._kept.append(weight.detach())
+        return self._kept[-1]
 
     def _add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
         return self._elementwise(self._jobs.add, one, other, to)
@@ -176,7 +210,8 @@ class QuickLayer:
     def __call__(self, hidden_states: Tensor, **told: Any) -> Tensor:
         """(1, positions, channels) to the same."""
         rows, x = hidden_states.numel() // self._width, hidden_states
-        if rows > FEW or x.dtype != self._dtype or not x.is_contiguous():
+        mine = "cairn_attention" in told  # else it is trained, or compared
+        if not mine or rows > FEW or x.dtype != self._dtype or not x.is_contiguous():
             return self._whole(hidden_states, **told)
         desk = self._desk(rows)
         desk.before.put(0, 0, x.data_ptr())
@@ -189,6 +224,10 @@ class QuickLayer:
         desk.after.put(7, 2, output.data_ptr())
         desk.after.do()
         return output
+
+    def gives(self, seen: Seen) -> bool:
+        """Whether it gives what its layer gave."""
+        return alike(self(seen.hidden, **seen.told), seen)
 
     def _desk(self, rows: int) -> Desk:
         desk: Desk | None = getattr(self._desks, "desk", None)
@@ -236,23 +275,43 @@ def quicken_layers(model: nn.Module, kv_heads: int, head_dim: int) -> Callable[[
     Args:
         kv_heads, head_dim: as the cache has them; a layer that has others is left alone
     """
-    found = {layer: parts for layer in model.modules() if (parts := Parts.of(layer)) is not None}
-    fitting = {layer: parts for layer, parts in found.items() if parts.k.weight.shape[0] == kv_heads * head_dim}
+    found = ((layer, Parts.of(layer)) for layer in model.modules())
+    fitting = {layer: parts for layer, parts in found if parts is not None and parts.fits(kv_heads, head_dim)}
     if not fitting:
         return lambda: None
-    all_widths = [widths_of(parts) for parts in fitting.values()]
-    widest = {name: max(widths[name] for widths in all_widths) for name in all_widths[0]}
-    rooms = Rooms(widest, next(iter(fitting.values())).q.weight.dtype)
-    for layer, seen in observed(model, list(fitting), pretended_step(kv_heads, head_dim)).items():
-        quick = QuickLayer(layer, fitting[layer], head_dim, rooms)
-        if alike(quick(seen.hidden, **seen.told), seen):
-            layer.forward = quick
+    rooms, step = rooms_of(list(fitting.values())), pretended_step(kv_heads, head_dim)
+    quick = {layer: QuickLayer(layer, parts, head_dim, rooms) for layer, parts in fitting.items()}
+    for times in (1.0, LOUD):
+        with louder(list(fitting.values()), times):
+            seen = observed(model, list(quick), step)
+            quick = {layer: mine for layer, mine in quick.items() if layer in seen and mine.gives(seen[layer])}
+    for layer, mine in quick.items():
+        layer.forward = mine
 
     def undo() -> None:
-        for layer in fitting:
+        for layer in quick:
             vars(layer).pop("forward", None)
 
     return undo
+
+
+def rooms_of(all_parts: list[Parts]) -> Rooms:
+    """For layers of such parts."""
+    widths = [widths_of(parts) for parts in all_parts]
+    return Rooms({name: max(each[name] for each in widths) for name in widths[0]}, all_parts[0].q.weight.dtype)
+
+
+@contextmanager
+def louder(all_parts: list[Parts], times: float) -> Iterator[None]:
+    """Meanwhile norms give so many times as much."""
+    weights = {id(norm.weight): norm.weight.data for parts in all_parts for norm in parts.norms}.values()
+    for weight in weights:
+        weight.mul_(times)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.div_(times)
 
 
 @torch.inference_mode()
@@ -279,4 +338,5 @@ def alike(found: Tensor, seen: Seen) -> bool:
     """Whether a layer changed its input so, but for rounding."""
     change = (seen.output - seen.hidden).float().abs().max()
     rounding = 2 * torch.finfo(seen.output.dtype).eps * seen.output.float().abs()
-    return bool(((found - seen.output).float().abs() <= TOLERANCE * change + rounding).all())
+    close = TOLERANCES[seen.output.dtype] * change + rounding
+    return bool(((found - seen.output).float().abs() <= close).all())

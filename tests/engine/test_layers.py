@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine import layers, load_model
 from engine.huggingface import LoadedModel
-from engine.layers import QuickLayer, pretended, pretended_step
+from engine.layers import Parts, QuickLayer, pretended, pretended_step
 from engine.pairs import FEW, PairProduct
 from tests.models import FAMILIES, save_model
 
@@ -94,6 +94,77 @@ def test_a_layer_that_only_looks_usual_is_seen_through(tmp_path: Path, monkeypat
     assert len(quick_layers(loaded("granite", tmp_path).model)) == 3
 
 
+def clamped(most: float) -> Callable[..., Tensor]:
+    return lambda _module, _given, output: output.clamp(-most, most)
+
+
+def times(factor: float) -> Callable[..., Tensor]:
+    return lambda _module, _given, output: factor * output
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("self_attn.q_proj", clamped(8.0)),
+        ("self_attn.k_proj", clamped(8.0)),
+        ("self_attn.v_proj", clamped(8.0)),
+        ("mlp.up_proj", clamped(8.0)),
+        ("mlp.gate_proj", clamped(8.0)),
+        ("mlp", clamped(100.0)),
+        ("mlp", times(0.98)),
+        ("self_attn.q_proj", times(1.05)),
+        ("self_attn", lambda _module, _given, output: (0.98 * output[0], output[1])),
+    ],
+)
+def test_a_layer_that_does_a_little_more_is_seen_through(part: str, change: Callable[..., Any], tmp_path: Path) -> None:
+    """Clamps do nothing to what a few tokens of a random model bring."""
+    model = loaded("llama", tmp_path, **LARGE)
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)()
+    model.model.model.layers[1].get_submodule(part).register_forward_hook(change)
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)
+    assert [isinstance(vars(layer).get("forward"), QuickLayer) for layer in model.model.model.layers] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "quick_gelu"])
+def test_what_is_near_silu_for_small_numbers_is_seen_through(activation: str, tmp_path: Path) -> None:
+    model = loaded("llama", tmp_path, hidden_act=activation)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(0.2)
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)
+    assert not quick_layers(model.model)
+
+
+def test_weights_are_what_they_were_after_looking(tmp_path: Path) -> None:
+    model = loaded("qwen3", tmp_path)
+    expected = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize("width", [64, 8])
+def test_norms_of_other_sizes_than_a_head_are_left_alone(width: int, tmp_path: Path) -> None:
+    """OLMo 2 has some over all heads: a job for each head would write beyond its room."""
+    model = loaded("qwen3", tmp_path)
+    parts = Parts.of(model.model.model.layers[0])
+    assert parts is not None
+    assert parts.fits(model.kv_heads, model.head_dim)
+    parts.q_norm.weight = nn.Parameter(torch.ones(width))
+    assert not parts.fits(model.kv_heads, model.head_dim)
+
+
+def test_another_attention_than_ours_goes_through_the_whole_layer(tmp_path: Path) -> None:
+    """Training begins with a model that was loaded to be served."""
+    model, tokens = loaded("llama", tmp_path), torch.arange(1, 6)[None]
+    model.model.set_attn_implementation("sdpa")
+    assert quick_layers(model.model)
+    found = model.model(tokens).logits
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)()
+    torch.testing.assert_close(found, model.model(tokens).logits)
+    found.sum().backward()
+    assert model.model.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_looked_at(family: str, tmp_path: Path) -> None:
     """Whichever of its layers are taken."""
@@ -118,6 +189,16 @@ def test_two_threads_have_rooms_of_their_own(tmp_path: Path) -> None:
             found = list(pool.map(lambda hidden: [x.clone() for x in outputs(model, hidden)[:3]], texts))
             for mine, theirs in zip(found, expected, strict=True):
                 torch.testing.assert_close(mine, theirs)
+
+
+def test_weights_that_a_model_gets_instead_leave_no_stale_addresses(tmp_path: Path) -> None:
+    model, hidden = loaded("llama", tmp_path, **LARGE), torch.randn(1, 2, 128)
+    expected = outputs(model, hidden)[:3]
+    for parameter in model.model.parameters():
+        shape, parameter.data = parameter.shape, torch.empty(0)
+        parameter.data = torch.full(shape, torch.nan)  # most likely where the old ones were
+    for mine, theirs in zip(outputs(model, hidden)[:3], expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_it_can_be_undone(tmp_path: Path) -> None:
