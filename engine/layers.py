@@ -29,6 +29,10 @@ from engine.pairs import FEW, PIECE_BYTES, PairProduct
 LANES = 16
 STEPS = 64
 """Times 16 numbers that a thread claims at once."""
+NORM_INPUT, PRODUCT_INPUT, ADD_ONE, ADD_TO = 0, 3, 0, 2
+"""Words of jobs that change from call to call."""
+OUT, RESIDUAL, LAST = 0, 1, 7
+"""Places of such jobs behind attention."""
 TOKENS = 3
 """With so many a layer shows what it is."""
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.03}
@@ -138,7 +142,7 @@ class Rooms(threading.local):
         return self._rooms[name][: rows * width].view(rows, width)
 
 
-class Desk:
+class LayerTasks:
     """A layer's tasks for so many rows, on one thread."""
 
     def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
@@ -205,7 +209,7 @@ class QuickLayer:
         self._parts, self._head_dim, self._rooms = parts, head_dim, rooms
         self._number, self._scaling = layer.self_attn.layer_idx, layer.self_attn.scaling
         self._dtype, self._width = parts.q.weight.dtype, parts.q.weight.shape[1]
-        self._desks = threading.local()
+        self._mine = threading.local()
 
     def __call__(self, hidden_states: Tensor, **told: Any) -> Tensor:
         """(1, positions, channels) to the same."""
@@ -213,27 +217,27 @@ class QuickLayer:
         mine = "cairn_attention" in told  # else it is trained, or compared
         if not mine or rows > FEW or x.dtype != self._dtype or not x.is_contiguous():
             return self._whole(hidden_states, **told)
-        desk = self._desk(rows)
-        desk.before.put(0, 0, x.data_ptr())
-        desk.before.do()
+        tasks = self._tasks(rows)
+        tasks.before.put(0, NORM_INPUT, x.data_ptr())
+        tasks.before.do()
         attention, step = told["cairn_attention"], told["cairn_step"]
-        attended = attention(self._number, desk.q, desk.k, desk.v, step, self._scaling, None).contiguous()
+        attended = attention(self._number, tasks.q, tasks.k, tasks.v, step, self._scaling, None).contiguous()
         output = torch.empty_like(x)
-        desk.after.put(0, 3, attended.data_ptr())
-        desk.after.put(1, 0, x.data_ptr())
-        desk.after.put(7, 2, output.data_ptr())
-        desk.after.do()
+        tasks.after.put(OUT, PRODUCT_INPUT, attended.data_ptr())
+        tasks.after.put(RESIDUAL, ADD_ONE, x.data_ptr())
+        tasks.after.put(LAST, ADD_TO, output.data_ptr())
+        tasks.after.do()
         return output
 
     def gives(self, seen: Seen) -> bool:
         """Whether it gives what its layer gave."""
         return alike(self(seen.hidden, **seen.told), seen)
 
-    def _desk(self, rows: int) -> Desk:
-        desk: Desk | None = getattr(self._desks, "desk", None)
-        if desk is None or desk.rows != rows:
-            desk = self._desks.desk = Desk(self._parts, self._head_dim, self._rooms, rows)
-        return desk
+    def _tasks(self, rows: int) -> LayerTasks:
+        tasks: LayerTasks | None = getattr(self._mine, "tasks", None)
+        if tasks is None or tasks.rows != rows:
+            tasks = self._mine.tasks = LayerTasks(self._parts, self._head_dim, self._rooms, rows)
+        return tasks
 
 
 def widths_of(parts: Parts) -> dict[str, int]:
@@ -271,6 +275,8 @@ class Seen:
 
 def quicken_layers(model: nn.Module, kv_heads: int, head_dim: int) -> Callable[[], None]:
     """Let a model's usual layers go the fast way; the function that is returned undoes it.
+
+    Weights that a layer gets afterwards, and hooks or adapters within it, are not seen where it goes that way.
 
     Args:
         kv_heads, head_dim: as the cache has them; a layer that has others is left alone

@@ -54,7 +54,7 @@ class Step:
     Those of one session follow each other; one of a single position is its session's only one.
 
     Attributes:
-        shared: what an attention worked out for one layer and others need as well
+        shared: what the attention that goes through it worked out for one layer and needs for others
     """
 
     spans: list[Span] = field(default_factory=list)

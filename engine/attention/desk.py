@@ -26,6 +26,9 @@ from engine.step import Span
 
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
+PLACED, TABLES, POOLS, OUTPUT = (0, 1, 2, 8, 9), 2, 2, 1
+"""Arguments that change from layer to layer: of placing q, k, v, and the cache's keys and values; of choosing, and
+reading copies, the indexes' tables, and behind them their borders; of attending keys and values; of finishing."""
 FAR = 1 << 40
 """A window that hides nothing."""
 
@@ -124,13 +127,11 @@ class Desk:
         if self._first is None:
             self._first = Tasks([self._placing(given, keys, values), *self._looking(tables, room)])
         else:
-            for place, x in enumerate((given.q, given.k, given.v)):
+            for place, x in zip(PLACED, (given.q, given.k, given.v, keys, values), strict=True):
                 self._first.put(0, place, x.data_ptr())
-            self._first.put(0, 8, keys.data_ptr())
-            self._first.put(0, 9, values.data_ptr())
             for task, (table, borders) in enumerate(tables, 1):
-                self._first.put_rows(task, 2, table)
-                self._first.put_rows(task, 3, borders)
+                self._first.put_rows(task, TABLES, table)
+                self._first.put_rows(task, TABLES + 1, borders)
             if room is not None:
                 self._first.put(1, self._room_argument, room.ctypes.data)
         self._first.do(threads_for(self._layout.kv_heads, self._look_work))
@@ -218,9 +219,9 @@ class Desk:
             self._second = Tasks([*([self._spotting()] if direct else []), *self._reading(given, *pools)])
         else:
             task = int(direct)
-            for place, pool in enumerate(pools, 2):
+            for place, pool in enumerate(pools, POOLS):
                 self._second.put(task, place, pool.data_ptr())
-            self._second.put(task + 1, 1, given.output.data_ptr())
+            self._second.put(task + 1, OUTPUT, given.output.data_ptr())
         work = COLD * len(self.plan.positions) * self.queries.shape[2] * self._numbers.shape[2]
         self._second.do(threads_for(self._layout.kv_heads, work * self._layout.block_size))
 

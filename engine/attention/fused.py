@@ -55,7 +55,8 @@ class FusedAttention(ReferenceAttention):
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        asked = q.dtype
+        q, k, v = alike(q, k, v)
         scoring, groups = self._scoring(layer, softcap), q.shape[1] // self.layout.kv_heads
         planned = self._planned(layer, step, groups, squashed=softcap is not None)
         given = Given(q, k, v, self._scale(layer, step, scaling), torch.empty_like(q))
@@ -70,13 +71,13 @@ class FusedAttention(ReferenceAttention):
             self._read(layer, desk, given, scoring, step)
             self._index_together(layer, desk.plan)
         self._foresight.hint(layer, step.spans)
-        return given.output
+        return given.output.to(asked)
 
     def _scale(self, layer: int, step: Step, scaling: float) -> float | Tensor:
         """What makes products of queries scores: see `_scaled`."""
         temperature = self.layers[layer].temperature
         if temperature is None:
-            return scaling
+            return float(scaling)
         at = [torch.arange(span.first, span.first + len(span.token_ids)) for span in step.spans]
         return scaling * temperature(torch.cat(at))
 
@@ -273,6 +274,14 @@ def first_like(layers: list[LayerGeometry], layer: int, settings: RetrievalSetti
         for at, geometry in enumerate(layers)
     ]
     return kinds.index(kinds[layer])
+
+
+def alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as kernels take them: contiguous, and all of them fp32 or all bf16."""
+    types = {q.dtype, k.dtype, v.dtype}
+    if types != {torch.bfloat16}:
+        q, k, v = q.float(), k.float(), v.float()
+    return q.contiguous(), k.contiguous(), v.contiguous()
 
 
 def lose(void: Tensor, weight: Floats, output: Tensor) -> None:

@@ -212,6 +212,7 @@ def finish_short(arguments: int, first: int, last: int) -> None:
 @functools.cache
 def shared_place(given: np.dtype[Any], kept: np.dtype[Any]) -> Shared:
     """`place` for `Tasks`, for queries and a cache of these types."""
+    assert {given, kept} <= {np.dtype(np.float32), np.dtype(np.uint16)}, "it would be misread"
     short = given == np.uint16, kept == np.uint16
     jobs = {(False, False): place_ww, (False, True): place_ws, (True, False): place_sw, (True, True): place_ss}
     return sharing.shared(jobs[short], *place_kinds(given, kept))

@@ -170,8 +170,18 @@ def test_what_a_tier_cannot_locate_at_once_goes_the_reference_way(
     assert len(counted) == 3 * (LENGTH + DRAWN)
 
 
-def test_bf16_caches_are_read_as_they_are(tiny_folder: Path) -> None:
-    """Against the reference on the same bf16 keys and values."""
+@pytest.mark.parametrize(
+    "types",
+    [
+        (torch.float32,) * 3,
+        (torch.bfloat16,) * 3,
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float16,) * 3,
+    ],
+    ids=["fp32", "bf16", "mixed", "fp16"],
+)
+def test_bf16_caches_are_read_as_they_are(types: tuple[torch.dtype, ...], tiny_folder: Path) -> None:
+    """Against the reference on the same bf16 keys and values, whatever the model computes in."""
     bench = Bench(tiny_folder, **BLOCKS)
     layout = CacheLayout(3, 2, 16, 8, torch.bfloat16, 0)
     settings = EngineConfig(dtype="float32", estimate_rest=True, **BLOCKS).retrieval(bench.model)
@@ -186,11 +196,13 @@ def test_bf16_caches_are_read_as_they_are(tiny_folder: Path) -> None:
         bench.store = store
         for end in (99, 100):
             span = bench.span(session, end, 3)
-            q, k, v = (torch.randn(len(span.token_ids), heads, 16) for heads in (4, 2, 2))
+            given = [torch.randn(len(span.token_ids), heads, 16) for heads in (4, 2, 2)]
+            q, k, v = (x.to(dtype) for x, dtype in zip(given, types, strict=True))
             output = attention(1, q, k, v, Step([span]), 0.25, None)
             session.advance(end)
         outputs.append(output)
-    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-3)
+    step = torch.finfo(types[0]).eps  # to which either rounds
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4 + step, rtol=1e-3 + step)
 
 
 def test_sines_are_those_of_the_rotation() -> None:
