@@ -24,6 +24,8 @@ import httpx
 
 TICK = os.sysconf("SC_CLK_TCK")
 DONE = b"data: [DONE]"
+KEPT = 5.0
+"""Clients do not trust a connection that was silent for longer: a server may have closed it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +150,20 @@ class Stream:
 
 
 class Connection:
-    """One connection that stays open from request to request."""
+    """One connection that stays open from request to request, and is opened anew if there was none for KEPT seconds."""
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._used = 0.0
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def open(self) -> None:
+        if time.perf_counter() - self._used > KEPT:
+            await self.close()
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._used = time.perf_counter()
 
     async def close(self) -> None:
         """Leave, whatever the server is doing."""
