@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cache import job, kernels
+from cache import compiled, job, kernels
 from engine import pair_kernels as pairs
 from engine.linear_kernels import multiply
 from engine.pair_kernels import Bfloat
@@ -125,31 +125,33 @@ def norm_wide(arguments: int, first: int, last: int) -> None:
         normalise_wide(x + at, weight, to + at, channels // LANES, epsilon)
 
 
+@compiled
+def three(arguments: int, offset: int) -> tuple[int, int, int]:
+    """The addresses in the first three words, so many bytes on."""
+    return team.read(arguments) + offset, team.read(arguments + 8) + offset, team.read(arguments + 16) + offset
+
+
 def add_short(arguments: int, first: int, last: int) -> None:
     """Add 16 numbers and 16 numbers first, …, last - 1 of bf16; words: of both, of the result."""
-    at = 2 * LANES * first
-    one, other, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    one, other, to = three(arguments, 2 * LANES * first)
     plus_short(one, other, to, last - first)
 
 
 def add_wide(arguments: int, first: int, last: int) -> None:
     """The same of fp32."""
-    at = 4 * LANES * first
-    one, other, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    one, other, to = three(arguments, 4 * LANES * first)
     plus_wide(one, other, to, last - first)
 
 
 def swish_short(arguments: int, first: int, last: int) -> None:
     """silu of 16 numbers, times 16 numbers, first, …, last - 1 of bf16; words: of both, of the result."""
-    at = 2 * LANES * first
-    x, values, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    x, values, to = three(arguments, 2 * LANES * first)
     gate_short(x, values, to, last - first)
 
 
 def swish_wide(arguments: int, first: int, last: int) -> None:
     """The same of fp32."""
-    at = 4 * LANES * first
-    x, values, to = team.read(arguments) + at, team.read(arguments + 8) + at, team.read(arguments + 16) + at
+    x, values, to = three(arguments, 4 * LANES * first)
     gate_wide(x, values, to, last - first)
 
 

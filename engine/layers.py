@@ -5,7 +5,7 @@ call torch from Python. Some twenty such calls between two products then cost mo
 themselves: a seventh of a token's time for a model of a billion weights. So where a layer is of the usual kind (norm,
 attention, norm, gated SiLU) all of it but attention becomes two lists of jobs for the team.
 
-Which layers are of that kind is seen, not believed: a layer of the right parts runs once with a pretended attention,
+Which layers are of that kind is seen, not believed: a layer of the right parts runs twice with a pretended attention,
 and what jobs make of its input must be what came out of it. All others are left as they are.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cache import Task, Tasks
-from engine.pairs import FEW, PIECE_BYTES, PairProduct
+from engine.pairs import FEW, PairProduct, piece_of
 
 LANES = 16
 STEPS = 64
@@ -182,8 +182,7 @@ class LayerTasks:
         outputs, channels = weight.shape
         matrix, more = (weight.data_ptr(), outputs, channels), 0 if bias is None else bias.data_ptr()
         words = (*matrix, x.data_ptr(), self.rows, to.data_ptr(), more)
-        piece = max(4, PIECE_BYTES // (weight.itemsize * channels) // 4 * 4)
-        return Task(self._jobs.multiply, words, range(len(words)), outputs, piece)
+        return Task(self._jobs.multiply, words, range(len(words)), outputs, piece_of(weight))
 
     def _keep(self, weight: Tensor) -> Tensor:
         self._kept.append(weight.detach())

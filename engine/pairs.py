@@ -24,6 +24,11 @@ PIECE_BYTES = 1 << 17
 """Of the matrix, which a thread claims at once."""
 
 
+def piece_of(weight: Tensor) -> int:
+    """Rows of a matrix that a thread claims at once."""
+    return max(4, PIECE_BYTES // (weight.itemsize * weight.shape[1]) // 4 * 4)
+
+
 class PairProduct:
     """What stands for a linear layer's `forward`; for channels that are a multiple of 32."""
 
@@ -33,7 +38,7 @@ class PairProduct:
         self._weight, self._bias = layer.weight, layer.bias
         self._multiply = pair_kernels.multiply_job()
         self._outputs, self._channels = layer.weight.shape
-        self._piece = max(4, PIECE_BYTES // (2 * self._channels) // 4 * 4)
+        self._piece = piece_of(layer.weight)
 
     @staticmethod
     def fits(weight: Tensor) -> bool:

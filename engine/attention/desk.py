@@ -40,7 +40,7 @@ class Given:
     Attributes:
         q, output: (positions, query_heads, head_dim), contiguous
         k, v: (positions, kv_heads, head_dim), contiguous
-        scale: of queries, where it is one for all, or of each position (positions,)
+        scale: of queries, where it is one for all, or of each position (positions, 1, 1)
     """
 
     q: Tensor
@@ -48,6 +48,10 @@ class Given:
     v: Tensor
     scale: float | Tensor
     output: Tensor
+
+    def scale_of(self, rows: slice | Tensor) -> float | Tensor:
+        """Of some of the positions."""
+        return self.scale if isinstance(self.scale, float) else self.scale[rows]
 
 
 class Scratch:
@@ -117,7 +121,8 @@ class Desk:
         Args:
             by_scores: who asks looks at landmarks itself afterwards
         """
-        self._scale[:] = given.scale if isinstance(given.scale, float) else given.scale[self.plan.rows]
+        scale = given.scale_of(self.plan.rows)
+        self._scale[:] = scale if isinstance(scale, float) else scale.flatten()
         keys, values = self._cache(layer)
         indexes = [] if by_scores or not self.chooses else self.indexes(layer)
         tables = [joined([index.table for index in indexes])] if indexes else []

@@ -38,7 +38,7 @@ class FusedAttention(ReferenceAttention):
         super().__init__(layers, layout, settings)
         self._recall, self._copies = kernels("recall"), kernels("copy")
         self._keeps_scores = settings.landmark_dtype != "int4"
-        self._alike = [first_like(layers, layer, settings) for layer in range(len(layers))]
+        self._alike = first_alike(layers, settings)
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = Scratch()
         self._warm_up()
@@ -59,12 +59,11 @@ class FusedAttention(ReferenceAttention):
         q, k, v = alike(q, k, v)
         scoring, groups = self._scoring(layer, softcap), q.shape[1] // self.layout.kv_heads
         planned = self._planned(layer, step, groups, squashed=softcap is not None)
-        given = Given(q, k, v, self._scale(layer, step, scaling), torch.empty_like(q))
+        given = Given(q, k, v, self._scale(layer, step, scaling, q.device), torch.empty_like(q))
         for span, rows, desks in planned.alone:
             self.store(layer, span, k[rows], v[rows])
             if desks is None:
-                queries = self._scaled(layer, q, step, scaling)[rows]
-                super()._attend(layer, span, queries, scoring, step, given.output[rows])
+                super()._attend(layer, span, q[rows].float() * given.scale_of(rows), scoring, step, given.output[rows])
             for desk in desks or ():
                 self._read(layer, desk, given, scoring, step)
         for desk in planned.together:
@@ -72,14 +71,6 @@ class FusedAttention(ReferenceAttention):
             self._index_together(layer, desk.plan)
         self._foresight.hint(layer, step.spans)
         return given.output.to(asked)
-
-    def _scale(self, layer: int, step: Step, scaling: float) -> float | Tensor:
-        """What makes products of queries scores: see `_scaled`."""
-        temperature = self.layers[layer].temperature
-        if temperature is None:
-            return float(scaling)
-        at = [torch.arange(span.first, span.first + len(span.token_ids)) for span in step.spans]
-        return scaling * temperature(torch.cat(at))
 
     def _index_together(self, layer: int, plan: Plan) -> None:
         """Index the blocks that spans of one position have filled."""
@@ -124,10 +115,8 @@ class FusedAttention(ReferenceAttention):
 
     def _pieces(self, layer: int, span: Span, rows: slice, groups: int) -> Iterator[Plan]:
         """The queries of one span, as many at once as working memory and tier bear."""
-        positions, piece = (
-            np.arange(span.first, span.first + len(span.token_ids)),
-            self._few_enough(layer, span, groups),
-        )
+        positions = np.arange(span.first, span.first + len(span.token_ids))
+        piece = self._few_enough(layer, span, groups)
         for start in range(0, len(positions), piece):
             mine = positions[start : start + piece]
             reach = self._reach(layer, span, int(mine[-1]) // self.layout.block_size)
@@ -267,13 +256,13 @@ class FusedAttention(ReferenceAttention):
             self._copies.shared_attend()
 
 
-def first_like(layers: list[LayerGeometry], layer: int, settings: RetrievalSettings) -> int:
-    """The first layer that turns and reads as this one does: not so are dense ones, and where all landmarks tie."""
+def first_alike(layers: list[LayerGeometry], settings: RetrievalSettings) -> list[int]:
+    """Of each layer the first that turns and reads as it does: not so are dense ones, and where all landmarks tie."""
     kinds = [
         (id(geometry.rotation), geometry.window, at < settings.dense_layers, settings.gated and at == 0)
         for at, geometry in enumerate(layers)
     ]
-    return kinds.index(kinds[layer])
+    return [kinds.index(kind) for kind in kinds]
 
 
 def alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

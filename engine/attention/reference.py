@@ -69,25 +69,22 @@ class ReferenceAttention:
         for span in step.spans:
             end = start + len(span.token_ids)
             self.store(layer, span, k[start:end], v[start:end])
-            self._attend(
-                layer,
-                span,
-                queries[start:end],
-                self._scoring(layer, softcap),
-                step,
-                output[start:end],
-            )
+            self._attend(layer, span, queries[start:end], self._scoring(layer, softcap), step, output[start:end])
             start = end
         self._foresight.hint(layer, step.spans)
         return output
 
     def _scaled(self, layer: int, q: Tensor, step: Step, scaling: float) -> Tensor:
         """Queries (positions, query_heads, head_dim) as their products are scores: fp32."""
+        return q.float() * self._scale(layer, step, scaling, q.device)
+
+    def _scale(self, layer: int, step: Step, scaling: float, device: torch.device) -> float | Tensor:
+        """What queries are multiplied with: one number for all, or one for each position (positions, 1, 1)."""
         temperature = self.layers[layer].temperature
         if temperature is None:
-            return q.float() * scaling
-        at = [torch.arange(span.first, span.first + len(span.token_ids), device=q.device) for span in step.spans]
-        return q.float() * (scaling * temperature(torch.cat(at)))[:, None, None]
+            return float(scaling)
+        at = [torch.arange(span.first, span.first + len(span.token_ids), device=device) for span in step.spans]
+        return (scaling * temperature(torch.cat(at)))[:, None, None]
 
     def _scoring(self, layer: int, softcap: float | None) -> Scoring:
         void = self.layers[layer].void
