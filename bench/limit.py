@@ -1,33 +1,38 @@
 """`python -m bench.limit --contexts 4096,131072`: how near a decoded token is to what the memory allows.
 
 A token at batch 1 must read every weight once, the index of its session, and the blocks that it fetches. What these
-bytes take at the rate at which this machine reads memory is the floor; the rate is measured beside the tokens, in the
-same run, as the best of several sweeps over memory that no cache holds.
+bytes take at the rate at which this machine reads memory is the floor.
+
+That rate is no constant: on a machine that others share it moves by half within seconds. So tokens and sweeps take
+turns, and a sweep reads what a token reads most of, the weights themselves where they lie (`bench.reading`). The floor
+of a token follows from the sweep before it and the one after it, and the ratio is the median over tokens of each one's
+time to its own floor; beside it stand the quartiles. A sweep also leaves the caches as a token does: full of weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from bench.decode import SHAPES, Cairn
+from bench.reading import Sweep
 from bench.report import write_json
-from cache import zeros
 from engine import EngineConfig, LoadedModel
 from engine.huggingface import describe, register
 
-SWEEP_BYTES = 1 << 30
+WARM = 2
+"""Tokens before measuring begins."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One context: bytes of a token by what they are, the floor and the measured median."""
+    """One context: bytes of a token by what they are; medians of tokens, floors and rates, and of their ratios."""
 
     context: int
     weight_bytes: int
@@ -37,6 +42,7 @@ class Row:
     floor_ms: float
     ms: float
     ratio: float
+    ratio_quartiles: tuple[float, float]
 
 
 def weight_bytes(model: LoadedModel) -> int:
@@ -57,30 +63,41 @@ def cache_bytes(cairn: Cairn) -> tuple[int, int]:
     return sum(index.count * index.block_bytes for index in indexes), blocks * layout.block_bytes
 
 
-def read_rate(sweeps: int = 5) -> float:
-    """Bytes per second of the fastest sweep of all threads over memory, in large pages if there are any."""
-    memory = zeros((SWEEP_BYTES // 4,), torch.int32).fill_(1)
-    seconds = []
-    for _ in range(sweeps):
-        begun = time.perf_counter()
-        memory.max()
-        seconds.append(time.perf_counter() - begun)
-    return SWEEP_BYTES / min(seconds)
+def in_turns(cairn: Cairn, sweep: Sweep, tokens: int) -> tuple[list[float], list[float]]:
+    """Seconds of each token, and those that a sweep takes beside it: the mean of the one before and the one after."""
+    for _ in range(WARM):
+        cairn.decode()
+        sweep.seconds()
+    sweeps, decoded = [sweep.seconds()], []
+    for _ in range(tokens):
+        decoded.append(cairn.decode())
+        sweeps.append(sweep.seconds())
+    return decoded, [(before + after) / 2 for before, after in itertools.pairwise(sweeps)]
 
 
 def measure(model: LoadedModel, context: int, tokens: int) -> Row:
-    """The floor, measured before and after the tokens, and the tokens."""
-    before = read_rate()
-    cairn = Cairn(model, EngineConfig(), context, tokens + 2)
-    ms = 1000 * statistics.median([cairn.decode() for _ in range(tokens + 2)][2:])
+    """Tokens of one context, each beside its floor."""
+    cairn = Cairn(model, EngineConfig(), context, tokens + WARM)
+    sweep = Sweep(model.model.parameters())
+    decoded, sweeps = in_turns(cairn, sweep, tokens)
     index, blocks = cache_bytes(cairn)
     weights = weight_bytes(model)
     cairn.restore()
     del cairn
     gc.collect()
-    rate = max(before, read_rate())
-    floor = 1000 * (weights + index + blocks) / rate
-    return Row(context, weights, index, blocks, rate / 1e9, floor, ms, ms / floor)
+    floors = [(weights + index + blocks) / sweep.bytes * seconds for seconds in sweeps]
+    low, ratio, high = statistics.quantiles([mine / floor for mine, floor in zip(decoded, floors, strict=True)], n=4)
+    rate = sweep.bytes / statistics.median(sweeps) / 1e9
+    floor, ms = (1000 * statistics.median(each) for each in (floors, decoded))
+    return Row(context, weights, index, blocks, rate, floor, ms, ratio, (low, high))
+
+
+def show(row: Row) -> None:
+    """A line of the table."""
+    sizes = (f"{size / 1e6:.0f} MB" for size in (row.weight_bytes, row.index_bytes, row.block_bytes))
+    quartiles = "{:.2f}-{:.2f}".format(*row.ratio_quartiles)
+    parts = (row.context, f"{row.ratio:.2f}x", quartiles, f"{row.ms:.1f}", f"{row.floor_ms:.1f}", *sizes)
+    print("".join(f"{part:>10}" for part in parts) + f"{row.read_gb_per_second:>10.1f}", flush=True)
 
 
 def main() -> int:
@@ -93,16 +110,12 @@ def main() -> int:
     register()
     model = describe("bench", SHAPES[options.shape]())
     rows = []
-    print(f"{'context':>9}{'ratio':>7}{'ms':>8}{'floor':>8}{'weights':>10}{'index':>9}{'blocks':>9}{'GB/s':>7}")
+    print("".join(f"{name:>10}" for name in ("context", "ratio", "quartiles", "ms", "floor")), end="")
+    print("".join(f"{name:>10}" for name in ("weights", "index", "blocks", "GB/s")))
     for context in map(int, options.contexts.split(",")):
         row = measure(model, context, options.tokens)
         rows.append(asdict(row))
-        sizes = [f"{bytes_ / 1e6:.0f} MB" for bytes_ in (row.weight_bytes, row.index_bytes, row.block_bytes)]
-        print(
-            f"{context:>9}{row.ratio:>6.2f}x{row.ms:>8.1f}{row.floor_ms:>8.1f}{sizes[0]:>10}{sizes[1]:>9}{sizes[2]:>9}"
-            f"{row.read_gb_per_second:>7.1f}",
-            flush=True,
-        )
+        show(row)
     write_json(options.json, {"shape": options.shape, "rows": rows})
     return 0
 

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {  # beside the standard library and the folder i
     "training": {"torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "tqdm", "engine"},
     "bench": {
         "torch", "numpy", "transformers", "tokenizers", "safetensors", "httpx", "matplotlib", "cache", "engine",
-        "training", "llama_cpp", "gguf",
+        "training", "llama_cpp", "gguf", "llvmlite", "numba",
     },
 }  # fmt: skip
 ON_DEMAND = {"llvmlite", "numba", "triton"}
@@ -135,7 +135,7 @@ def test_across_folders_only_the_package_root_is_imported(folder: str) -> None:
 
 def test_compilers_are_imported_on_demand() -> None:
     """Or by a module of kernels, which is imported on demand itself (`test_importing_a_package_loads_no_compiler`)."""
-    everywhere = [found for folder in ("cache", "engine") for found in imports_of(folder)]
+    everywhere = [found for folder in ("cache", "engine", "bench") for found in imports_of(folder)]
     eager = [found for found in everywhere if found.top in ON_DEMAND and found.at_top]
     none([found for found in eager if not found.file.stem.endswith("kernels")])
 
