@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench.decode import SHAPES, Cairn
+from bench.decode import Cairn, add_model, made
 from bench.report import write_json
 from cache import Session
 from engine import EngineConfig, Span, Step
@@ -50,14 +50,14 @@ def step_seconds(cairn: Cairn, sessions: list[Session]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    add_model(parser)
     parser.add_argument("--context", type=int, default=32_768)
     parser.add_argument("--clients", default="1,4,16")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     register()
-    model = describe("bench", SHAPES[options.shape]())
+    model = describe("bench", made(options.shape, options.weights))
     counts = [int(count) for count in options.clients.split(",")]
     cairn = Cairn(model, EngineConfig(), options.context, 64 * max(counts))  # room for what each client adds
     cairn.session.rewind(cairn.session.sealed)
@@ -73,8 +73,8 @@ def main() -> int:
         row = Row(count, 1000 * seconds, rate, rate / rows[0].tokens_per_second if rows else 1.0)
         print(f"{count:>8}{row.ms_per_step:>13.1f}{rate:>10.1f}{row.speedup:>8.1f}x", flush=True)
         rows.append(row)
-    result = {"shape": options.shape, "context": options.context, "rows": [asdict(row) for row in rows]}
-    write_json(options.json, result)
+    told = {"shape": options.shape, "weights": options.weights, "context": options.context}
+    write_json(options.json, {**told, "rows": [asdict(row) for row in rows]})
     return 0
 
 

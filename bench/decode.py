@@ -35,6 +35,7 @@ from engine.huggingface import describe, register
 from engine.layers import quicken_layers
 from engine.linear import quicken
 from engine.placing import settle
+from engine.rounded import round_weights
 from engine.step import with_landmarks
 
 OURS = Path("models/cairn-4m")
@@ -95,22 +96,34 @@ def qwen3_600m() -> PreTrainedModel:
 
 
 def random_weights(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """A model of this shape, made in bf16, because an fp32 one would take twice the memory, and placed as if loaded."""
+    """A model of this shape, made in bf16, because an fp32 one would take twice the memory."""
     torch.set_default_dtype(torch.bfloat16)
     model = kind(config)
     torch.set_default_dtype(torch.float32)
-    settle(model)
     return model.eval()
 
 
 def ours() -> PreTrainedModel:
     """The model that we ship."""
-    model = AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
-    settle(model)
-    return model
+    return AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
 
 
 SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "cairn-4m": ours}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model."""
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--weights", choices=("auto", "int8"), default="auto", help="as `cairn serve` takes it")
+
+
+def made(shape: str, weights: str = "auto") -> PreTrainedModel:
+    """A model of this shape, its weights kept and placed as if it were loaded."""
+    model = SHAPES[shape]()
+    if weights == "int8":
+        round_weights(model)
+    settle(model)
+    return model
 
 
 class Cairn:
@@ -239,21 +252,25 @@ def show(shape: str, rows: list[Row]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    add_model(parser)
     parser.add_argument("--contexts", default="4096,16384,65536,131072")
     parser.add_argument("--tokens", type=int, default=16, help="tokens to decode at each context")
     parser.add_argument("--cairn-only", action="store_true", help="do not run transformers beside it")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
+    if options.weights != "auto" and not options.cairn_only:
+        parser.error("--weights: transformers would run with Cairn's products; add --cairn-only")
     register()
-    model = SHAPES[options.shape]()
+    model = made(options.shape, options.weights)
     contexts = [int(context) for context in options.contexts.split(",")]
     rows = []
     for context in contexts:
         rows.append(measure(model, context, options.tokens, compare=not options.cairn_only))
         print(rows[-1], flush=True)
     show(options.shape, rows)
-    write_json(options.json, {"shape": options.shape, "rows": [asdict(row) for row in rows]})
+    write_json(
+        options.json, {"shape": options.shape, "weights": options.weights, "rows": [asdict(row) for row in rows]}
+    )
     return 0
 
 

@@ -19,12 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from bench.decode import SHAPES, Cairn
+from bench.decode import Cairn, add_model, made
 from bench.reading import Sweep
 from bench.report import write_json
 from engine import EngineConfig, LoadedModel
 from engine.huggingface import describe, register
+from engine.rounded import RoundedLinear
 
 WARM = 2
 """Tokens before measuring begins."""
@@ -46,12 +48,18 @@ class Row:
 
 
 def weight_bytes(model: LoadedModel) -> int:
-    """Every weight, but of the table of token vectors one row; if it is the last matrix, too, it is read as such."""
-    table = model.model.get_input_embeddings().weight
-    output = model.model.get_output_embeddings().weight
-    all_bytes = sum(weight.numel() * weight.element_size() for weight in model.model.parameters())
-    tied = output.data_ptr() == table.data_ptr()
-    return all_bytes if tied else all_bytes - table.numel() * table.element_size()
+    """Every weight as it is kept, but of the table of token vectors one row; if it is the last matrix, too, all."""
+    table = model.model.get_input_embeddings()
+    others = {id(weight) for module in model.model.modules() if module is not table for weight in own(module)}
+    alone = sum(weight.nbytes for weight in own(table) if id(weight) not in others)
+    kept = {id(weight): weight.nbytes for module in model.model.modules() for weight in own(module)}
+    return sum(kept.values()) - alone
+
+
+def own(module: nn.Module) -> list[Tensor]:
+    """A module's weights, and the scales of those in 8 bits."""
+    scales = [module.scales] if isinstance(module, RoundedLinear) else []
+    return [*module.parameters(recurse=False), *scales]
 
 
 def cache_bytes(cairn: Cairn) -> tuple[int, int]:
@@ -102,13 +110,13 @@ def show(row: Row) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    add_model(parser)
     parser.add_argument("--contexts", default="4096,131072", help="context lengths, separated by commas")
     parser.add_argument("--tokens", type=int, default=24, help="decoded tokens per context")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     register()
-    model = describe("bench", SHAPES[options.shape]())
+    model = describe("bench", made(options.shape, options.weights))
     rows = []
     print("".join(f"{name:>10}" for name in ("context", "ratio", "quartiles", "ms", "floor")), end="")
     print("".join(f"{name:>10}" for name in ("weights", "index", "blocks", "GB/s")))
@@ -116,7 +124,7 @@ def main() -> int:
         row = measure(model, context, options.tokens)
         rows.append(asdict(row))
         show(row)
-    write_json(options.json, {"shape": options.shape, "rows": rows})
+    write_json(options.json, {"shape": options.shape, "weights": options.weights, "rows": rows})
     return 0
 
 

@@ -70,6 +70,7 @@ class Job:
     tokens: int
     blocks_per_head: int
     threads: int
+    weights: str = "auto"
 
 
 def draw_prompts(count: int, seed: int) -> list[Prompt]:
@@ -139,7 +140,7 @@ def run(job: Job, prompts: list[Prompt]) -> list[Outcome]:
     torch.set_num_threads(job.threads)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     haystack = read_haystack(job.haystack, tokenizer, job.tokens)
-    engine = load_engine(job.model, EngineConfig())
+    engine = load_engine(job.model, EngineConfig(weights=job.weights))
     engine.start()
     outcomes = []
     for prompt in prompts:
@@ -178,12 +179,13 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--haystack", type=Path, required=True, help="a text file that the model was not trained on")
     parser.add_argument("--blocks-per-head", type=int, default=8)
+    parser.add_argument("--weights", choices=("auto", "int8"), default="auto", help="as `cairn serve` takes it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes, each with its share of the cores")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     threads = max(1, torch.get_num_threads() // options.workers)
-    job = Job(options.model, options.haystack, options.tokens, options.blocks_per_head, threads)
+    job = Job(options.model, options.haystack, options.tokens, options.blocks_per_head, threads, options.weights)
     outcomes = run_all(job, draw_prompts(options.prompts, options.seed), options.workers)
     accuracy = sum(outcome.right for outcome in outcomes) / len(outcomes)
     print(f"accuracy {accuracy:.1%} of {len(outcomes)} prompts, {options.tokens} tokens of {options.haystack.name}")

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from bench.decode import SHAPES, Cairn
+from bench.decode import SHAPES, Cairn, made
 from bench.report import write_json
 from engine import EngineConfig
 from engine.huggingface import describe, register
@@ -241,7 +241,7 @@ def main() -> int:
         parser.error(f"{options.environment} has no llama.cpp: make it with `python -m bench.peers --install`")
     torch.set_num_threads(options.threads)
     register()
-    model = SHAPES[options.shape]()
+    model = made(options.shape)
     noise = noise_for(model)
     with tempfile.TemporaryDirectory(dir=options.environment) as folder:
         llama = LlamaCpp(options.environment, Path(folder), model, noise)

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from bench.decode import SHAPES, Cairn, filled_cache
+from bench.decode import Cairn, add_model, filled_cache, made
 from bench.report import write_json
 from engine import EngineConfig, Step
 from engine.huggingface import describe, register
+from engine.rounded import RoundedLinear, matrix_of
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,9 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def multiplications(model: PreTrainedModel) -> int:
     """Of all linear layers, for one token; the output layer is asked for the last token only."""
-    layers = [
-        module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "lm_head" not in name
-    ]
-    return sum(layer.weight.numel() for layer in layers)
+    kinds = nn.Linear, RoundedLinear
+    layers = [m for name, m in model.named_modules() if isinstance(m, kinds) and "lm_head" not in name]
+    return sum(matrix_of(layer).numel() for layer in layers)
 
 
 def cairn_seconds(model: PreTrainedModel, depth: int, chunk: int, repeats: int) -> float:
@@ -88,15 +88,17 @@ def transformers_seconds(model: PreTrainedModel, depth: int, chunk: int) -> floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    add_model(parser)
     parser.add_argument("--depths", default="0,8192,131072")
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cairn-only", action="store_true", help="do not run transformers beside it")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
+    if options.weights != "auto" and not options.cairn_only:
+        parser.error("--weights: transformers would run with Cairn's products; add --cairn-only")
     register()
-    model = SHAPES[options.shape]()
+    model = made(options.shape, options.weights)
     rate, work = machine_rate(), multiplications(model)
     print(f"{'depth':>9}{'cairn tok/s':>13}{'transformers':>14}{'ratio':>8}{'matrix work':>13}")
     rows = []
@@ -110,7 +112,8 @@ def main() -> int:
         shown = f"{theirs:.1f}" if theirs else "-"
         print(f"{depth:>9}{mine:>13.1f}{shown:>14}{ratio:>8}{row.matrix_share:>13.0%}", flush=True)
         rows.append(row)
-    write_json(options.json, {"shape": options.shape, "chunk": options.chunk, "rows": [asdict(row) for row in rows]})
+    told = {"shape": options.shape, "weights": options.weights, "chunk": options.chunk}
+    write_json(options.json, {**told, "rows": [asdict(row) for row in rows]})
     return 0
 
 

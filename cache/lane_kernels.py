@@ -162,6 +162,18 @@ def add_to(context: Any, to: Any, what: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def multiply_by(context: Any, to: Any, what: Any) -> Any:
+    """Multiply one fp32 number at an address by that at another."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        to, what = arguments
+        store(b, b.fmul(load(b, to, F32), load(b, what, F32)), to)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def highest(context: Any, x: Any, steps: Any) -> Any:
     """The largest of 16 * steps numbers, at least NOTHING."""
 

@@ -93,7 +93,7 @@ def describe(
         retrieval=settings,
         block_size=store.layout.block_size,
         max_session_tokens=config.session_limit(model, store.layout, store.longest, bounded=settings.bounded),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=config.weights if config.weights != "auto" else str(model.dtype).removeprefix("torch."),
         parameters=sum(p.numel() for p in model.model.parameters()),
     )
 

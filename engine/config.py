@@ -59,6 +59,7 @@ class EngineConfig:
         positions: `absolute` or `bounded`
         audit_rate: share of the tokens at which one layer and head is compared with exact attention
         dtype: of the weights, as transformers takes it
+        weights: how linear layers keep them: `auto` as they are, `int8` in 8 bits with a scale for each row, on a CPU
         device: where model and cache lie: `cpu`, `cuda` or `cuda:1`; `auto` is a GPU if there is one
         prefix_cache: keep finished prompts for the next one with the same beginning
         threads: CPU threads of a forward pass; None leaves it to torch. Fewer than the cores are right where
@@ -93,6 +94,7 @@ class EngineConfig:
     positions: str | None = None
     audit_rate: float = 0.0003
     dtype: str = "auto"
+    weights: str = "auto"
     device: str = "auto"
     prefix_cache: bool = True
     threads: int | None = None
@@ -112,6 +114,8 @@ class EngineConfig:
             raise InvalidParameter("landmarks", f"must be one of {', '.join(RULES)}, not {self.landmarks!r}")
         if self.positions not in (None, "absolute", "bounded"):
             raise InvalidParameter("positions", f"must be absolute or bounded, not {self.positions!r}")
+        if self.weights not in ("auto", "int8"):
+            raise InvalidParameter("weights", f"must be auto or int8, not {self.weights!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise InvalidParameter("device", f"must be auto, cpu, cuda or cuda:0, cuda:1, …, not {self.device!r}")
         if self.landmark_dtype not in (None, "int4", "float32"):

@@ -24,6 +24,7 @@ from engine.layers import quicken_layers
 from engine.linear import quicken
 from engine.placing import settle
 from engine.rehearsal import REHEARSAL, RehearsedLayer
+from engine.rounded import round_weights
 from engine.step import Step
 
 if TYPE_CHECKING:
@@ -79,11 +80,14 @@ class LoadedModel:
         return CacheLayout(len(self.layers), self.kv_heads, self.head_dim, block_size, self.dtype, reserved)
 
 
-def load_model(name: str, dtype: str = "auto", device: torch.device | None = None) -> LoadedModel:
+def load_model(
+    name: str, dtype: str = "auto", device: torch.device | None = None, weights: str = "auto"
+) -> LoadedModel:
     """Load a causal language model from a folder or the hub; raises ModelError.
 
     Args:
         device: where it is to run; None is the CPU
+        weights: how linear layers keep them: `auto` as they are, `int8` in 8 bits, on a CPU only
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -110,6 +114,8 @@ def load_model(name: str, dtype: str = "auto", device: torch.device | None = Non
         )
     if device is not None:
         model.to(device)
+    if weights == "int8":
+        round_weights(model)
     settle(model)
     loaded = describe(name, model.eval())
     quicken(model)

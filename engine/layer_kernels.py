@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from cache import compiled, job, kernels
-from engine import pair_kernels as pairs
 from engine.linear_kernels import multiply
 from engine.pair_kernels import Bfloat
+from engine.pairs import multiply_job
 
 lanes, team, sharing = kernels("lane"), kernels("team"), kernels("sharing")
 I64, F32, REALS, LANES = lanes.I64, lanes.F32, lanes.REALS, lanes.LANES
@@ -155,18 +156,37 @@ def swish_wide(arguments: int, first: int, last: int) -> None:
     gate_wide(x, values, to, last - first)
 
 
-unpack = sharing.unpacker(sharing.array(np.float32, 2), *[sharing.WHOLE] * 4)
+unpack_wide, unpack_bytes = (
+    sharing.unpacker(sharing.array(kind, 2), *[sharing.WHOLE] * 5) for kind in (np.float32, np.int8)
+)
+
+
+@compiled
+def finish(products: int, outputs: int, rows: int, scales: int, bias: int, first: int, last: int) -> None:
+    """Multiply products with scales and add biases, where there are any: fp32 all."""
+    for row in range(rows):
+        for output in range(first, last):
+            place = products + 4 * (row * outputs + output)
+            if scales:
+                lanes.multiply_by(place, scales + 4 * output)
+            if bias:
+                lanes.add_to(place, bias + 4 * output)
 
 
 def multiply_wide(arguments: int, first: int, last: int) -> None:
     """As `pair_kernels.multiply`, with fp32 for bf16."""
-    weights, inputs, rows, products, bias = unpack(arguments)
+    weights, inputs, rows, products, bias, scales = unpack_wide(arguments)
     outputs, channels = weights.shape
     multiply(weights, inputs, 4 * channels, products + 4 * first, 4 * outputs, rows, first, last)
-    if bias:
-        for row in range(rows):
-            for output in range(first, last):
-                lanes.add_to(products + 4 * (row * outputs + output), bias + 4 * output)
+    finish(products, outputs, rows, scales, bias, first, last)
+
+
+def multiply_bytes(arguments: int, first: int, last: int) -> None:
+    """As `byte_kernels.multiply`, with fp32 for bf16."""
+    weights, inputs, rows, products, bias, scales = unpack_bytes(arguments)
+    outputs, channels = weights.shape
+    multiply(weights, inputs, 4 * channels, products + 4 * first, 4 * outputs, rows, first, last)
+    finish(products, outputs, rows, scales, bias, first, last)
 
 
 # -- as jobs ------------------------------------------------------------------------------------------------------
@@ -183,8 +203,12 @@ class Jobs:
 
 
 @functools.cache
-def jobs(width: int) -> Jobs:
-    """Those for numbers of so many bytes; no others are compiled: for bf16 a processor may lack the instructions."""
+def jobs(width: int, weights: torch.dtype) -> Jobs:
+    """Those for numbers of so many bytes, and weights of that type or int8.
+
+    No others are compiled: for bf16 a processor may lack the instructions.
+    """
     if width == 2:
-        return Jobs(job(norm_short), job(add_short), job(swish_short), pairs.multiply_job())
-    return Jobs(job(norm_wide), job(add_wide), job(swish_wide), job(multiply_wide))
+        return Jobs(job(norm_short), job(add_short), job(swish_short), multiply_job(weights))
+    product = multiply_bytes if weights == torch.int8 else multiply_wide
+    return Jobs(job(norm_wide), job(add_wide), job(swish_wide), job(product))

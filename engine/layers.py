@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from cache import Task, Tasks
 from engine.pairs import FEW, PairProduct, piece_of
+from engine.rounded import RoundedLinear, matrix_of
 
 LANES = 16
 STEPS = 64
@@ -42,25 +43,39 @@ LOUD = 64.0
 only. A power of two, so that weights become what they were."""
 
 
+Product = nn.Linear | RoundedLinear
+
+
 @dataclass(frozen=True)
 class Parts:
     """The modules of a usual layer."""
 
     before: Any
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
+    q: Product
+    k: Product
+    v: Product
     q_norm: Any
     k_norm: Any
-    o: nn.Linear
+    o: Product
     after: Any
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    gate: Product
+    up: Product
+    down: Product
 
     @property
-    def products(self) -> tuple[nn.Linear, ...]:
+    def products(self) -> tuple[Product, ...]:
         return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that go through."""
+        dtype = self.before.weight.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        return [matrix_of(product) for product in self.products]
 
     @property
     def norms(self) -> tuple[Any, ...]:
@@ -85,33 +100,39 @@ class Parts:
 
     def fits(self, kv_heads: int, head_dim: int) -> bool:
         """Whether there are kernels for them, and a cache of such heads takes their keys and values."""
-        if any(type(product) is not nn.Linear for product in self.products):
+        kind = type(self.q)
+        if kind not in (nn.Linear, RoundedLinear) or any(type(product) is not kind for product in self.products):
             return False
         if any(epsilon_of(norm) is None for norm in self.norms) or not self._sized(kv_heads, head_dim):
             return False
-        weights = [module.weight for module in (*self.products, *self.norms)]
-        dtype = weights[0].dtype
-        if any(w.dtype != dtype or w.device.type != "cpu" or not w.is_contiguous() for w in weights):
+        if not self._typed(torch.int8 if kind is RoundedLinear else self.dtype):
             return False
         if any(size % LANES for norm in self.norms for size in norm.weight.shape):
             return False
-        if dtype == torch.bfloat16:
-            return all(PairProduct.fits(product.weight) for product in self.products)
-        return dtype == torch.float32 and all(size % LANES == 0 for size in self._sizes)
+        if self.dtype == torch.bfloat16:
+            return all(PairProduct.fits(matrix) for matrix in self.matrices)
+        return self.dtype == torch.float32 and all(size % LANES == 0 for size in self._sizes)
+
+    def _typed(self, weights: torch.dtype) -> bool:
+        """Whether matrices are of this type, all else is of the norms', and jobs can take it as it lies in memory."""
+        matrices, others = self.matrices, [norm.weight for norm in self.norms]
+        others += [product.bias for product in self.products if product.bias is not None]
+        typed = all(x.dtype == weights for x in matrices) and all(x.dtype == self.dtype for x in others)
+        return typed and all(x.device.type == "cpu" and x.is_contiguous() for x in (*matrices, *others))
 
     def _sized(self, kv_heads: int, head_dim: int) -> bool:
         """Whether they have the sizes that jobs take for granted: what is wider would be written beyond its room."""
-        hidden, inner = self.down.weight.shape
-        queries, keys = len(self.q.weight), kv_heads * head_dim
+        hidden, inner = matrix_of(self.down).shape
+        queries, keys = len(matrix_of(self.q)), kv_heads * head_dim
         products = (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries), *[(inner, hidden)] * 2
-        sized = [tuple(product.weight.shape) for product in self.products] == [*products, (hidden, inner)]
+        sized = [tuple(matrix.shape) for matrix in self.matrices] == [*products, (hidden, inner)]
         whole = all(norm.weight.shape == (hidden,) for norm in (self.before, self.after))
         of_heads = all(norm is None or norm.weight.shape == (head_dim,) for norm in (self.q_norm, self.k_norm))
         return sized and whole and of_heads and queries % keys == 0
 
     @property
     def _sizes(self) -> list[int]:
-        return [size for product in self.products for size in product.weight.shape]
+        return [size for matrix in self.matrices for size in matrix.shape]
 
 
 def epsilon_of(norm: Any) -> float | None:
@@ -148,7 +169,7 @@ class LayerTasks:
     def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
         from engine import layer_kernels
 
-        self.rows, self._jobs = rows, layer_kernels.jobs(parts.q.weight.itemsize)
+        self.rows, self._jobs = rows, layer_kernels.jobs(parts.dtype.itemsize, matrix_of(parts.q).dtype)
         self._kept: list[Tensor] = []  # what else lies at addresses that tasks have, whatever a model gets instead
         room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
         q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
@@ -177,11 +198,11 @@ class LayerTasks:
         words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
         return Task(self._jobs.norm, words, range(len(words)), rows)
 
-    def _product(self, layer: nn.Linear, x: Tensor, to: Tensor) -> Task:
-        weight, bias = self._keep(layer.weight), None if layer.bias is None else self._keep(layer.bias)
+    def _product(self, layer: Product, x: Tensor, to: Tensor) -> Task:
+        weight, scales = self._keep(matrix_of(layer)), layer.scales if isinstance(layer, RoundedLinear) else None
         outputs, channels = weight.shape
-        matrix, more = (weight.data_ptr(), outputs, channels), 0 if bias is None else bias.data_ptr()
-        words = (*matrix, x.data_ptr(), self.rows, to.data_ptr(), more)
+        more = [0 if each is None else self._keep(each).data_ptr() for each in (layer.bias, scales)]
+        words = (weight.data_ptr(), outputs, channels, x.data_ptr(), self.rows, to.data_ptr(), *more)
         return Task(self._jobs.multiply, words, range(len(words)), outputs, piece_of(weight))
 
     def _keep(self, weight: Tensor) -> Tensor:
@@ -207,7 +228,7 @@ class QuickLayer:
         self._whole: Callable[..., Tensor] = layer.forward
         self._parts, self._head_dim, self._rooms = parts, head_dim, rooms
         self._number, self._scaling = layer.self_attn.layer_idx, layer.self_attn.scaling
-        self._dtype, self._width = parts.q.weight.dtype, parts.q.weight.shape[1]
+        self._dtype, self._width = parts.dtype, matrix_of(parts.q).shape[1]
         self._mine = threading.local()
 
     def __call__(self, hidden_states: Tensor, **told: Any) -> Tensor:
@@ -241,8 +262,8 @@ class QuickLayer:
 
 def widths_of(parts: Parts) -> dict[str, int]:
     """Numbers of a row of what a layer works in."""
-    hidden, inner = parts.down.weight.shape
-    heads = {name: len(layer.weight) for name, layer in (("q", parts.q), ("k", parts.k), ("v", parts.v))}
+    hidden, inner = matrix_of(parts.down).shape
+    heads = {name: len(matrix_of(layer)) for name, layer in (("q", parts.q), ("k", parts.k), ("v", parts.v))}
     return {"normed": hidden, "stream": hidden, "gate": inner, "up": inner, **heads}
 
 
@@ -303,7 +324,7 @@ def quicken_layers(model: nn.Module, kv_heads: int, head_dim: int) -> Callable[[
 def rooms_of(all_parts: list[Parts]) -> Rooms:
     """For layers of such parts."""
     widths = [widths_of(parts) for parts in all_parts]
-    return Rooms({name: max(each[name] for each in widths) for name in widths[0]}, all_parts[0].q.weight.dtype)
+    return Rooms({name: max(each[name] for each in widths) for name in widths[0]}, all_parts[0].dtype)
 
 
 @contextmanager

@@ -57,28 +57,36 @@ def product_for(layer: nn.Linear) -> Callable[[Tensor], Tensor] | None:
     if weight.device.type != "cpu" or weight.dtype not in SHORT or not weight.is_contiguous():
         return None
     if native(weight.dtype):
-        return PairProduct(layer) if PairProduct.fits(weight) else None
-    return None if weight.shape[1] % LANES else WideProduct(layer)
+        return PairProduct(weight, layer.bias) if PairProduct.fits(weight) else None
+    return None if weight.shape[1] % LANES else WideProduct(weight, layer.bias)
 
 
 class WideProduct:
-    """What stands for the `forward` of a linear layer whose weights are widened."""
+    """What a linear layer gives whose weights are widened to fp32.
 
-    def __init__(self, layer: nn.Linear) -> None:
+    Args:
+        weight: (outputs, channels) bf16, fp16 or int8
+        bias: (outputs,)
+        scales: (outputs,) fp32, of the products with weights of int8
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> None:
         from engine import linear_kernels
 
-        self._layer = layer
+        self._weight, self._bias, self._scales = weight, bias, scales
         self._kernels = linear_kernels
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = self._layer.weight, self._layer.bias
+        weight = self._weight
         rows = x.reshape(-1, x.shape[-1]).float()
-        if len(rows) <= SEVERAL:
-            product = self._few(rows, weight)
+        if len(rows) > FEW or rows.shape[1] % LANES:
+            product = many(rows, weight)
         else:
-            product = self._several(rows, weight) if len(rows) <= FEW else many(rows, weight)
-        if bias is not None:
-            product += bias
+            product = self._few(rows, weight) if len(rows) <= SEVERAL else self._several(rows, weight)
+        if self._scales is not None:
+            product *= self._scales
+        if self._bias is not None:
+            product += self._bias
         return product.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _few(self, rows: Tensor, weight: Tensor) -> Tensor:
@@ -105,7 +113,9 @@ class WideProduct:
 
 
 def bits(weight: Tensor) -> NDArray[Any]:
-    """A matrix of 16-bit weights as kernels take it."""
+    """A matrix of weights of 16 or 8 bits as kernels take it."""
+    if weight.dtype == torch.int8:
+        return weight.detach().numpy()
     return weight.detach().view(torch.uint16 if weight.dtype == torch.bfloat16 else torch.int16).numpy()
 
 

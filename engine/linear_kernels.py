@@ -43,6 +43,8 @@ def widened(builder: Any, address: Any, kind: Any) -> Any:
     """Sixteen weights as fp32. Bits of bf16 come as uint16 and are the upper half of fp32, those of fp16 as int16."""
     if kind == types.float32:
         return load(builder, address, REALS, 4)
+    if kind == types.int8:
+        return builder.sitofp(builder.sext(load(builder, address, lanes.SMALL, 1), BITS), REALS)
     halves = load(builder, address, HALVES, 2)
     if kind == types.uint16:
         shifted = builder.shl(builder.zext(halves, BITS), ir.Constant(BITS, [16] * LANES))
@@ -142,7 +144,7 @@ def multiply(
     """Products of inputs with rows first, …, last - 1 of the matrix.
 
     Args:
-        weights: (outputs, channels): fp32, the bits of bf16 as uint16, or those of fp16 as int16
+        weights: (outputs, channels): fp32, the bits of bf16 as uint16, those of fp16 as int16, or int8
         inputs, inputs_apart: address of fp32 inputs (rows, channels), and bytes from one to the next
         to, to_apart: where the product of the first one with row `first` goes, and bytes to the next one's
     """

@@ -9,6 +9,7 @@ import torch
 from engine.config import EngineConfig
 from engine.device import place
 from engine.engine import Engine
+from engine.errors import InvalidParameter
 from engine.huggingface import load_model
 from engine.requests import Quota
 from engine.stats import StepReport
@@ -24,4 +25,7 @@ def load_engine(
     """An engine for a model folder or hub name; raises ModelError, InvalidParameter."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Engine(load_model(model, config.dtype, place(config.device)), config, observe=observe, quota=quota)
+    device = place(config.device)
+    if config.weights == "int8" and device.type != "cpu":
+        raise InvalidParameter("weights", f"int8 is for a CPU, and the device is {device}; use auto, or device cpu")
+    return Engine(load_model(model, config.dtype, device, config.weights), config, observe=observe, quota=quota)

@@ -8,6 +8,8 @@ through the channels in one order, however many rows are computed together: a ro
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -15,13 +17,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cache import job, kernels
+from cache import compiled, job, kernels
 from engine.linear_kernels import lane_sums
 
 lanes, team = kernels("lane"), kernels("team")
 I32, I64, F32, REALS, LANES = lanes.I32, lanes.I64, lanes.F32, lanes.REALS, lanes.LANES
 WIDTH = 32
 """Weights of one instruction."""
+BYTES = 64
+"""Of a row that are read at once."""
 TALL = 4
 """Rows of the matrix that are read together."""
 
@@ -46,54 +50,123 @@ def add_pairs(builder: Any, sums: Any, weights: Any, inputs: Any) -> Any:
     return builder.call(function, [sums, weights, inputs])
 
 
-def tile_kernel(tall: int, rows: int) -> Any:
+@dataclass(frozen=True)
+class Matrix:
+    """How code reads a row of a matrix: 64 bytes at a time, which become so many vectors of 32 weights."""
+
+    read: Callable[[Any, Any], list[Any]]
+    vectors: int = 1
+
+
+def read_pairs(builder: Any, address: Any) -> list[Any]:
+    return [lanes.load(builder, address, PAIRS, 2)]
+
+
+SHORT = Matrix(read_pairs)
+
+
+def tile_kernel(tall: int, rows: int, matrix: Matrix = SHORT) -> Any:
     """Products of `tall` rows of the matrix with `rows` inputs.
 
-    Meanwhile the next tile is asked for, into the cache behind the nearest one: a core does not guess what follows
+    Meanwhile what comes next is asked for, into the cache behind the nearest one: a core does not guess what follows
     such short rows. With two threads of an AMD EPYC one row takes 0.9 and eight rows 0.75 of the time without.
 
     The result takes the address of the first weight, the bytes to the next row; the address of the first input, the
-    bytes to the next one; how many times 32 channels; the address of what is added to the first row's products, or 0;
+    bytes to the next one; how many times 64 bytes a row has; from where on to ask, and for how many bytes in each of
+    these steps; the addresses of what the first row's products are multiplied with, and of what is added to them, or 0;
     the address of the first product, and the bytes to the next input's.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def tile(
-        context: Any, weights: Any, apart: Any, inputs: Any, inputs_apart: Any, steps: Any, bias: Any, to: Any,
-        to_apart: Any,
+        context: Any, weights: Any, apart: Any, inputs: Any, inputs_apart: Any, steps: Any, asked: Any, pace: Any,
+        scales: Any, bias: Any, to: Any, to_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            weights, apart, inputs, inputs_apart, steps, bias, to, to_apart = arguments
+            weights, apart, inputs, inputs_apart, steps, asked, pace, scales, bias, to, to_apart = arguments
             nothing = lanes.same(REALS, 0.0)
             sums = [[cgutils.alloca_once_value(b, nothing) for _ in range(tall)] for _ in range(rows)]
             starts = [b.add(inputs, b.mul(inputs_apart, I64(row))) for row in range(rows)]
             firsts = [b.add(weights, b.mul(apart, I64(i))) for i in range(tall)]
-            ahead = b.mul(apart, I64(tall))
+            between = b.sdiv(pace, I64(tall))
             with cgutils.for_range(b, steps) as loop:
-                here = b.shl(loop.index, I64(6))
-                x = [lanes.load(b, b.add(start, here), PAIRS, 2) for start in starts]
+                here = b.mul(loop.index, I64(BYTES))
+                there = [b.add(b.mul(here, I64(matrix.vectors)), I64(BYTES * i)) for i in range(matrix.vectors)]
+                x = [[lanes.load(b, b.add(start, place), PAIRS, 2) for place in there] for start in starts]
+                next_ = b.add(asked, b.mul(loop.index, pace))
                 for i, first in enumerate(firsts):
-                    lanes.ask(b, b.add(first, b.add(here, ahead)), nearest=False)
-                    weight = lanes.load(b, b.add(first, here), PAIRS, 2)
-                    for row in range(rows):
-                        b.store(add_pairs(b, b.load(sums[row][i]), weight, x[row]), sums[row][i])
+                    lanes.ask(b, b.add(next_, b.mul(between, I64(i))), nearest=False)
+                    for part, weight in enumerate(matrix.read(b, b.add(first, here))):
+                        for row in range(rows):
+                            b.store(add_pairs(b, b.load(sums[row][i]), weight, x[row][part]), sums[row][i])
             totals = [cgutils.alloca_once_value(b, lane_sums(b, [b.load(each) for each in mine])) for mine in sums]
-            short = ir.VectorType(Bfloat(), tall)
-            with b.if_then(b.icmp_signed("!=", bias, I64(0))):
-                more = b.fpext(lanes.load(b, bias, short, 2), ir.VectorType(F32, tall))
-                for total in totals:
-                    b.store(b.fadd(b.load(total), more), total)
+            finish(b, totals, tall, scales, bias)
             for row, total in enumerate(totals):
-                lanes.store(b, b.fptrunc(b.load(total), short), b.add(to, b.mul(to_apart, I64(row))), 2)
+                short = b.fptrunc(b.load(total), ir.VectorType(Bfloat(), tall))
+                lanes.store(b, short, b.add(to, b.mul(to_apart, I64(row))), 2)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 8), generate
+        return types.void(*[types.intp] * 11), generate
 
     return tile
 
 
+def finish(builder: Any, totals: list[Any], tall: int, scales: Any, bias: Any) -> None:
+    """Multiply sums of `tall` rows with their fp32 scales, and add their bf16 biases, where there are any."""
+    b, zero = builder, I64(0)
+    with b.if_then(b.icmp_signed("!=", scales, zero)):
+        scale = lanes.load(b, scales, ir.VectorType(F32, tall))
+        for total in totals:
+            b.store(b.fmul(b.load(total), scale), total)
+    with b.if_then(b.icmp_signed("!=", bias, zero)):
+        more = b.fpext(lanes.load(b, bias, ir.VectorType(Bfloat(), tall), 2), ir.VectorType(F32, tall))
+        for total in totals:
+            b.store(b.fadd(b.load(total), more), total)
+
+
 tall_one, tall_two, tall_four, tall_six = (tile_kernel(TALL, rows) for rows in (1, 2, 4, 6))
 flat_one, flat_two, flat_four, flat_six = (tile_kernel(1, rows) for rows in (1, 2, 4, 6))
+
+
+@compiled
+def multiply_tile(
+    tall: int, weights: int, steps: int, inputs: int, rows: int, asked: int, ask: int, scales: int, bias: int, to: int,
+    to_apart: int,
+) -> None:  # fmt: skip
+    """Products of one or TALL rows of bf16 weights, one after the other, with any number of inputs.
+
+    Args:
+        ask: bytes from `asked` on to ask for, spread over the work; the others are a tile kernel's
+    """
+    apart, row = BYTES * steps, 0
+    pace = ask // (steps * ((rows + 5) // 6))
+    while row < rows:
+        x, place, left = inputs + row * apart, to + row * to_apart, rows - row
+        if left >= 6 and left != 8:
+            if tall == TALL:
+                tall_six(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            else:
+                flat_six(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            row += 6
+        elif left >= 4:
+            if tall == TALL:
+                tall_four(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            else:
+                flat_four(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            row += 4
+        elif left >= 2:
+            if tall == TALL:
+                tall_two(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            else:
+                flat_two(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            row += 2
+        else:
+            if tall == TALL:
+                tall_one(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            else:
+                flat_one(weights, apart, x, apart, steps, asked, pace, scales, bias, place, to_apart)
+            row += 1
+        asked += pace * steps
 
 
 def multiply(arguments: int, first: int, last: int) -> None:
@@ -105,39 +178,13 @@ def multiply(arguments: int, first: int, last: int) -> None:
     weights, to_apart, channels = team.read(arguments), 2 * team.read(arguments + 8), team.read(arguments + 16)
     inputs, rows = team.read(arguments + 24), team.read(arguments + 32)
     products, bias = team.read(arguments + 40), team.read(arguments + 48)
-    apart, steps = 2 * channels, channels // 32
-    output = first
+    apart, output = 2 * channels, first
     while output < last:
-        tall = 4 if output + 4 <= last else 1
-        at, row = weights + output * apart, 0
+        tall = TALL if output + TALL <= last else 1
+        at, ask = weights + output * apart, tall * apart
         more = bias + 2 * output if bias else 0
-        while row < rows:
-            x, to = inputs + row * apart, products + row * to_apart + 2 * output
-            left = rows - row
-            if left >= 6 and left != 8:
-                if tall == 4:
-                    tall_six(at, apart, x, apart, steps, more, to, to_apart)
-                else:
-                    flat_six(at, apart, x, apart, steps, more, to, to_apart)
-                row += 6
-            elif left >= 4:
-                if tall == 4:
-                    tall_four(at, apart, x, apart, steps, more, to, to_apart)
-                else:
-                    flat_four(at, apart, x, apart, steps, more, to, to_apart)
-                row += 4
-            elif left >= 2:
-                if tall == 4:
-                    tall_two(at, apart, x, apart, steps, more, to, to_apart)
-                else:
-                    flat_two(at, apart, x, apart, steps, more, to, to_apart)
-                row += 2
-            else:
-                if tall == 4:
-                    tall_one(at, apart, x, apart, steps, more, to, to_apart)
-                else:
-                    flat_one(at, apart, x, apart, steps, more, to, to_apart)
-                row += 1
+        to = products + 2 * output
+        multiply_tile(tall, at, channels // WIDTH, inputs, rows, at + ask, ask, 0, more, to, to_apart)
         output += tall
 
 

@@ -1,7 +1,7 @@
-"""Linear layers of bf16 weights on a CPU that has instructions for them (AVX512-BF16).
+"""Products of bf16 on a CPU that has instructions for them (AVX512-BF16), with weights of bf16 or in 8 bits.
 
 There torch multiplies many rows as fast as the CPU can, but reads the weights for a few at a third of the memory's
-bandwidth. Few rows go through `pair_kernels`, with all threads and without a hand-over through Python.
+bandwidth. Few rows go through kernels (`pair_kernels`, `byte_kernels`), all threads at once, without Python in between.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 from ctypes import addressof, c_int64
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cache import together
 
 FEW = 32
 """Up to so many rows the kernel is faster than torch."""
-WIDTH = 32
-"""Channels must be a multiple of it."""
-Words = c_int64 * 12
+WIDTHS = {torch.bfloat16: 32, torch.int8: 64}
+"""Channels must be a multiple of it, for weights of a type."""
+FEATURES = {torch.bfloat16: ("avx512bf16",), torch.int8: ("avx512bf16", "avx512vbmi")}
+"""What a processor must have for kernels of such weights."""
+Words = c_int64 * 13
 """Arguments of the kernel, and behind them a job of theirs."""
-PIECE_BYTES = 1 << 17
+WIDE_BYTES = 4 << 20
+"""Of a matrix of 8 bits that is widened at once for many rows: what a cache holds."""
+PIECE_BYTES = 1 << 18
 """Of the matrix, which a thread claims at once."""
 
 
@@ -29,35 +33,69 @@ def piece_of(weight: Tensor) -> int:
     return max(4, PIECE_BYTES // (weight.itemsize * weight.shape[1]) // 4 * 4)
 
 
+def multiply_job(dtype: torch.dtype) -> int:
+    """Address of the kernel for weights of this type, which `PairProduct.fits`."""
+    if dtype == torch.int8:
+        from engine import byte_kernels
+
+        return byte_kernels.multiply_job()
+    from engine import pair_kernels
+
+    return pair_kernels.multiply_job()
+
+
 class PairProduct:
-    """What stands for a linear layer's `forward`; for channels that are a multiple of 32."""
+    """What a linear layer gives for bf16.
 
-    def __init__(self, layer: nn.Linear) -> None:
-        from engine import pair_kernels
+    Args:
+        weight: (outputs, channels) bf16 or int8, as `fits` says
+        bias: (outputs,) bf16
+        scales: (outputs,) fp32, of the products with weights of int8
+    """
 
-        self._weight, self._bias = layer.weight, layer.bias
-        self._multiply = pair_kernels.multiply_job()
-        self._outputs, self._channels = layer.weight.shape
-        self._piece = piece_of(layer.weight)
+    def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> None:
+        self._weight, self._bias, self._scales = weight, bias, scales
+        self._multiply = multiply_job(weight.dtype)
+        self._outputs, self._channels = weight.shape
+        self._piece = piece_of(weight)
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
         """Whether there is a kernel for such weights, and this machine can run it."""
-        if weight.dtype != torch.bfloat16 or weight.shape[1] % WIDTH or not torch.cpu._is_avx512_bf16_supported():
+        known = weight.dtype in WIDTHS and weight.shape[1] % WIDTHS[weight.dtype] == 0
+        if not known or not torch.cpu._is_avx512_bf16_supported():
             return False
         from llvmlite import binding
 
-        return bool(binding.get_host_cpu_features().get("avx512bf16"))
+        features = binding.get_host_cpu_features()
+        return all(features.get(name, False) for name in FEATURES[weight.dtype])
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = self._weight, self._bias
+        weight, bias, scales = self._weight, self._bias, self._scales
         rows = x.numel() // self._channels
         if rows > FEW or x.dtype != torch.bfloat16:
-            return functional.linear(x, weight, bias)
+            return functional.linear(x, weight, bias) if scales is None else in_pieces(x, weight, bias, scales)
         x = x.contiguous()
         product = torch.empty(*x.shape[:-1], self._outputs, dtype=torch.bfloat16)
         words = Words(weight.data_ptr(), self._outputs, self._channels, x.data_ptr(), rows, product.data_ptr())
         words[6] = 0 if bias is None else bias.data_ptr()
-        words[7:] = [self._multiply, addressof(words), 0, self._outputs, self._piece]
-        together(addressof(words) + 56)
+        words[7] = 0 if scales is None else scales.data_ptr()
+        words[8:] = [self._multiply, addressof(words), 0, self._outputs, self._piece]
+        together(addressof(words) + 64)
         return product
+
+
+def in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor) -> Tensor:
+    """x (…, channels) times 8-bit weights (outputs, channels) times scales, of the type of x: (…, outputs).
+
+    One piece of the matrix after the other becomes numbers of that type, and is multiplied while it is in a cache.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    product = torch.empty(len(rows), len(weight), dtype=x.dtype)
+    piece = max(1, WIDE_BYTES // (x.itemsize * weight.shape[1]))
+    for start in range(0, len(weight), piece):
+        mine = slice(start, start + piece)
+        torch.mul(functional.linear(rows, weight[mine].to(x.dtype)), scales[mine], out=product[:, mine])
+    if bias is not None:
+        product += bias
+    return product.view(*x.shape[:-1], -1)

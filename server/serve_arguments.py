@@ -22,7 +22,7 @@ examples:
 Each option is also a variable, in brackets; the option wins. A number of bytes may have a unit (512MiB, 4GiB).
 docs/settings.md tells more of each. Ctrl-C stops; SIGTERM lets what runs come to its end first."""
 GROUPS = {
-    "the model": "model served_model_name dtype threads device tool_format max_session_tokens",
+    "the model": "model served_model_name dtype weights threads device tool_format max_session_tokens",
     "who may use it": "host port keys_file allowed_hosts allowed_origins docs_page",
     "memory": "kv_bytes host_kv_bytes disk_kv_path disk_kv_bytes session_ttl prefix_cache",
     "limits of a tenant, where its key sets none": "tenant_tokens tenant_sessions tenant_requests_per_minute "

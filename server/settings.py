@@ -99,6 +99,7 @@ class Settings:
     audit_rate: float = _setting(0.0003, "share of the tokens that are compared with exact attention", 0.0, 1.0)
     positions: str | None = _setting(None, "absolute or bounded (default: the model's)")
     dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
+    weights: str = _setting("auto", "auto or int8: how linear layers keep their weights")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:1: where model and cache lie")
     prefix_cache: bool = _setting(True, "share the blocks of identical beginnings within a tenant")
     threads: int | None = _setting(None, "CPU threads of a forward pass (default: torch's, one for each core)", 1)
@@ -154,6 +155,7 @@ ENGINE_SETTINGS = (
     "audit_rate",
     "positions",
     "dtype",
+    "weights",
     "device",
     "prefix_cache",
     "threads",

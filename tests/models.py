@@ -160,7 +160,7 @@ class Bench:
 
     def __init__(self, folder: Path, *, fused: bool = False, device: torch.device | None = None, **config: Any) -> None:
         settings = EngineConfig(**{"kv_bytes": 32 << 20, "dtype": "float32", "landmark_dtype": "float32", **config})
-        self.model = load_model(str(folder), "float32", device)
+        self.model = load_model(str(folder), "float32", device, settings.weights)
         self.layout = settings.layout(self.model)
         self.settings = settings.retrieval(self.model)
         self.store = BlockStore(DeviceTier(self.layout, 32 << 20, self.model.device))

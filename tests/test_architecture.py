@@ -40,6 +40,7 @@ INTERNALS = {
         "engine.layers",
         "engine.linear",
         "engine.placing",
+        "engine.rounded",
         "engine.step",
         "engine.attention",
     },

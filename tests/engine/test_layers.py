@@ -41,8 +41,8 @@ bf16 = pytest.param(
 )
 
 
-def loaded(family: str, folder: Path, dtype: str = "float32", **changes: Any) -> LoadedModel:
-    return load_model(str(save_model(family, folder / family, uneven=True, **changes)), dtype)
+def loaded(family: str, folder: Path, dtype: str = "float32", weights: str = "auto", **changes: Any) -> LoadedModel:
+    return load_model(str(save_model(family, folder / family, uneven=True, **changes)), dtype, weights=weights)
 
 
 def quick_layers(model: nn.Module) -> list[nn.Module]:
@@ -68,10 +68,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("weights", ["auto", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", bf16])
 @pytest.mark.parametrize("family", USUAL)
-def test_a_usual_layer_gives_what_it_gave(family: str, dtype: str, tmp_path: Path) -> None:
-    model = loaded(family, tmp_path, dtype, **LARGE)
+def test_a_usual_layer_gives_what_it_gave(family: str, dtype: str, weights: str, tmp_path: Path) -> None:
+    model = loaded(family, tmp_path, dtype, weights, **LARGE)
     assert len(quick_layers(model.model)) == 3
     for rows in (1, 2, 3, 7, 16, FEW, FEW + 1):
         torch.manual_seed(rows)

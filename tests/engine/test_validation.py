@@ -34,6 +34,7 @@ CONFIG: dict[str, tuple[list[Any], list[Any]]] = {
     "max_session_tokens": ([0, -5], [None, 1]),
     "kv_bytes": ([0, -1], [None, 1]),
     "host_kv_bytes": ([0, -1], [None, 1]),
+    "weights": (["", "int4", "float32"], ["auto", "int8"]),
     "device": (["", "tpu", "cuda:", "cuda:x", "gpu"], ["auto", "cpu", "cuda", "cuda:1"]),
     "max_running": ([0], [1]),
     "max_waiting": ([-1], [0]),
