@@ -17,9 +17,10 @@ STRETCH = 2.5
 LEAST = 16
 """Tokens of the smallest part, and of the first: fewer cost as much."""
 REMEMBERED = 9
-"""Steps whose median tells how long decoding takes: enough to outlast a hiccup, few enough to follow a change."""
+"""Steps whose mean tells how long decoding takes: enough to outlast a hiccup, few enough to follow a change."""
 PART_SECONDS = 0.5
-"""What a part may take that is read beside steps; a smaller one would not take much less than in proportion."""
+"""What a part may take that is read beside steps; a smaller one would not take much less than in proportion. After so
+long a step decodes alone, for what that takes changes."""
 FIRST = 64
 """Tokens of the first such part."""
 
@@ -39,6 +40,7 @@ class Pace:
         self._part = float(min(FIRST, most))  # of those that are read beside steps
         self._debt = 0.0
         self._just_read = False
+        self._beside_seconds = 0.0  # of parts that were read beside steps since one decoded alone
         self.share_out(1, 0)
 
     def share_out(self, decoding: int, reading: int) -> None:
@@ -56,19 +58,24 @@ class Pace:
 
     @property
     def _free(self) -> bool:
-        """After each part a step decodes alone, or nothing would tell how long that takes."""
+        """Now and then a step decodes alone, or nothing would tell how long that takes."""
         return bool(self._alone) and not self._just_read and self._debt <= 0
+
+    @property
+    def _mean_alone(self) -> float:
+        """Seconds of a step that decodes alone. Now and then one takes longer by itself, as others do that read."""
+        return statistics.mean(self._alone)
 
     def decoded(self, seconds: float) -> None:
         """A step of decoding sequences alone took so long."""
         self._alone.append(seconds)
-        self._just_read = False
+        self._just_read, self._beside_seconds = False, 0.0
         self._pay(seconds)
 
     def read(self, tokens: int, seconds: float) -> None:
         """A step of decoding sequences that also read so many tokens took so long."""
-        decoding = statistics.median(self._alone)
-        cost = max(0.0, seconds - decoding)
+        decoding = self._mean_alone
+        cost = seconds - decoding
         self._just_read = True
         self._debt += cost
         self._pay(decoding)
@@ -76,24 +83,28 @@ class Pace:
         # others has to be enough for the prompts' share.
         wanted = max(STRETCH - 1, 2 * self._earned) * decoding
         if cost > wanted or tokens >= int(self._tokens):  # a smaller part tells nothing about a larger one
-            factor = wanted / cost if cost else 2.0
+            factor = wanted / cost if cost > 0 else 2.0
             self._tokens = min(self._most, max(LEAST, self._tokens * min(2.0, max(0.5, factor))))
 
     def decoded_beside(self, seconds: float) -> None:
         """A step of decoding sequences took so long while a part was read beside it."""
         if self._alone:
-            alone = statistics.mean(self._alone)  # now and then one takes longer by itself, here as there
-            self._debt += max(0.0, seconds - alone)
-            self._pay(alone)
+            self._debt += seconds - self._mean_alone  # some take less: as nothing, others would count twice
+            self._pay(self._mean_alone, REMEMBERED)
 
     def read_beside(self, tokens: int, seconds: float) -> None:
         """A part of so many tokens that was read beside steps took so long."""
-        self._just_read = True
+        self._beside_seconds += seconds
+        self._just_read = self._beside_seconds >= PART_SECONDS
         if seconds > PART_SECONDS or tokens >= int(self._part):
             factor = PART_SECONDS / seconds if seconds else 2.0
             self._part = min(self._most, max(LEAST, self._part * min(2.0, max(0.5, factor))))
 
-    def _pay(self, seconds: float) -> None:
-        """Decoding sequences had so many seconds for themselves; of what no prompt wants, one step's is saved up."""
+    def _pay(self, seconds: float, saved: int = 1) -> None:
+        """Decoding sequences had so many seconds for themselves; beyond what is owed so many times that is saved up.
+
+        Of what no prompt wants it is one step's. While one is read, what is saved pays for the next step that takes
+        long, such as one that fills a block.
+        """
         paid = seconds * self._earned
-        self._debt = max(-paid, self._debt - paid)
+        self._debt = max(-saved * paid, self._debt - paid)

@@ -101,10 +101,10 @@ def test_many_prompts_get_as_much_as_each_answer() -> None:
 
 
 def beside(
-    pace: Pace, seconds: float, stretch: float, token: float = 0.0005, decoding: float = 0.05
+    pace: Pace, seconds: float, stretch: float, token: float = 0.0005, decoding: float = 0.05, noise: float = 0.0
 ) -> tuple[Told, Told]:
     """Parts that are read beside steps (tokens, seconds), and steps (0, seconds), which take so many times as long."""
-    parts, steps = Told(), Told()
+    parts, steps, rng = Told(), Told(), random.Random(0)
     now, part, until = 0.0, 0, 0.0
     while now < seconds:
         if part and now >= until:
@@ -113,7 +113,7 @@ def beside(
         if not part and (part := pace.apart()):
             parts.append((part, token * part))
             until = now + token * part
-        took = decoding * (stretch if part else 1)
+        took = decoding * (stretch if part else 1) * rng.uniform(1 - noise, 1 + noise)
         (pace.decoded_beside if part else pace.decoded)(took)
         steps.append((0, took))
         now += took
@@ -132,6 +132,24 @@ def test_decoding_keeps_its_share_beside_parts(share: float, stretch: float) -> 
         assert reading > 0.7, "there is nothing to wait for but a step between two parts"
     else:
         assert kept == pytest.approx(share, abs=0.05), "it waits longer than it needs to"
+
+
+def test_what_noise_takes_from_some_steps_it_gives_to_others() -> None:
+    """A step that happens to take less than one alone pays for another that took more."""
+    pace = Pace(0.75, 512)
+    pace.share_out(8, 1)
+    parts, steps = beside(pace, 300, 1.2, decoding=0.01, noise=0.6)
+    assert keeps(steps, 0.01) == pytest.approx(1 / 1.2, abs=0.03)
+    assert sum(seconds for _, seconds in parts) / 300 > 0.92
+
+
+def test_small_parts_follow_each_other_and_yet_some_steps_decode_alone() -> None:
+    pace = Pace(0.75, 64)
+    pace.share_out(8, 1)
+    parts, steps = beside(pace, 60, 1.1, token=0.002, decoding=0.01)
+    alone = sum(seconds == 0.01 for _, seconds in steps)
+    assert 60 / PART_SECONDS * 0.7 < alone < 60 / PART_SECONDS * 1.3
+    assert sum(seconds for _, seconds in parts) / 60 > 0.9
 
 
 @pytest.mark.parametrize("token", [0.0001, 0.001, 0.02])
