@@ -27,7 +27,10 @@ WIDTH = 32
 BYTES = 64
 """Of a row that are read at once."""
 TALL = 4
-"""Rows of the matrix that are read together."""
+"""Rows of the matrix that are read together, for more inputs than one."""
+AHEAD = 4096
+"""Bytes: so far ahead one input asks for the matrix, which it then reads as it lies in memory, one row after the other.
+Four rows side by side take 1.1 times as long where two cores read 60 GB/s, and as long where they read 33."""
 
 
 class Bfloat(ir.types._BaseFloatType):  # type: ignore[misc]
@@ -180,11 +183,12 @@ def multiply(arguments: int, first: int, last: int) -> None:
     products, bias = team.read(arguments + 40), team.read(arguments + 48)
     apart, output = 2 * channels, first
     while output < last:
-        tall = TALL if output + TALL <= last else 1
+        tall = TALL if rows > 1 and output + TALL <= last else 1
         at, ask = weights + output * apart, tall * apart
+        asked = at + (ask if rows > 1 else AHEAD)
         more = bias + 2 * output if bias else 0
         to = products + 2 * output
-        multiply_tile(tall, at, channels // WIDTH, inputs, rows, at + ask, ask, 0, more, to, to_apart)
+        multiply_tile(tall, at, channels // WIDTH, inputs, rows, asked, ask, 0, more, to, to_apart)
         output += tall
 
 

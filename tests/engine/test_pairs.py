@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.linear import quicken
-from engine.pairs import FEW, PairProduct
+from engine.pairs import FEW, PIECE_BYTES, WHOLE_BYTES, PairProduct, piece_of
 
 TWO_BLOCKS = torch.zeros(1, 64, dtype=torch.bfloat16)
 pytestmark = pytest.mark.skipif(not PairProduct.fits(TWO_BLOCKS), reason="this processor has no AVX512-BF16")
@@ -49,3 +49,15 @@ def test_a_narrow_or_wide_matrix_is_left_alone() -> None:
     assert [name for name, layer in model.items() if "forward" in vars(layer)] == ["fits"]
     undo()
     assert not any("forward" in vars(layer) for layer in model.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(512, 2048), (8192, 2048), (1024, 1024), (512, 512), (32, 64)])
+def test_threads_get_as_many_pieces_of_a_matrix_each(shape: tuple[int, int], threads: int) -> None:
+    torch.set_num_threads(threads)
+    weight = torch.empty(shape, dtype=torch.bfloat16)
+    piece = piece_of(weight)
+    pieces = -(-shape[0] // piece)
+    assert piece % 4 == 0
+    assert pieces == 1 if weight.nbytes < WHOLE_BYTES else pieces % threads == 0
+    assert PIECE_BYTES / 8 <= 2 * piece * shape[1] <= PIECE_BYTES * 1.5 or pieces == 1
