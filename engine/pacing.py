@@ -104,7 +104,7 @@ class Pace:
         """Decoding sequences had so many seconds for themselves; beyond what is owed so many times that is saved up.
 
         Of what no prompt wants it is one step's. While one is read, what is saved pays for the next step that takes
-        long, such as one that fills a block.
+        long.
         """
         paid = seconds * self._earned
         self._debt = max(-saved * paid, self._debt - paid)
