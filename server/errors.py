@@ -9,13 +9,14 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from engine import (
     ConstraintFailed,
@@ -111,6 +112,7 @@ class Problem:
         return JSONResponse(self.body(), self.status, headers)
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -161,6 +163,8 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         problem = _not_json(request, error) or problem_of(error)
+        if problem.status == 405:  # Starlette tells the methods of the first route with this path alone
+            problem = replace(problem, headers={"Allow": ", ".join(_allowed(request))})
         request.app.state.service.metrics.count_refusal(problem.status, problem.reason)
         return problem.response()
 
@@ -174,6 +178,13 @@ def install(app: FastAPI) -> None:
         Exception,
     ):
         app.add_exception_handler(kind, answer)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path takes, whichever route answers them."""
+    routes = request.app.router.routes
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    return [method for method, scope in scopes.items() if any(each.matches(scope)[0] is Match.FULL for each in routes)]
 
 
 def _not_json(request: Request, error: Exception) -> Problem | None:
