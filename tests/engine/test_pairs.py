@@ -53,8 +53,10 @@ def test_a_narrow_or_wide_matrix_is_left_alone() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("shape", [(512, 2048), (8192, 2048), (1024, 1024), (512, 512), (32, 64)])
-def test_threads_get_as_many_pieces_of_a_matrix_each(shape: tuple[int, int], threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_threads_get_as_many_pieces_of_a_matrix_each(
+    shape: tuple[int, int], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     weight = torch.empty(shape, dtype=torch.bfloat16)
     piece = piece_of(weight)
     pieces = -(-shape[0] // piece)
