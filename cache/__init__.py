@@ -15,7 +15,7 @@ from cache.check import Checked, check
 from cache.compiling import compiled, job, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.four_bits import ByChannel, ByRow
-from cache.index import BlockIndex, IndexShape, Summary
+from cache.index import BlockIndex, IndexShape
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
 from cache.pages import large_pages, zeros
@@ -23,10 +23,12 @@ from cache.parallel import over_heads, threads_for
 from cache.patience import Patience
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
+from cache.sections import SECTION
 from cache.session import Session
 from cache.sharing import Shared, Task, Tasks
 from cache.slopes import slopes
 from cache.store import BlockStore
+from cache.summary import Summary
 from cache.team import together
 from cache.tiers import DeviceTier, DiskTier, LowerTier, PagedTier, Places, Tier, Traffic, WindowTier, copies_for
 from cache.turns import MOST_TURNS, Turn, Turns
@@ -36,6 +38,7 @@ __all__ = [
     "EVERYTHING",
     "MOST_TURNS",
     "RULES",
+    "SECTION",
     "SERVER",
     "Archive",
     "BlockIndex",

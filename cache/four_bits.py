@@ -92,9 +92,9 @@ class FourBits(Rows):
         self.scales[:, first : first + scales.shape[1]] = scales
         self._put(first, np.pad(numbers, ((0, 0), (0, 0), (0, self._padded - self._width))))
 
-    def rows(self, count: int) -> Tensor:
-        numbers = self._get(0, count)[..., : self._width]
-        return torch.from_numpy(numbers * self.scales[:, :count, None])
+    def rows(self, last: int, first: int = 0) -> Tensor:
+        numbers = self._get(first, last)[..., : self._width]
+        return torch.from_numpy(numbers * self.scales[:, first:last, None])
 
     def pack(self, first: int, last: int) -> Bytes:
         numbers = self._get(first, last)[..., : self._width].transpose(1, 0, 2)  # (N, H, D)

@@ -5,6 +5,7 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +18,13 @@ from cache.layout import Bytes
 from cache.packed import Packed
 from cache.pages import Slab
 from cache.rows import CPU, Rows
+from cache.sections import SECTION
+from cache.summary import Summary
 from cache.vectors import Meter, Segment, Vectors
 
 Numbers = NDArray[np.int64]
+GATHERED = 1024
+"""Sections whose blocks are widened at once."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class IndexShape:
         copies: positions of a block and channels of its keys and values, all of which are kept once more; (0, 0) keeps
             none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
+        gather: makes mean values and slopes of sections from what stands for their blocks, to be kept as well
     """
 
     widths: tuple[int, ...]
@@ -44,36 +50,27 @@ class IndexShape:
     outlying: bool = False
     copies: tuple[int, int] = (0, 0)
     rounded: bool = False
+    gather: Callable[[Summary], Summary] | None = None
+
+    @property
+    def of_sections(self) -> IndexShape:
+        """What is kept of a section."""
+        return replace(self, widths=(), gather=None, copies=(0, 0), outlying=False)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that a block takes in memory, its part of a section's summary included, per KV head."""
+        return self.block_bytes + (-(-self.of_sections.block_bytes // SECTION) if self.gather else 0)
 
     @property
     def block_bytes(self) -> int:
-        """Bytes that are kept of a block, per KV head."""
+        """Bytes that are kept of a block, per KV head; sections follow from them."""
         return BlockIndex(1, self).block_bytes
 
     @property
     def copy_bytes(self) -> int:
         """Bytes of these that are its copy."""
         return self.block_bytes - replace(self, copies=(0, 0)).block_bytes
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What stands for sealed blocks, as far as the shape of the index asks for it.
-
-    Attributes:
-        landmarks: (kv_heads, blocks, landmarks, width)
-        values: mean values (kv_heads, blocks, head_dim)
-        slopes: two vectors (kv_heads, blocks, head_dim) each: the product of a query with the first one tells how much
-            of the second one to add to the mean value
-        outlying: how badly the landmark represents the block (kv_heads, blocks)
-        copies: keys and values (kv_heads, blocks, positions, head_dim) each
-    """
-
-    landmarks: Tensor
-    values: Tensor | None = None
-    slopes: tuple[Tensor, Tensor] | None = None
-    outlying: Tensor | None = None
-    copies: tuple[Tensor, Tensor] | None = None
 
 
 class BlockIndex:
@@ -84,6 +81,9 @@ class BlockIndex:
         shape: what is kept of a block
         meter: counts the memory that it takes
         device: where it lies: where attention computes
+
+    Attributes:
+        sections: mean values and slopes of sections of blocks, if the shape asks for them
     """
 
     def __init__(
@@ -104,12 +104,14 @@ class BlockIndex:
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
         self._copies = [vectors(shape.copies[1], kind) for kind in (ByRow, ByChannel) if shape.copies[0]]
+        gathers = shape.gather is not None
+        self.sections = BlockIndex(kv_heads, shape.of_sections, meter, device) if gathers else None
         self._table: Numbers | None = None
         self._copies_table: Numbers | None = None
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks."""
-        parts = summary.landmarks.flatten(1, 2).split(self.shape.widths, dim=-1)
+        parts = summary.landmarks.flatten(1, 2).split(self.shape.widths, dim=-1) if self.shape.widths else ()
         for vectors, rows in zip(self._landmarks, parts, strict=True):
             vectors.add(rows)
         if self.shape.values:
@@ -127,7 +129,24 @@ class BlockIndex:
             for vectors, rows in zip(self._copies, summary.copies, strict=True):
                 vectors.add(rows.flatten(1, 2))
         self.count += summary.landmarks.shape[1]
+        self._gather()
         self._forget_addresses()
+
+    def _gather(self) -> None:
+        """Summarise the sections that have become full, a bounded number at a time."""
+        if self.sections is None:
+            return
+        assert self.shape.gather is not None
+        while (first := self.sections.count) < self.count // SECTION:
+            last = min(self.count // SECTION, first + GATHERED)
+            self.sections.add(self.shape.gather(self._summary(first * SECTION, last * SECTION)))
+
+    def _summary(self, first: int, last: int) -> Summary:
+        """What stands for blocks first, …, last - 1, as it is kept; of one landmark each, and without copies."""
+        landmarks = torch.cat([vectors.rows(last, first) for vectors in self._landmarks], dim=-1)
+        values = self._values.rows(last, first) if self.shape.values else None
+        slopes = tuple(vectors.rows(last, first) for vectors in self._slopes)
+        return Summary(landmarks[:, :, None], values, (slopes[0], slopes[1]) if slopes else None)
 
     def products(self, queries: Tensor, count: int) -> Tensor:
         """Dot products of queries (kv_heads, queries, width) with each landmark of the first `count` blocks, by part.
@@ -169,16 +188,22 @@ class BlockIndex:
             self._copies_table = table_of(self._copies)
         return self._copies_table
 
-    def weigh_values(self, weights: Tensor, queries: Tensor) -> Tensor:
+    def weigh_values(self, weights: Tensor, queries: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Values of the first blocks, as these queries would read them, summed by weights.
 
         Args:
             weights: (kv_heads, queries, blocks)
             queries: (kv_heads, queries, head_dim)
+            pooled: bool (kv_heads or 1, queries, blocks), blocks of whole sections whose mean value stands for theirs
 
         Returns:
             (kv_heads, queries, head_dim)
         """
+        if pooled is not None:
+            assert self.sections is not None
+            whole = weights.shape[2] // SECTION * SECTION
+            together = (weights * pooled)[..., :whole].unflatten(2, (-1, SECTION)).sum(-1)
+            return self.weigh_values(weights * ~pooled, queries) + self.sections.weigh_values(together, queries)
         values = self._values.weigh(weights)
         if self.shape.slopes:
             values = values + self._slopes[1].weigh(weights * self.along(queries, weights.shape[2]))
@@ -232,6 +257,7 @@ class BlockIndex:
             vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes))
             start = end
         self.count += len(packed)
+        self._gather()
         self._forget_addresses()
 
     def fork(self, count: int) -> BlockIndex:
@@ -243,13 +269,14 @@ class BlockIndex:
         fork._slopes = [vectors.fork(count, fork._slab) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
+        fork.sections = self.sections and self.sections.fork(count // SECTION)
         return fork
 
 
 def table_of(parts: list[Vectors]) -> Numbers:
     """See `BlockIndex.table`."""
     segments = zip(*(vectors.segments for vectors in parts), strict=True)
-    return np.array([addresses(pieces) for pieces in segments], np.int64)
+    return np.array([addresses(pieces) for pieces in segments], np.int64).reshape(-1, 2 + 2 * len(parts))
 
 
 def addresses(pieces: tuple[Segment, ...]) -> list[int]:

@@ -45,8 +45,8 @@ class Packed(Rows):
         self._halves[:, first : first + rows.shape[1]] = halves.view(torch.uint8)
         self._scales[:, first : first + rows.shape[1]] = scales
 
-    def rows(self, count: int) -> Tensor:
-        return self._widened(slice(0, count), slice(None))
+    def rows(self, last: int, first: int = 0) -> Tensor:
+        return self._widened(slice(first, last), slice(None))
 
     def pick(self, numbers: Tensor) -> Tensor:
         return self._widened(numbers, each_head(numbers))

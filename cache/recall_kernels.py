@@ -13,188 +13,30 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.choice_kernels import choose_head, weigh_head
 from cache.compiling import compiled
-from cache.four_bit_kernels import TOGETHER, add_up_rows, chunks_of, multiply_rows, round_queries
-from cache.four_bits import LANES
-from cache.lane_kernels import CHUNK, NOTHING, address, copy, exponentials, highest, judge, shorten
+from cache.four_bit_kernels import TOGETHER, chunks_of, round_queries
+from cache.lane_kernels import CHUNK, address, judge
+from cache.section_kernels import SECTION_SLOPES, SECTION_VALUES, recall_sections
+from cache.sections import SECTION
 from cache.sharing import Shared
 from cache.sharing_kernels import FLAG, REAL, WHOLE, array, shared, unpacker
+from cache.walk_kernels import (
+    MEAN,
+    SLOPE_KEYS,
+    SLOPE_VALUES,
+    VALUES,
+    VARIANCE,
+    add_squares,
+    add_up_part,
+    by_turn,
+    multiply_part,
+    scales_of,
+    steps_of,
+)
 
 Floats = NDArray[np.float32]
-Small = NDArray[np.int8]
-Starts = NDArray[np.int32]
 Integers = NDArray[np.int64]
-STRETCH = 64
-"""Blocks that are looked at together for one that is better."""
-MEAN, VARIANCE, VALUES, SLOPE_KEYS, SLOPE_VALUES = range(5)
-"""Parts of an index for `moments`, in the table's order."""
-
-
-@compiled
-def steps_of(count: int) -> int:
-    return (count + LANES - 1) // LANES
-
-
-@compiled
-def sink(best: Floats, blocks: Integers, place: int, count: int) -> None:
-    """Let an entry of a heap, the smallest of which comes first, go down to its place among the first `count`."""
-    value, block = best[place], blocks[place]
-    child = 2 * place + 1
-    while child < count:
-        if child + 1 < count and best[child + 1] < best[child]:
-            child += 1
-        if best[child] >= value:
-            break
-        best[place], blocks[place] = best[child], blocks[child]
-        place, child = child, 2 * child + 1
-    best[place], blocks[place] = value, block
-
-
-@compiled
-def best_blocks(wanted: Floats, sinks: int, count: int, best: Floats, blocks: Integers) -> None:
-    """The blocks from `sinks` on, below `count`, that are wanted most (K,), best first; -1 where there is nothing left.
-
-    Room for 64 more must be behind those that are wanted.
-    """
-    found = min(len(blocks), max(0, count - sinks))
-    for n in range(found):
-        best[n], blocks[n] = wanted[sinks + n], sinks + n
-    blocks[found:] = -1
-    for place in range(found // 2 - 1, -1, -1):
-        sink(best, blocks, place, found)
-    start = sinks + found
-    while found and start < count:  # most stretches hold nothing better
-        end = min(start + STRETCH, count)
-        if highest(address(wanted) + 4 * start, STRETCH // LANES) > best[0]:
-            for n in range(start, end):
-                if wanted[n] > best[0]:
-                    best[0], blocks[0] = wanted[n], n
-                    sink(best, blocks, 0, found)
-        start = end
-    for end in range(found - 1, 0, -1):  # the smallest goes last
-        best[0], best[end] = best[end], best[0]
-        blocks[0], blocks[end] = blocks[end], blocks[0]
-        sink(best, blocks, 0, end)
-
-
-@compiled
-def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, whole: Floats) -> None:
-    """The best blocks of one head's queries, by the mean, over its query heads, of their scores' softmax.
-
-    Args:
-        scores: (T * G, R); written over
-        sinks: the first block that may be chosen
-        ends: for each query the first one that may not be chosen any more (T,)
-        blocks: (T, K), filled, the best ones first; -1 where there was nothing left
-        whole: room (R,)
-    """
-    groups, best = len(scores) // len(ends), np.empty(blocks.shape[1], np.float32)
-    for query in range(len(ends)):
-        end = max(0, ends[query])
-        steps = steps_of(end)
-        wanted = scores[query * groups]
-        if groups > 1:
-            wanted = whole
-            whole[:end] = 0.0
-            for group in range(groups):
-                mine = scores[query * groups + group]
-                mine[:sinks] = NOTHING
-                mine[end : steps * LANES] = NOTHING
-                total = exponentials(address(mine), highest(address(mine), steps), address(mine), steps)
-                factor = np.float32(1.0) / np.float32(total)
-                for n in range(end):
-                    whole[n] += mine[n] * factor
-        best_blocks(wanted, sinks, end, best, blocks[query])
-
-
-@compiled
-def weigh_head(
-    masses: Floats, sinks: int, ends: Integers, blocks: Integers, chunks: int, weight: Floats, factors: Floats
-) -> None:
-    """Weights of the blocks that are not read, and the logarithm of the mass of all of them.
-
-    Args:
-        masses: their logarithms (T * G, R), replaced by weights; those of 64 * chunks blocks, as good as 0 for what is
-            read, may not be, or is not there
-        sinks, ends, blocks: as in `choose_head`
-        weight: (T, G), filled
-        factors: what makes the weights of a query head one (T * G,), filled; 0 where there is nothing
-    """
-    groups, padded = weight.shape[1], chunks * CHUNK
-    for query in range(len(ends)):
-        end, chosen = max(sinks, ends[query]), blocks[query]
-        for group in range(groups):
-            row = query * groups + group
-            mass = masses[row]
-            mass[:sinks] = NOTHING
-            mass[end:padded] = NOTHING
-            for k in range(len(chosen)):
-                if chosen[k] >= 0:
-                    mass[chosen[k]] = NOTHING
-            peak = np.float32(highest(address(mass), padded // LANES))
-            total = np.float32(exponentials(address(mass), peak, address(mass), padded // LANES))
-            nothing = peak <= np.float32(NOTHING)
-            weight[query, group] = NOTHING if nothing else peak + np.log(total)
-            factors[row] = np.float32(0.0) if nothing else np.float32(1.0) / total
-
-
-@compiled
-def multiply_part(
-    table: Integers, part: int, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, count: int
-) -> None:
-    """Products (Q, R) of a head's queries with the first `count` vectors of a part, whose lanes are rows."""
-    start = 0
-    for segment in range(len(table)):
-        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
-        if taken > 0:
-            words = table[segment, 2 + 2 * part] + head * capacity * numbers.shape[1] // 2
-            scales = table[segment, 3 + 2 * part] + head * capacity * 4
-            multiply_rows(numbers, starts, sizes, words, scales, products, start, taken)
-            start += taken
-
-
-@compiled
-def scales_of(table: Integers, part: int, head: int, count: int, scales: Floats) -> None:
-    """The scales of the first `count` vectors of a part, and zeros up to a multiple of 64."""
-    start = 0
-    for segment in range(len(table)):
-        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
-        if taken > 0:
-            copy(table[segment, 3 + 2 * part] + head * capacity * 4, address(scales) + 4 * start, steps_of(taken))
-            start += taken
-    scales[count : chunks_of(count) * CHUNK] = 0.0
-
-
-@compiled
-def add_up_part(
-    table: Integers, part: int, head: int, weights: Floats, scales: Floats, short: Floats, sums: Floats, count: int
-) -> None:
-    """Add the first `count` vectors of a part, whose lanes are channels, times weights to sums (Q, D).
-
-    Args:
-        weights: (Q, R), zeros behind `count` up to a multiple of 64
-        scales: of the part, by `scales_of`
-        short: room (Q, R) for weights in 8 bits: R bytes, and what belongs to chunks of them
-    """
-    queries, room = weights.shape
-    numbers, starts, sizes = address(short), address(short) + room, address(short) + 2 * room
-    for query in range(queries):
-        offset = 4 * room * query
-        shorten(
-            address(weights[query]),
-            address(scales),
-            numbers + offset,
-            starts + offset,
-            sizes + offset,
-            chunks_of(count),
-        )
-    start = 0
-    for segment in range(len(table)):
-        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
-        if taken > 0:
-            words = table[segment, 2 + 2 * part] + head * capacity * sums.shape[1] // 2
-            add_up_rows(numbers, starts, sizes, 4 * room, start, words, sums, taken, CHUNK)
-            start += taken
 
 
 @compiled
@@ -215,9 +57,7 @@ def recall_few(
     multiply_part(table, MEAN, head, numbers, starts, sizes, masses, count)
     if estimates and slopes:  # along it keys scatter by this much more than their landmark says
         multiply_part(table, SLOPE_KEYS, head, numbers, starts, sizes, turned, count)
-        for row in range(rows):
-            for n in range(count):
-                scores[row, n] += turned[row, n] * turned[row, n]
+        add_squares(scores, turned, count)
     for row in range(rows):
         judge(address(masses[row]), address(scores[row]), np.float32(reach), np.float32(log_size), steps_of(count))
     choose_head(scores, sinks, ends, blocks, whole)
@@ -226,20 +66,25 @@ def recall_few(
         weigh_head(masses, sinks, ends, blocks, chunks, weight, factors)
         add_up_part(table, VALUES, head, masses, room[1], short, rest, count)
         if slopes:
-            for row in range(rows):
-                for n in range(count):
-                    turned[row, n] *= masses[row, n]
-                turned[row, count : chunks * CHUNK] = 0.0
+            by_turn(turned, masses, count, chunks * CHUNK)
             add_up_part(table, SLOPE_VALUES, head, turned, room[2], short, rest, count)
         for row in range(rows):
             rest[row] *= factors[row]
 
 
 @compiled
+def first_beyond(ends: Integers, start: int, stop: int, most: int) -> int:
+    """Of queries start, …, stop - 1, whose ends rise, the first one with an end beyond `most`, or `stop`."""
+    while start < stop and ends[start] <= most:
+        start += 1
+    return start
+
+
+@compiled
 def recall_moments(
-    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, sinks: int, ends: Integers,
-    reach: float, log_size: float, estimates: bool, slopes: bool, room: Floats, blocks: Integers, weight: Floats,
-    rest: Floats, first: int, last: int,
+    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, section_tables: Integers,
+    section_borders: Integers, sinks: int, ends: Integers, most: int, reach: float, log_size: float, estimates: bool,
+    slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats, first: int, last: int,
 ) -> None:  # fmt: skip
     """What heads first, …, last - 1 fetch, and what they estimate of the rest; see `cache.landmarks.moments`.
 
@@ -250,7 +95,9 @@ def recall_moments(
         borders: queries borders[i], …, borders[i + 1] - 1 are those of session i (sessions + 1,)
         tables: of the sessions' indexes in 4 bits, one after the other, as `BlockIndex.table`
         table_borders: which rows of them are whose (sessions + 1,)
+        section_tables, section_borders: the same of their sections
         sinks, ends: as in `choose_head`; in order for each session
+        most: of more blocks than so many the rest is estimated by sections
         reach, log_size: the largest of a block's keys is expected so many deviations above their mean; log of a block's
             positions
         estimates: whether to estimate what is not read
@@ -264,18 +111,32 @@ def recall_moments(
     few = max(1, TOGETHER // groups)
     for i in range(len(borders) - 1):
         table = tables[table_borders[i] : table_borders[i + 1]]
+        sections = section_tables[section_borders[i] : section_borders[i + 1]]
+        far = first_beyond(ends, borders[i], borders[i + 1], most)
         for head in range(first, last):
-            count = max(0, ends[borders[i + 1] - 1])
-            if estimates:
+            if estimates and far > borders[i]:
+                count = max(0, ends[far - 1])
                 scales_of(table, VALUES, head, count, room[first, 1])
-            if estimates and slopes:
-                scales_of(table, SLOPE_VALUES, head, count, room[first, 2])
-            for begin in range(borders[i], borders[i + 1], few):
-                end = min(begin + few, borders[i + 1])
+                if slopes:
+                    scales_of(table, SLOPE_VALUES, head, count, room[first, 2])
+            for begin in range(borders[i], far, few):
+                end = min(begin + few, far)
+                rows = slice(begin * groups, end * groups)
                 recall_few(
-                    queries[head, begin * groups : end * groups], table, head, sinks, ends[begin:end], reach, log_size,
-                    estimates, slopes, room[first], blocks[head, begin:end], weight[head, begin:end],
-                    rest[head, begin * groups : end * groups],
+                    queries[head, rows], table, head, sinks, ends[begin:end], reach, log_size, estimates, slopes,
+                    room[first], blocks[head, begin:end], weight[head, begin:end], rest[head, rows],
+                )  # fmt: skip
+            if far < borders[i + 1]:
+                count = ends[borders[i + 1] - 1] // SECTION
+                scales_of(sections, SECTION_VALUES, head, count, room[first, 1])
+                if slopes:
+                    scales_of(sections, SECTION_SLOPES, head, count, room[first, 2])
+            for begin in range(far, borders[i + 1], few):
+                end = min(begin + few, borders[i + 1])
+                rows = slice(begin * groups, end * groups)
+                recall_sections(
+                    queries[head, rows], table, sections, head, sinks, ends[begin:end], reach, log_size, slopes,
+                    room[first], blocks[head, begin:end], weight[head, begin:end], rest[head, rows],
                 )  # fmt: skip
 
 
@@ -331,8 +192,9 @@ def choose(scores: Floats, sinks: int, ends: Integers, blocks: Integers, room: F
 
 REALS, INTEGERS = np.float32, np.int64
 RECALL = (
-    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), REAL, REAL,
-    FLAG, FLAG, array(REALS, 3), array(INTEGERS, 3), array(REALS, 3), array(REALS, 3),
+    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1),
+    WHOLE, array(INTEGERS, 1), WHOLE, REAL, REAL, FLAG, FLAG, array(REALS, 3), array(INTEGERS, 3), array(REALS, 3),
+    array(REALS, 3),
 )  # fmt: skip
 """Kinds of the arguments of `recall_moments` before the range."""
 CHOOSE = (

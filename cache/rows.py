@@ -50,9 +50,9 @@ class Rows:
         """Write rows (H, N, D) at first, first + 1, …."""
         self._storage[:, first : first + rows.shape[1]] = rows
 
-    def rows(self, count: int) -> Tensor:
-        """The first rows in fp32 (H, N, D)."""
-        return self._storage[:, :count]
+    def rows(self, last: int, first: int = 0) -> Tensor:
+        """Rows first, …, last - 1 in fp32 (H, N, D)."""
+        return self._storage[:, first:last]
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Rows of such numbers, each head its own (H, N), in fp32: (H, N, D)."""

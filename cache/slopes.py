@@ -28,13 +28,18 @@ def slopes(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         What a query is multiplied with, and how far the mean value goes for each unit of that: (…, D) each
     """
     keys, values = keys - keys.mean(-2, keepdim=True), values - values.mean(-2, keepdim=True)
-    tiny = torch.finfo(keys.dtype).tiny
-    farthest = keys.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)  # (…, 1, 1), where the search starts
-    direction = keys.gather(-2, farthest.expand(*farthest.shape[:-1], keys.shape[-1]))  # (…, 1, D)
-    for _ in range(ROUNDS):  # sums: for products of few matrices torch calls up threads that take longer than the work
-        along = (keys * direction).sum(-1, keepdim=True)  # (…, B, 1)
-        direction = (keys * along).sum(-2, keepdim=True)
-        direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=tiny)
-    along = (keys * direction).sum(-1, keepdim=True)
-    along = along / along.square().mean(-2, keepdim=True).sqrt().clamp(min=tiny)
+    along = (keys * main_direction(keys)).sum(-1, keepdim=True)  # (…, B, 1)
+    along = along / along.square().mean(-2, keepdim=True).sqrt().clamp(min=torch.finfo(keys.dtype).tiny)
     return (keys * along).mean(-2), (values * along).mean(-2)
+
+
+def main_direction(vectors: Tensor) -> Tensor:
+    """The unit vector (…, 1, D) along which vectors (…, B, D), as seen from nought, reach farthest."""
+    tiny = torch.finfo(vectors.dtype).tiny
+    farthest = vectors.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)  # (…, 1, 1), where the search starts
+    direction = vectors.gather(-2, farthest.expand(*farthest.shape[:-1], vectors.shape[-1]))  # (…, 1, D)
+    for _ in range(ROUNDS):  # sums: for products of few matrices torch calls up threads that take longer than the work
+        along = (vectors * direction).sum(-1, keepdim=True)  # (…, B, 1)
+        direction = (vectors * along).sum(-2, keepdim=True)
+        direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=tiny)
+    return direction

@@ -157,11 +157,15 @@ class Vectors:
             left -= segment.count
         return pieces
 
-    def rows(self, count: int) -> Tensor:
-        """The first `count` rows as they are kept, in fp32: (kv_heads, count, width)."""
+    def rows(self, last: int, first: int = 0) -> Tensor:
+        """Rows first, …, last - 1 as they are kept, in fp32: (kv_heads, rows, width)."""
         heads, width = self._shape
-        none = torch.empty(heads, 0, width, device=self._device)
-        return torch.cat([none, *(rows.rows(taken) for rows, taken in self._until(count))], 1)
+        parts, start = [torch.empty(heads, 0, width, device=self._device)], 0
+        for rows, taken in self._until(last):
+            if first < start + taken:
+                parts.append(rows.rows(taken, max(0, first - start)))
+            start += taken
+        return torch.cat(parts, 1)
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Rows of such numbers, each head its own (kv_heads, rows), in fp32: (kv_heads, rows, width)."""

@@ -69,8 +69,9 @@ def open_registry(model: LoadedModel, settings: RetrievalSettings, config: Engin
     layout, who = config.layout(model), identity(model)
     shapes = index_shapes(model, settings, layout)
     mark = fingerprint(who, settings, layout)
-    entry = layout.kv_heads * sum(shape.block_bytes for shape in shapes if shape is not None)
-    given = budgets(config, model, entry)
+    kept = [shape for shape in shapes if shape is not None]
+    entry = layout.kv_heads * sum(shape.block_bytes for shape in kept)
+    given = budgets(config, model, layout.kv_heads * sum(shape.memory_bytes for shape in kept))
     if config.disk_kv_path is None:
         return SessionRegistry(BlockStore(make_tier(layout, given, model, None)), shapes, mark, who)
     folder = Path(config.disk_kv_path)

@@ -30,11 +30,11 @@ class Budgets:
     landmarks: int = 0
 
 
-def budgets(config: EngineConfig, model: LoadedModel, entry_bytes: int) -> Budgets:
+def budgets(config: EngineConfig, model: LoadedModel, index_bytes: int) -> Budgets:
     """What the operator gives, or what is free; raises InvalidParameter if too few blocks fit.
 
     Args:
-        entry_bytes: what the indexes keep of a block
+        index_bytes: what the indexes take for a block
     """
     layout, on_disk = config.layout(model), config.disk_kv_path is not None
     least = least_blocks(config, layout, config.retrieval(model))
@@ -46,9 +46,9 @@ def budgets(config: EngineConfig, model: LoadedModel, entry_bytes: int) -> Budge
     host = enough(layout, "host_kv_bytes", config.host_kv_bytes or free_memory() // 2, least if on_disk else 2)
     landmarks = device // 2
     if not on_disk:  # nothing can be dropped to make room for them
-        if entry_bytes:
-            host = min(host, landmarks // (ROUNDING * entry_bytes) * layout.block_bytes)
-        landmarks = min(landmarks, ROUNDING * entry_bytes * (host // layout.block_bytes))
+        if index_bytes:
+            host = min(host, landmarks // (ROUNDING * index_bytes) * layout.block_bytes)
+        landmarks = min(landmarks, ROUNDING * index_bytes * (host // layout.block_bytes))
     enough(layout, "kv_bytes", device - landmarks, least)
     return Budgets(device, host, landmarks)
 

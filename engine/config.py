@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache import RULES, CacheLayout
@@ -13,6 +13,8 @@ from engine.errors import InvalidParameter
 from engine.huggingface import Landmarks, LoadedModel
 from engine.requests import Quota
 
+OWN_VALUES = 1024
+"""Far blocks: up to 16,000 tokens of the usual ones."""
 DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
 LOWEST = {
@@ -20,6 +22,7 @@ LOWEST = {
     "max_running": 1, "max_waiting": 0, "step_tokens": 1, "threads": 1,
     "block_size": 2, "blocks_per_head": 0, "recent_blocks": 0, "sink_blocks": 0, "landmarks_per_block": 1,
     "copied_blocks": 0, "outlier_blocks": 0, "least_blocks": 0, "dense_layers": 0,
+    "own_values": 0,
 }  # fmt: skip
 
 
@@ -54,6 +57,8 @@ class EngineConfig:
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it; None does so
             with the default rule
         rest_slopes: with it, mean values turn with the query; None lets them
+        own_values: with `estimate_rest`, of up to so many far blocks each has a mean value of its own, of more each
+            section of four; None is OWN_VALUES where the rule can tell
         landmark_dtype: in which landmarks are kept, `int4` or `float32`; None is `int4` where the rule bears it
         dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
@@ -89,6 +94,7 @@ class EngineConfig:
     least_blocks: int = 1
     estimate_rest: bool | None = None
     rest_slopes: bool | None = None
+    own_values: int | None = None
     landmark_dtype: str | None = None
     dense_layers: int | None = None
     positions: str | None = None
@@ -148,8 +154,18 @@ class EngineConfig:
             landmark_dtype=self.landmark_dtype or ("int4" if RULES[rule].rounds else "float32"),
             dense_layers=choose(self.dense_layers, 0),
         )
+        if self._gathers(settings):
+            settings = replace(settings, own_values=choose(self.own_values, OWN_VALUES))
+        elif self.own_values is not None:
+            fit = ", ".join(name for name, rule in RULES.items() if rule.gathers)
+            raise InvalidParameter("own_values", f"needs estimate_rest and one landmark a block of {fit}; leave it out")
         self._check(settings, self._block_size)
         return settings
+
+    @staticmethod
+    def _gathers(settings: RetrievalSettings) -> bool:
+        """Whether sections can stand for their blocks."""
+        return settings.rule.gathers and settings.estimate_rest and settings.landmarks_per_block == 1
 
     def _trained(self, trained: Landmarks) -> RetrievalSettings:
         """What is read by a model that was trained with landmarks."""
@@ -183,7 +199,7 @@ class EngineConfig:
     def _refuse_for_trained(self) -> None:
         """The geometry of trained landmarks is part of the weights."""
         fixed = ("block_size", "recent_blocks", "sink_blocks", "landmarks_per_block", "outlier_blocks", "copied_blocks")
-        for name in (*fixed, "estimate_rest", "rest_slopes", "dense_layers"):
+        for name in (*fixed, "estimate_rest", "rest_slopes", "dense_layers", "own_values"):
             if getattr(self, name) is not None:
                 raise InvalidParameter(name, "is fixed by the model's training; leave it out")
         if self.landmarks not in (None, "trained") or self.positions == "absolute":

@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cache.summary import Summary
+
 
 class LandmarkRule(ABC):
     """How a block is summarised and how a query looks at summaries.
@@ -32,6 +34,8 @@ class LandmarkRule(ABC):
     """The choice depends on what stands in a block."""
     knows_slopes: ClassVar[bool] = False
     """What a block's slope says of its keys makes its only landmark sharper; see `beside_slope`."""
+    gathers: ClassVar[bool] = False
+    """From landmarks, mean values and slopes of blocks follow those values and slopes of sections; see `gather`."""
     rounds: ClassVar[bool] = True
     """Its landmarks may be kept in 4 bits."""
 
@@ -60,6 +64,13 @@ class LandmarkRule(ABC):
         """Landmarks (H, N, 1, W) where how keys scatter along their slope (H, N, D) is told by it; if `knows_slopes`.
 
         Then `judge` gets the products with it as the last ones.
+        """
+        raise NotImplementedError
+
+    def gather(self, blocks: Summary) -> Summary:
+        """Mean values and slopes of sections, without landmarks, from what stands for whole sections of blocks.
+
+        Each block has one landmark; only if the rule `gathers`.
         """
         raise NotImplementedError
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from cache.landmarks.base import LandmarkRule
+from cache.sections import SECTION, gathered_slopes
+from cache.summary import Summary
 
 
 class Moments(LandmarkRule):
@@ -28,6 +30,7 @@ class Moments(LandmarkRule):
     name = "moments"
     estimates_mass = True
     knows_slopes = True
+    gathers = True
 
     def widths(self, head_dim: int) -> tuple[int, ...]:
         return head_dim, head_dim
@@ -42,6 +45,16 @@ class Moments(LandmarkRule):
     def beside_slope(self, landmarks: Tensor, along: Tensor) -> Tensor:
         mean, variance = landmarks.chunk(2, dim=-1)
         return torch.cat((mean, (variance - along[:, :, None].square()).clamp(min=0)), dim=-1)
+
+    def gather(self, blocks: Summary) -> Summary:
+        assert blocks.values is not None
+        values = blocks.values.unflatten(1, (-1, SECTION))  # (H, N, S, D)
+        none = blocks.landmarks.new_empty(*values.shape[:2], 1, 0)
+        if blocks.slopes is None:
+            return Summary(none, values.mean(2))
+        means, variances = blocks.landmarks[:, :, 0].unflatten(1, (-1, SECTION)).chunk(2, dim=-1)
+        along, turning = (x.unflatten(1, (-1, SECTION)) for x in blocks.slopes)
+        return Summary(none, values.mean(2), gathered_slopes(means, variances, values, (along, turning)))
 
     def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
         mean, variance, *along = products.unbind(-1)

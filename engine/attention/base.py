@@ -48,6 +48,8 @@ class RetrievalSettings:
         least_blocks: with `top_p`, fetch at least so many
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it
         rest_slopes: with it, mean values turn with the query
+        own_values: for a query with more far blocks than so many, one mean value stands for each section of blocks that
+            are not read, and blocks are chosen by what they weigh; None never
         landmark_dtype: in which landmarks and what else is kept of a block are stored: `int4` or `float32`
         dense_layers: in the first layers every block is read
         positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
@@ -68,6 +70,7 @@ class RetrievalSettings:
     rest_slopes: bool = False
     landmark_dtype: str = "float32"
     dense_layers: int = 0
+    own_values: int | None = None
 
     @property
     def rule(self) -> LandmarkRule:
@@ -94,6 +97,7 @@ class RetrievalSettings:
             outlying=self.outlier_blocks > 0,
             copies=(block_size, head_dim) if self.copied_blocks else (0, 0),
             rounded=self.landmark_dtype == "int4",
+            gather=None if self.own_values is None else self.rule.gather,
         )
 
     @property

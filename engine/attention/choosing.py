@@ -21,12 +21,14 @@ class Choice:
         copied: so many of the K, the last ones, are read from their copies
         scores: of all far blocks for each query head (H, T, G, N), those that estimate masses if the rule does; None
             if nobody looked at landmarks
+        pooled: blocks that their section's mean value stands for if they are not read, bool (T, N); None for none
     """
 
     blocks: Tensor
     valid: Tensor
     scores: Tensor | None = None
     copied: int = 0
+    pooled: Tensor | None = None
 
     @property
     def fetched(self) -> int:

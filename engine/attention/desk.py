@@ -29,8 +29,9 @@ COLD = 4
 PLACED, TABLES, POOLS, OUTPUT = (0, 1, 2, 8, 9), 2, 2, 1
 """Arguments that change from layer to layer: of placing q, k, v, and the cache's keys and values; of choosing, and
 reading copies, the indexes' tables, and behind them their borders; of attending keys and values; of finishing."""
-FAR = 1 << 40
-"""A window that hides nothing."""
+EVERYTHING = 1 << 40
+"""Positions or blocks: more than there are."""
+NO_TABLE = np.empty((0, 0), np.int64)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Desk:
         starts: Floats, *, chooses: bool, writes: bool,
     ) -> None:  # fmt: skip
         self.plan, self._layout, self._settings = plan, layout, settings
-        self._window, self._starts, self._writes = window or FAR, starts, writes
+        self._window, self._starts, self._writes = window or EVERYTHING, starts, writes
         self.chooses = chooses and plan.reach.fetch is not None
         shape = (layout.kv_heads, len(plan.positions), groups, layout.head_dim)
         self.queries, self.far, self.result = (np.empty(shape, np.float32) for _ in range(3))
@@ -125,18 +126,16 @@ class Desk:
         self._scale[:] = scale if isinstance(scale, float) else scale.flatten()
         keys, values = self._cache(layer)
         indexes = [] if by_scores or not self.chooses else self.indexes(layer)
-        tables = [joined([index.table for index in indexes])] if indexes else []
-        if indexes and self._settings.copied_blocks:
-            tables.append(joined([index.copies_table for index in indexes]))
+        tables = self._tables(indexes)
         room = scratch.of(*self._room_shape) if indexes else None
         if self._first is None:
             self._first = Tasks([self._placing(given, keys, values), *self._looking(tables, room)])
         else:
             for place, x in zip(PLACED, (given.q, given.k, given.v, keys, values), strict=True):
                 self._first.put(0, place, x.data_ptr())
-            for task, (table, borders) in enumerate(tables, 1):
-                self._first.put_rows(task, TABLES, table)
-                self._first.put_rows(task, TABLES + 1, borders)
+            for (task, place), pair in tables.items():
+                for argument, array in enumerate(pair, place):
+                    self._first.put_rows(task, argument, array)
             if room is not None:
                 self._first.put(1, self._room_argument, room.ctypes.data)
         self._first.do(threads_for(self._layout.kv_heads, self._look_work))
@@ -159,6 +158,18 @@ class Desk:
         """Of the plan's sessions."""
         return [index for span in self.plan.spans if (index := span.session.indexes[layer]) is not None]
 
+    def _tables(self, indexes: list[BlockIndex]) -> dict[tuple[int, int], tuple[Numbers, Numbers]]:
+        """Where indexes lie, and which part is whose, by task and place among its arguments."""
+        if not indexes:
+            return {}
+        tables = {(1, TABLES): joined([index.table for index in indexes])}
+        if not self._settings.gated:
+            sections = [index.sections.table if index.sections else NO_TABLE for index in indexes]
+            tables[1, TABLES + 2] = joined(sections)
+        if self._settings.copied_blocks:
+            tables[2, TABLES] = joined([index.copies_table for index in indexes])
+        return tables
+
     def _placing(self, given: Given, keys: Tensor, values: Tensor) -> Task:
         from engine.attention import place_kernels
 
@@ -174,27 +185,28 @@ class Desk:
         )  # fmt: skip
         return place_kernels.shared_place(q.dtype, kept.dtype).task(arguments, self._layout.kv_heads)
 
-    def _looking(self, tables: list[tuple[Numbers, Numbers]], room: Floats | None) -> list[Task]:
+    def _looking(self, tables: dict[tuple[int, int], tuple[Numbers, Numbers]], room: Floats | None) -> list[Task]:
         if room is None:
             return []
         settings, plan, heads, size = self._settings, self.plan, self._layout.kv_heads, self._layout.block_size
         recall, copies = self._kernels
         far, result = (x.reshape(heads, -1, x.shape[3]) for x in (self.far, self.result))  # (H, T * G, D)
-        sessions = (far, plan.borders, *tables[0], settings.sink_blocks, plan.ends)
+        asked, ends = (far, plan.borders), (settings.sink_blocks, plan.ends)
         if settings.gated:
-            return [recall.shared_choose().task((*sessions, self.chosen, room), heads)]
-        how = (expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
-        arguments = (*sessions, *how, room, self.chosen, self.weight, result)
-        tasks = [recall.shared_recall().task(arguments, heads)]
-        for table in tables[1:]:
-            copied = (far, plan.borders, *table, size, self.chosen, self.fetched, self.weight, result)
+            return [recall.shared_choose().task((*asked, *tables[1, TABLES], *ends, self.chosen, room), heads)]
+        most = EVERYTHING if settings.own_values is None else settings.own_values
+        how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
+        arguments = (*asked, *tables[1, TABLES], *tables[1, TABLES + 2], *ends, *how, room, self.chosen)
+        tasks = [recall.shared_recall().task((*arguments, self.weight, result), heads)]
+        if settings.copied_blocks:
+            copied = (*asked, *tables[2, TABLES], size, self.chosen, self.fetched, self.weight, result)
             tasks.append(copies.shared_attend().task(copied, heads))
         return tasks
 
     @property
     def _room_argument(self) -> int:
         """Where the kernels that choose take their room."""
-        return 7 if self._settings.gated else 10
+        return 7 if self._settings.gated else 13
 
     @property
     def _room_shape(self) -> tuple[int, int, int]:

@@ -145,18 +145,21 @@ class EstimatedPart:
     Args:
         log_mass: (H, T, G, N), -inf for blocks that are read or ahead
         queries: (H, T, G, D), scaled, as these blocks see them
+        pooled: blocks that their section's mean value stands for, bool (T, N)
     """
 
     log_mass: Tensor
     queries: Tensor
     index: BlockIndex
+    pooled: Tensor | None = None
 
     @property
     def scores(self) -> Tensor:
         return self.log_mass[..., None]
 
     def read(self, weights: Tensor) -> Tensor:
-        values = self.index.weigh_values(weights.flatten(1, 2), self.queries.flatten(1, 2))
+        pooled = None if self.pooled is None else self.pooled.repeat_interleave(weights.shape[2], dim=0)[None]
+        values = self.index.weigh_values(weights.flatten(1, 2), self.queries.flatten(1, 2), pooled)
         return values.view(*weights.shape[:3], -1)
 
 

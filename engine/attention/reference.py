@@ -27,6 +27,7 @@ from engine.attention.choosing import Choice, most_outlying, shares, within_top_
 from engine.attention.counting import count_read
 from engine.attention.exact import ExactAudit, Read
 from engine.attention.foresight import Foresight
+from engine.attention.looking import by_weight, judged
 from engine.attention.parts import BlocksPart, EstimatedPart, Part, Scoring, attended, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
@@ -306,7 +307,8 @@ class ReferenceAttention:
         assert index is not None
         mass = self.settings.rule.log_mass(scoring.cap(choice.scores), self.layout.block_size)
         unread = choice.unread(self._hidden(rows.own - self._recent(layer), mass.shape[3]))
-        return EstimatedPart(mass.masked_fill(~unread[:, :, None], -torch.inf), rows.far_queries, index)
+        unread_mass = mass.masked_fill(~unread[:, :, None], -torch.inf)
+        return EstimatedPart(unread_mass, rows.far_queries, index, choice.pooled)
 
     # -- choosing --------------------------------------------------------------------------------------------
 
@@ -338,14 +340,17 @@ class ReferenceAttention:
             blocks = ends[:, None] - 1 - torch.arange(fetch, device=ends.device)
             blocks = blocks.expand(self.layout.kv_heads, -1, -1)
             return Choice(blocks.clamp(min=0), blocks >= self.settings.sink_blocks)
-        scores, gauges = self._judged(layer, rows, far_blocks)  # (H, T, G, far_blocks) each
+        index = rows.session.indexes[layer]
+        assert index is not None
+        scores, gauges = judged(self.settings, index, rows, far_blocks)  # (H, T, G, far_blocks) each
+        scores, pooled = by_weight(self.settings, ends, scores, gauges)
         hidden = self._hidden(ends, far_blocks)
         wanted = scores[:, :, 0] if scores.shape[2] == 1 else shares(scores, hidden)
         if self.settings.outlier_blocks:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
         taken = min(far_blocks, fetch + self.settings.copied_blocks)
         blocks, valid = self._best(wanted, ends, taken)
-        return Choice(blocks, valid, gauges, taken - fetch)
+        return Choice(blocks, valid, gauges, taken - fetch, pooled)
 
     def _outliers(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
         """Blocks that are read whatever their landmarks say: bool (kv_heads, rows, far_blocks)."""
@@ -381,17 +386,3 @@ class ReferenceAttention:
         """The `fetch` best of scores (kv_heads, rows, far_blocks), and which of them are valid."""
         best = scores.masked_fill(self._hidden(ends, scores.shape[2]), -torch.inf).topk(fetch, dim=-1)
         return best.indices, best.values > -torch.inf
-
-    def _judged(self, layer: int, rows: Rows, far_blocks: int) -> tuple[Tensor, Tensor]:
-        """How promising each far block is, and what it weighs if the rule can tell: (H, T, G, far_blocks) each."""
-        rule, index = self.settings.rule, rows.session.indexes[layer]
-        assert index is not None
-        looking = rule.look(rows.far_queries, rows.own)  # (H, T, G, W)
-        products = index.products(looking.flatten(1, 2), far_blocks)  # (H, T * G, far_blocks * M, P)
-        if self.settings.judges_by_slopes:
-            along = index.along(rows.far_queries.flatten(1, 2), far_blocks)
-            products = torch.cat((products, along[..., None]), dim=-1)
-        score, gauge = rule.judge(products, self.layout.block_size // index.shape.landmarks)
-        shape = (*rows.queries.shape[:3], far_blocks, index.shape.landmarks)
-        joined = rule.join(score.view(shape))
-        return joined, joined if gauge is score else rule.join(gauge.view(shape))

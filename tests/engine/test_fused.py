@@ -32,6 +32,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "copies and the rest": {
         "block_size": 16, "recent_blocks": 1, "positions": "bounded", "copied_blocks": 2, "estimate_rest": True,
     },
+    "sections": {"block_size": 2, "own_values": 20, "positions": "absolute", "estimate_rest": True},
+    "sections beside sinks": {
+        "block_size": 2, "own_values": 0, "sink_blocks": 5, "positions": "bounded", "estimate_rest": True,
+    },
+    "sections without slopes": {"block_size": 2, "own_values": 30, "estimate_rest": True, "rest_slopes": False},
+    "sections and copies": {
+        "block_size": 16, "recent_blocks": 0, "sink_blocks": 0, "own_values": 1, "copied_blocks": 1,
+        "estimate_rest": True,
+    },
     "copies of large blocks": {"block_size": 32, "recent_blocks": 0, "copied_blocks": 5, "estimate_rest": True},
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,103 @@
+"""CPU kernels that walk through an index in 4 bits by its addresses (`BlockIndex.table`), one head and part at a time.
+
+Compiled by Numba when first called. Letters in shapes: Q queries, N vectors, R the next multiple of 16 and 64 more, D
+channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.compiling import compiled
+from cache.four_bit_kernels import add_up_rows, chunks_of, multiply_rows
+from cache.four_bits import LANES
+from cache.lane_kernels import CHUNK, address, copy, shorten
+
+Floats = NDArray[np.float32]
+Small = NDArray[np.int8]
+Starts = NDArray[np.int32]
+Integers = NDArray[np.int64]
+MEAN, VARIANCE, VALUES, SLOPE_KEYS, SLOPE_VALUES = range(5)
+"""Parts of an index for `moments`, in the table's order."""
+
+
+@compiled
+def steps_of(count: int) -> int:
+    return (count + LANES - 1) // LANES
+
+
+@compiled
+def multiply_part(
+    table: Integers, part: int, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, count: int
+) -> None:
+    """Products (Q, R) of a head's queries with the first `count` vectors of a part, whose lanes are rows."""
+    start = 0
+    for segment in range(len(table)):
+        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        if taken > 0:
+            words = table[segment, 2 + 2 * part] + head * capacity * numbers.shape[1] // 2
+            scales = table[segment, 3 + 2 * part] + head * capacity * 4
+            multiply_rows(numbers, starts, sizes, words, scales, products, start, taken)
+            start += taken
+
+
+@compiled
+def scales_of(table: Integers, part: int, head: int, count: int, scales: Floats) -> None:
+    """The scales of the first `count` vectors of a part, and zeros up to a multiple of 64."""
+    start = 0
+    for segment in range(len(table)):
+        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        if taken > 0:
+            copy(table[segment, 3 + 2 * part] + head * capacity * 4, address(scales) + 4 * start, steps_of(taken))
+            start += taken
+    scales[count : chunks_of(count) * CHUNK] = 0.0
+
+
+@compiled
+def add_up_part(
+    table: Integers, part: int, head: int, weights: Floats, scales: Floats, short: Floats, sums: Floats, count: int
+) -> None:
+    """Add the first `count` vectors of a part, whose lanes are channels, times weights to sums (Q, D).
+
+    Args:
+        weights: (Q, R), zeros behind `count` up to a multiple of 64
+        scales: of the part, by `scales_of`
+        short: room (Q, R) for weights in 8 bits: R bytes, and what belongs to chunks of them
+    """
+    queries, room = weights.shape
+    numbers, starts, sizes = address(short), address(short) + room, address(short) + 2 * room
+    for query in range(queries):
+        offset = 4 * room * query
+        shorten(
+            address(weights[query]),
+            address(scales),
+            numbers + offset,
+            starts + offset,
+            sizes + offset,
+            chunks_of(count),
+        )
+    start = 0
+    for segment in range(len(table)):
+        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        if taken > 0:
+            words = table[segment, 2 + 2 * part] + head * capacity * sums.shape[1] // 2
+            add_up_rows(numbers, starts, sizes, 4 * room, start, words, sums, taken, CHUNK)
+            start += taken
+
+
+@compiled
+def add_squares(variances: Floats, products: Floats, count: int) -> None:
+    """Add to variances (Q, R) what keys scatter along a direction, from `count` products with it."""
+    for row in range(len(variances)):
+        for n in range(count):
+            variances[row, n] += products[row, n] * products[row, n]
+
+
+@compiled
+def by_turn(products: Floats, weights: Floats, count: int, padded: int) -> None:
+    """Weights times products with slopes, in their place (Q, R), and zeros from `count` to `padded`."""
+    for row in range(len(products)):
+        for n in range(count):
+            products[row, n] *= weights[row, n]
+        products[row, count:padded] = 0.0
