@@ -12,8 +12,8 @@ import numpy as np
 
 from cache.choice_kernels import best_blocks
 from cache.compiling import compiled
-from cache.four_bit_kernels import DEEP, SLICE_BYTES, add_up_rows, chunks_of, multiply_rows, round_queries
-from cache.four_bits import LANES
+from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, multiply_rows, round_queries
+from cache.four_bits import DEEP, LANES
 from cache.lane_kernels import CHUNK, NOTHING, address, copy, exponentials, gauge, highest, pool, shorten_tile
 from cache.sections import SECTION
 from cache.walk_kernels import (

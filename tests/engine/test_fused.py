@@ -56,6 +56,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+APART = {"copied_blocks": 1e-3, "own_values": 8e-3}
 FREE: dict[str, Any] = {"block_size": 8, "recent_blocks": 2, "positions": "bounded"}
 
 
@@ -65,14 +66,16 @@ def decoded(folder: Path, fused: bool, fetch: int | None, **settings: Any) -> to
     return bench.logits(bench.session(), random_tokens(LENGTH + DRAWN), [60, LENGTH - 60, *[1] * DRAWN], fetch)
 
 
-def alike(found: Tensor, expected: Tensor, *, copies: bool = False) -> None:
+def alike(found: Tensor, expected: Tensor, *, apart: float = 0.0) -> None:
     """Equal but for few: of a number between two of the 8-bit steps the last bit decides which one it takes.
 
-    The reference reads copies without such steps (`tests/cache/test_copies.py` has the kernel's own sums).
+    Args:
+        apart: the mean difference in deviations that is allowed where the reference rounds other weights together, or
+            none (`tests/cache/test_copies.py` and `tests/cache/test_sections.py` have the kernels' own sums)
     """
-    if copies:
-        torch.testing.assert_close(found, expected, atol=5e-2, rtol=0)
-        assert (found - expected).abs().mean() < 1e-3 * expected.std()
+    if apart:
+        torch.testing.assert_close(found, expected, atol=0.15, rtol=0)
+        assert (found - expected).abs().mean() < apart * expected.std()
         return
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
     off = (found - expected).abs() > 2e-4 + 1e-3 * expected.abs()
@@ -82,7 +85,7 @@ def alike(found: Tensor, expected: Tensor, *, copies: bool = False) -> None:
 def same(folder: Path, fetch: int | None = 3, **settings: Any) -> None:
     expected, found = (decoded(folder, fused, fetch, **settings) for fused in (False, True))
     assert expected.std() > 0.01
-    alike(found, expected, copies="copied_blocks" in settings)
+    alike(found, expected, apart=max((APART[name] for name in APART if name in settings), default=0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +158,7 @@ def test_sessions_that_decode_together_read_what_each_reads_alone(
             together.append(found[row + bench.predicting(span)[-1]])
             apart.append(expected[drawn])
             row += len(span.token_ids)
-    alike(torch.stack(together), torch.stack(apart), copies=kind.startswith("copies"))
+    alike(torch.stack(together), torch.stack(apart), apart=1e-3 * kind.startswith("copies"))
 
 
 def test_more_blocks_than_the_kernels_like_go_the_reference_way(

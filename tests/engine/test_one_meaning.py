@@ -23,6 +23,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "absolute": {"block_size": 8, "recent_blocks": 2, "landmarks": "box"},
     "bounded": {"block_size": 8, "recent_blocks": 2, "landmarks": "mean", "positions": "bounded"},
     "bounded-fused": {"block_size": 8, "recent_blocks": 2, "positions": "bounded", "fused": True},
+    "sections": {"block_size": 8, "recent_blocks": 2, "estimate_rest": True, "own_values": 6},
 }
 FEW_BITS: dict[str, Any] = {"block_size": 8, "recent_blocks": 2, "landmark_dtype": "int4", "fused": True}
 
@@ -62,15 +63,19 @@ def test_token_by_token_gives_the_same_logits(bench: Bench, whole: torch.Tensor)
     session.close()
 
 
+@pytest.mark.parametrize("own_values", [None, 5])
 @pytest.mark.parametrize("cut", [1, 7, 13, 33])
-def test_vectors_in_few_bits_are_the_same_but_for_their_rounding(cut: int, tiny_folder: Path) -> None:
+def test_vectors_in_few_bits_are_the_same_but_for_their_rounding(
+    cut: int, own_values: int | None, tiny_folder: Path
+) -> None:
     """In sums of other shapes the last bit differs, and of a number between two steps it decides which one is taken.
 
     Of 160 random cuts of 20 texts of 300 tokens one score in 130 moved by more than 1e-4: where a query, or the weight
     of a block that is not read, took another step of 8 bits, by 0.001 at most; where a landmark took another one of 4
     bits, in two of the cuts, all later ones, by 0.005 at most.
     """
-    bench, length = Bench(tiny_folder, **FEW_BITS), 300
+    sections: dict[str, Any] = {} if own_values is None else {"own_values": own_values, "estimate_rest": True}
+    bench, length = Bench(tiny_folder, **FEW_BITS, **sections), 300
     tokens = random_tokens(length, seed=9)
     expected = bench.logits(bench.session(), tokens, [length], fetch=3)
     found = bench.logits(

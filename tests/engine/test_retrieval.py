@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache import RULES, outlying, slopes
+from cache import RULES, SECTION, outlying, slopes
+from cache.sections import gathered_slopes
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
@@ -31,6 +32,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rest without slopes": {"landmarks": "mean", "estimate_rest": True, "rest_slopes": False},
     "rest of clusters": {"landmarks": "clusters", "landmarks_per_block": 4, "estimate_rest": True},
     "rest of box-mean": {"landmarks": "box-mean", "estimate_rest": True, "retrieval_top_p": 0.9},
+    "rest by sections": {"landmarks": "moments", "estimate_rest": True, "own_values": 6},
+    "rest by sections without slopes": {
+        "landmarks": "moments", "estimate_rest": True, "rest_slopes": False, "own_values": 0,
+    },
     "rest by random features": {"landmarks": "performer", "estimate_rest": True},
     "combiner": {"landmarks": "combiner"},
     "copies": {"landmarks": "moments", "copied_blocks": 2, "estimate_rest": True},
@@ -72,17 +77,33 @@ class Oracle:
         if self.settings.estimate_rest:
             for b in set(far) - set(chosen):
                 terms.append(self._mass(queries, blocks[far.index(b)][None], own, b))
-                values.append(self._mean_value(queries, slice(b * SIZE, (b + 1) * SIZE)))
+                values.append(self._mean_value(queries, *self._shared(b, own - RECENT)))
         wide = [value.expand(len(queries), -1, -1) for value in values]  # (groups, keys, dim)
         return torch.einsum("gk,gkd->gd", torch.cat(terms, -1).softmax(-1), torch.cat(wide, 1))
 
-    def _mean_value(self, queries: Tensor, inside: slice) -> Tensor:
-        """The value (groups, 1, dim) that stands for a block which is not read."""
-        mean = self.values[inside].mean(0)[None, None]
+    def _many(self, end: int) -> bool:
+        """Whether a query that chooses blocks before this one has many."""
+        return self.settings.own_values is not None and end > self.settings.own_values
+
+    def _shared(self, block: int, end: int) -> tuple[int, int]:
+        """The blocks whose mean value stands for a block that is not read."""
+        first = block // SECTION * SECTION
+        pooled = self._many(end) and first >= SINKS and first + SECTION <= end
+        return (first, first + SECTION) if pooled else (block, block + 1)
+
+    def _mean_value(self, queries: Tensor, first: int, last: int) -> Tensor:
+        """The value (groups, 1, dim) that stands for blocks which are not read."""
+        keys, values = (x[first * SIZE : last * SIZE].unflatten(0, (-1, SIZE)) for x in (self.keys, self.values))
+        mean = values.mean((0, 1))[None, None]
         if not self.settings.rest_slopes:
             return mean
-        along, turn = slopes(self.keys[inside], self.values[inside])
-        return mean + (queries @ along)[:, None, None] * turn
+        along, turn = slopes(keys, values)
+        if last - first == SECTION:  # what that is worth tells tests/cache/test_sections.py
+            left = keys.var(1, correction=0) - along.square()
+            of_blocks = (keys.mean(1), left, values.mean(1), along, turn)
+            means, left, middles, along, turn = (x[None, None] for x in of_blocks)
+            along, turn = gathered_slopes(means, left.clamp(min=0), middles, (along, turn))
+        return mean + (queries @ along.flatten())[:, None, None] * turn.flatten()
 
     def _blocks(self, far: list[int]) -> Tensor:
         """Keys of the far blocks (blocks, SIZE, dim)."""
@@ -108,7 +129,7 @@ class Oracle:
         settings, own = self.settings, at // SIZE
         if not far:
             return []
-        scores = self._scores(queries, blocks, own, SINKS)  # (groups, blocks)
+        scores = self._scores(queries, blocks, own, SINKS, mass=self._many(own - RECENT))  # (groups, blocks)
         wanted = scores.softmax(-1).mean(0).tolist()
         forced = sorted(range(len(far)), key=lambda i: -float(outlying(blocks)[i]))[: settings.outlier_blocks]
         most = self.k + settings.outlier_blocks + settings.copied_blocks
@@ -283,6 +304,9 @@ def test_copies_go_with_forks(name: str, tiny_folder: Path) -> None:
     ({"landmark_dtype": "int3"}, "landmark_dtype"),
     ({"landmarks": "performer", "landmark_dtype": "int4"}, "do not bear rounding"),
     ({"outlier_blocks": -1}, "outlier_blocks"),
+    ({"own_values": -1}, "own_values"),
+    ({"landmarks": "mean", "estimate_rest": True, "own_values": 8}, "own_values: needs"),
+    ({"estimate_rest": False, "own_values": 8}, "own_values: needs"),
     ({"landmarks": "trained"}, "no trained landmarks"),
 ])  # fmt: skip
 def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str, tiny_folder: Path) -> None:
@@ -291,7 +315,7 @@ def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str,
 
 
 @pytest.mark.parametrize(
-    "name", ["outlier_blocks", "estimate_rest", "rest_slopes", "dense_layers", "landmarks_per_block"]
+    "name", ["outlier_blocks", "estimate_rest", "rest_slopes", "dense_layers", "landmarks_per_block", "own_values"]
 )
 def test_trained_landmarks_keep_their_geometry(name: str, landmark_folder: Path) -> None:
     settings: dict[str, Any] = {name: 1}
