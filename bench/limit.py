@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from bench.decode import Cairn, add_model, made
 from bench.reading import Sweep
 from bench.report import write_json
-from engine import EngineConfig, LoadedModel
+from cache import SECTION, BlockIndex
+from engine import EngineConfig, LoadedModel, RetrievalSettings
 from engine.huggingface import describe, register
 from engine.rounded import RoundedLinear
 
@@ -68,7 +69,17 @@ def cache_bytes(cairn: Cairn) -> tuple[int, int]:
     indexes = [index for index in cairn.session.indexes if index is not None]
     read = settings.recent_blocks + 1 + settings.sink_blocks + settings.blocks_per_head
     blocks = min(read, len(cairn.session.blocks))
-    return sum(index.count * index.block_bytes for index in indexes), blocks * layout.block_bytes
+    return sum(index.count * looked_at(index, settings) for index in indexes), blocks * layout.block_bytes
+
+
+def looked_at(index: BlockIndex, settings: RetrievalSettings) -> int:
+    """Bytes that a token reads of a block's summary: behind many blocks, of values only those of its section."""
+    if index.sections is None or index.count <= (settings.own_values or 0):
+        return index.block_bytes
+    values = index.sections.block_bytes
+    own = index.block_bytes - values
+    first_slope = values // 3 if settings.rest_slopes else 0  # each block has its own
+    return own + first_slope + values // SECTION
 
 
 def in_turns(cairn: Cairn, sweep: Sweep, tokens: int) -> tuple[list[float], list[float]]:
