@@ -172,7 +172,7 @@ def recall_sections(
     peaks, totals = np.empty(rows, np.float32), np.empty(rows, np.float32)
     weigh_blocks(queries, table, head, ends[-1], reach, log_size, slopes, masses)
     for query in range(len(ends)):
-        mine, last = slice(query * groups, (query + 1) * groups), ends[query] // SECTION
+        mine, last = slice(query * groups, (query + 1) * groups), max(first, ends[query] // SECTION)
         share_out(masses[mine], sinks, ends[query], CHUNK * chunks_of(ends[query]), room[0], blocks[query], peaks[mine])
         for row in range(query * groups, (query + 1) * groups):
             pool(address(masses[row]), address(pooled[row]), chunks_of(ends[query]))
@@ -189,7 +189,7 @@ def recall_sections(
         by_turn(turned, pooled, count, padded)
         add_up_part(section_table, SECTION_SLOPES, head, turned, room[2], short, rest, count)
     for query in range(len(ends)):
-        mine, last = slice(query * groups, (query + 1) * groups), SECTION * (ends[query] // SECTION)
+        mine, last = slice(query * groups, (query + 1) * groups), SECTION * max(first, ends[query] // SECTION)
         if sinks < SECTION * first:
             add_edge(queries[mine], table, head, masses[mine], sinks, SECTION * first, slopes, rest[mine])
         if last < ends[query]:

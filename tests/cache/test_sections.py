@@ -106,10 +106,11 @@ def rounded(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("sinks", [0, 1, 5])
 @pytest.mark.parametrize(("groups", "sloped"), [(1, True), (4, True), (4, False)])
 def test_kernels_choose_by_weight_and_estimate_by_sections(sinks: int, groups: int, sloped: bool) -> None:
+    """Also of few blocks, of which no section is whole, or only one."""
     shape = SHAPE if sloped else IndexShape((CHANNELS, CHANNELS), values=CHANNELS, rounded=True, gather=RULE.gather)
-    index, fetch = filled(301, shape), 5
+    index, fetch = filled(301, shape), 1
     assert index.sections is not None
-    ends = np.array([150, 151, 258, 300, 301])
+    ends = np.array([7, 11, 150, 151, 258, 300, 301])
     queries = 0.3 * torch.randn(HEADS, len(ends) * groups, CHANNELS, generator=torch.Generator().manual_seed(1))
     table, sections = index.table, index.sections.table
     room = np.empty((HEADS, kernels("recall").recall_rows(groups), 304 + 64), np.float32)
@@ -118,7 +119,7 @@ def test_kernels_choose_by_weight_and_estimate_by_sections(sinks: int, groups: i
     rest = np.empty(queries.shape, np.float32)
     kernels("recall").recall_moments(
         queries.numpy(), np.array([0, len(ends)]), table, np.array([0, len(table)]), sections,
-        np.array([0, len(sections)]), sinks, ends, 100, expected_largest(SIZE), math.log(SIZE), True, sloped, room,
+        np.array([0, len(sections)]), sinks, ends, 6, expected_largest(SIZE), math.log(SIZE), True, sloped, room,
         blocks, weight, rest, 0, HEADS,
     )  # fmt: skip
     for query, end in enumerate(ends):
