@@ -149,28 +149,22 @@ def power_of_two(builder: Any, power: Any) -> Any:
     return builder.bitcast(builder.add(builder.bitcast(value, WHOLES), exponent), REALS)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def add_to(context: Any, to: Any, what: Any) -> Any:
-    """Add one fp32 number at an address to that at another."""
+def changer(operation: str) -> Any:
+    """A kernel that changes one fp32 number at an address by that at another: `fadd` or `fmul`, as LLVM calls it."""
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        to, what = arguments
-        store(b, b.fadd(load(b, to, F32), load(b, what, F32)), to)
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def change(context: Any, to: Any, what: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            to, what = arguments
+            store(b, getattr(b, operation)(load(b, to, F32), load(b, what, F32)), to)
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp), generate
+        return types.void(types.intp, types.intp), generate
+
+    return change
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply_by(context: Any, to: Any, what: Any) -> Any:
-    """Multiply one fp32 number at an address by that at another."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        to, what = arguments
-        store(b, b.fmul(load(b, to, F32), load(b, what, F32)), to)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
+add_to, multiply_by = changer("fadd"), changer("fmul")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
