@@ -69,6 +69,11 @@ def program(environment: dict[str, str], tmp_path: Path) -> Run:
     return cairn
 
 
+CONTROLLED = "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
+"""Opens the terminal, which then controls the process, so that Ctrl-C works, and becomes the program. Not as a
+`preexec_fn`: that copies all of the tests' process, which Linux refuses while it has mapped more than there is."""
+
+
 class Terminal:
     """A program in a pseudo-terminal: what it shows is waited for, keys are sent to it."""
 
@@ -76,8 +81,8 @@ class Terminal:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (40, 110))
         self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # it controls the process: Ctrl-C works
+            [sys.executable, "-ISc", CONTROLLED, *command], cwd=folder, env=environment, stdin=slave, stdout=slave,
+            stderr=slave, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
         self.raw = ""
