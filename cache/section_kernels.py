@@ -178,7 +178,7 @@ def recall_sections(
             pool(address(masses[row]), address(pooled[row]), chunks_of(ends[query]))
             pooled[row, :first] = 0.0
             pooled[row, last:padded] = 0.0
-            totals[row] = pooled[row, first:last].sum() + masses[row, sinks : SECTION * first].sum()
+            totals[row] = pooled[row, first:last].sum() + masses[row, sinks : min(SECTION * first, ends[query])].sum()
             totals[row] += masses[row, SECTION * last : ends[query]].sum()
     rest[:] = 0.0
     add_up_part(section_table, SECTION_VALUES, head, pooled, room[1], short, rest, count)
@@ -190,8 +190,9 @@ def recall_sections(
         add_up_part(section_table, SECTION_SLOPES, head, turned, room[2], short, rest, count)
     for query in range(len(ends)):
         mine, last = slice(query * groups, (query + 1) * groups), SECTION * max(first, ends[query] // SECTION)
-        if sinks < SECTION * first:
-            add_edge(queries[mine], table, head, masses[mine], sinks, SECTION * first, slopes, rest[mine])
+        edge = min(SECTION * first, ends[query])
+        if sinks < edge:
+            add_edge(queries[mine], table, head, masses[mine], sinks, edge, slopes, rest[mine])
         if last < ends[query]:
             add_edge(queries[mine], table, head, masses[mine], last, ends[query], slopes, rest[mine])
         for group in range(groups):

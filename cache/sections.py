@@ -2,8 +2,7 @@
 
 What is estimated of a block that is not read is little beside what is read, and of thousands of blocks it costs most of
 looking through an index. A section's keys and values are those of its blocks, so what its mean value is, and how that
-turns with a query (`cache.slopes`), follows from what is kept of these, and is the same after a restart, in a fork and
-on every device.
+turns with a query (`cache.slopes`), follows from what is kept of these, and is the same after a restart and in a fork.
 
 Letters in shapes: H KV heads, N sections, S blocks of a section, D channels.
 """

@@ -155,3 +155,21 @@ def expected(
             mean = mean + (asked @ along.mT) * turn
         value = value + weights[..., block, None] * mean
     return taken, masses.logsumexp(-1), value
+
+
+def test_a_query_whose_end_lies_before_the_sinks_estimates_nothing() -> None:
+    """Whatever was in the room before, and whoever is asked with it."""
+    index, ends = filled(301), np.array([10, 64, 64])
+    assert index.sections is not None
+    queries = 0.3 * torch.randn(HEADS, len(ends), CHANNELS, generator=torch.Generator().manual_seed(1))
+    room = np.full((HEADS, kernels("recall").recall_rows(1), 64 + 64 + 64), 7.0, np.float32)
+    blocks, weight = np.empty((HEADS, len(ends), 2), np.int64), np.empty((HEADS, len(ends), 1), np.float32)
+    rest, of_one = np.empty(queries.shape, np.float32), np.array([0, len(ends)])
+    kernels("recall").recall_moments(
+        queries.numpy(), of_one, index.table, np.array([0, len(index.table)]), index.sections.table,
+        np.array([0, len(index.sections.table)]), 70, ends, 0, expected_largest(SIZE), math.log(SIZE), True, True, room,
+        blocks, weight, rest, 0, HEADS,
+    )  # fmt: skip
+    assert (blocks == -1).all()
+    assert (weight < -1e29).all()
+    assert not rest.any()
