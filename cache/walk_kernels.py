@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.four_bit_kernels import add_up_rows, chunks_of, multiply_rows
-from cache.four_bits import LANES
+from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, multiply_rows
+from cache.four_bits import DEEP, LANES
 from cache.lane_kernels import CHUNK, address, copy, shorten
 
 Floats = NDArray[np.float32]
@@ -28,17 +28,32 @@ def steps_of(count: int) -> int:
 
 
 @compiled
+def multiply_at(
+    row: Integers, part: int, head: int, inside: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
+    start: int, count: int,
+) -> None:  # fmt: skip
+    """Products (Q, R), from column `start` on, of a head's queries with `count` vectors of one segment.
+
+    Args:
+        row: of the index's table
+        inside: the first of these vectors in the segment, a multiple of 16
+    """
+    words = row[2 + 2 * part] + head * row[0] * numbers.shape[1] // 2
+    words += inside // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
+    scales = row[3 + 2 * part] + 4 * (head * row[0] + inside)
+    multiply_rows(numbers, starts, sizes, words, scales, products, start, count)
+
+
+@compiled
 def multiply_part(
     table: Integers, part: int, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, count: int
 ) -> None:
     """Products (Q, R) of a head's queries with the first `count` vectors of a part, whose lanes are rows."""
     start = 0
     for segment in range(len(table)):
-        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        taken = min(table[segment, 1], count - start)
         if taken > 0:
-            words = table[segment, 2 + 2 * part] + head * capacity * numbers.shape[1] // 2
-            scales = table[segment, 3 + 2 * part] + head * capacity * 4
-            multiply_rows(numbers, starts, sizes, words, scales, products, start, taken)
+            multiply_at(table[segment], part, head, 0, numbers, starts, sizes, products, start, taken)
             start += taken
 
 

@@ -26,9 +26,10 @@ from engine.step import Span
 
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
-PLACED, TABLES, POOLS, OUTPUT = (0, 1, 2, 8, 9), 2, 2, 1
+PLACED, TABLES, SECTION_TABLES, POOLS, OUTPUT = (0, 1, 2, 8, 9), 2, 4, 2, 1
 """Arguments that change from layer to layer: of placing q, k, v, and the cache's keys and values; of choosing, and
-reading copies, the indexes' tables, and behind them their borders; of attending keys and values; of finishing."""
+reading copies, the indexes' tables, and of choosing those of sections, each with their borders behind; of attending
+keys and values; of finishing."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
@@ -165,7 +166,7 @@ class Desk:
         tables = {(1, TABLES): joined([index.table for index in indexes])}
         if not self._settings.gated:
             sections = [index.sections.table if index.sections else NO_TABLE for index in indexes]
-            tables[1, TABLES + 2] = joined(sections)
+            tables[1, SECTION_TABLES] = joined(sections)
         if self._settings.copied_blocks:
             tables[2, TABLES] = joined([index.copies_table for index in indexes])
         return tables
@@ -196,7 +197,7 @@ class Desk:
             return [recall.shared_choose().task((*asked, *tables[1, TABLES], *ends, self.chosen, room), heads)]
         most = EVERYTHING if settings.own_values is None else settings.own_values
         how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
-        arguments = (*asked, *tables[1, TABLES], *tables[1, TABLES + 2], *ends, *how, room, self.chosen)
+        arguments = (*asked, *tables[1, TABLES], *tables[1, SECTION_TABLES], *ends, *how, room, self.chosen)
         tasks = [recall.shared_recall().task((*arguments, self.weight, result), heads)]
         if settings.copied_blocks:
             copied = (*asked, *tables[2, TABLES], size, self.chosen, self.fetched, self.weight, result)
