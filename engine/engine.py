@@ -20,11 +20,12 @@ from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
 from engine.assembly import choose_attention, describe, open_beside, open_registry, snapshot
 from engine.config import EngineConfig
+from engine.delivery import Deliver, Delivery
 from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoom, QueueFull
 from engine.huggingface import LoadedModel
 from engine.memory import FULL, Memory
 from engine.passes import Pass
-from engine.requests import Event, Failed, Finished, Generation, Quota, Timing, Usage
+from engine.requests import Failed, Finished, Generation, Quota, Timing, Usage
 from engine.runner import ModelRunner
 from engine.sampler import Sampler, score
 from engine.scheduler import Planned, Scheduler
@@ -73,6 +74,7 @@ class Engine(Memory):
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[Sequence] = set()
         self._stopping = False
+        self._delivery = Delivery()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------
@@ -92,12 +94,14 @@ class Engine(Memory):
             self._thread.join()
         self._registry.close()
 
-    def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> None:
+    def submit(self, generation: Generation, deliver: Deliver, told: Callable[[], None] | None = None) -> None:
         """Queue a generation; raises at once what is wrong with it.
 
         Args:
             deliver: takes the events on the engine's thread and must not block
+            told: called, as that is, when a step has delivered all its events: to wake others once for many
         """
+        deliver = deliver if told is None else self._delivery.to(deliver, told)
         with self._changed:
             self._check_accepting()
             name = generation.session_id
@@ -124,7 +128,7 @@ class Engine(Memory):
 
     def cancel(self, generation_id: str, index: int | None = None) -> None:
         """End a generation, or one choice of it; one that has ended already is left alone."""
-        with self._changed:
+        with self._delivery, self._changed:
             for waiting in [w for w in self._waiting if w.generation.id == generation_id]:
                 self._waiting.remove(waiting)
                 self._end_waiting(waiting, None)
@@ -152,14 +156,14 @@ class Engine(Memory):
             logger.exception("the engine has failed")
         if self._beside is not None:
             self._beside.close()
-        with self._changed:
+        with self._delivery, self._changed:
             self._accepting = False
             self._finish_all()
 
     def _turn(self) -> bool:
         """Wait for work and do one step of it; False when the engine is to stop."""
         self._take_what_came()
-        with self._changed:
+        with self._delivery, self._changed:
             self._changed.wait_for(lambda: self._stopping or self._running or self._waiting, timeout=IDLE_SECONDS)
             if self._stopping:
                 return False
@@ -167,7 +171,8 @@ class Engine(Memory):
             self._retire_cancelled()
             self._admit()
             planned = self._plan()
-            if not planned and self._away:
+        if not planned and self._away:
+            with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._has_come, timeout=IDLE_SECONDS)
         if planned:
             begun = time.perf_counter()
@@ -270,14 +275,14 @@ class Engine(Memory):
     def _after_pass(self, passed: Pass) -> None:
         """What follows from a forward pass."""
         if passed.logits is None:
-            with self._changed:
+            with self._delivery, self._changed:
                 self._after_failure(passed)
             return
         report = passed.step.report
         report.restores, self._registry.restores = self._registry.restores, []
         if self._observe:
             self._observe(report)
-        with self._changed:
+        with self._delivery, self._changed:
             for sequence, own in passed.last_rows().items():
                 self._after_or_fail(sequence, own)
 

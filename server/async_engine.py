@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -56,6 +56,10 @@ class AsyncEngine:
         """Whether no more requests may wait."""
         return self._engine.full
 
+    @cached_property
+    def _bell(self) -> Bell:
+        return Bell(asyncio.get_running_loop())
+
     def open(self, generations: Sequence[Generation], guard: Guard = nullcontext) -> EventStream:
         """Submit `generations`; enter the stream to read their events, leave it to cancel what still runs.
 
@@ -64,7 +68,8 @@ class AsyncEngine:
         """
         account = self._accounts.of(generations[0].tenant)
         longest, capacity = self._request_seconds, self._capacity
-        return EventStream(self._engine, self._metrics, account, generations, capacity, longest, self._threads, guard)
+        ways = self._engine, self._metrics, account, generations, capacity, longest, self._threads, guard, self._bell
+        return EventStream(*ways)
 
     async def call(self, method: Callable[..., Result], *arguments: str) -> Result:
         """A method of the engine, off the event loop: it may wait for a step to end."""
@@ -80,6 +85,37 @@ class AsyncEngine:
         self._engine.stop()
 
 
+class Bell:
+    """Wakes an event loop once for all streams that a step had something for."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._lock = loop, threading.Lock()
+        self._waiting: list[asyncio.Event] = []
+
+    def add(self, arrived: asyncio.Event) -> None:
+        """Set this one, too, when it rings."""
+        with self._lock:
+            self._waiting.append(arrived)
+
+    def ring(self) -> None:
+        """On the engine's thread, when a step has told everything."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if waiting:
+            call(self._loop, partial(set_all, waiting))
+
+
+def set_all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+def call(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+    """Let the loop do something."""
+    with contextlib.suppress(RuntimeError):  # it has closed: then nobody reads any more
+        loop.call_soon_threadsafe(action)
+
+
 class EventStream:
     """The events of one or more generations, as (place of the generation, event), in the order they came."""
 
@@ -93,8 +129,10 @@ class EventStream:
         longest: float,
         threads: ThreadPoolExecutor,
         guard: Guard,
+        bell: Bell,
     ) -> None:
         self._engine, self._generations, self._capacity, self._guard = engine, generations, capacity, guard
+        self._bell = bell
         self._loop, self._threads = asyncio.get_running_loop(), threads
         self._longest, self._deadline = longest, self._loop.time() + longest
         self._lock = threading.Lock()
@@ -165,7 +203,7 @@ class EventStream:
         try:
             with self._guard(self._engine):
                 for place, generation in enumerate(self._generations):
-                    self._engine.submit(generation, partial(self._deliver, place))
+                    self._engine.submit(generation, partial(self._deliver, place), self._bell.ring)
                     begun += 1
         except Exception:
             for never_begun in self._charges[begun:]:
@@ -181,9 +219,9 @@ class EventStream:
             first = not self._queue
             fits = self._put(place, event)
         if not fits:
-            self._call(self._cancel_all)
+            call(self._loop, self._cancel_all)
         if first or not fits:
-            self._call(self._arrived.set)
+            self._bell.add(self._arrived)
 
     def _put(self, place: int, event: Event) -> bool:
         newest = self._queue[-1] if self._queue else None
@@ -194,11 +232,6 @@ class EventStream:
         else:
             self._overflowed = True
         return not self._overflowed
-
-    def _call(self, action: Callable[[], None]) -> None:
-        # The loop may have closed: then nobody reads any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(action)
 
     def _take(self) -> tuple[int, Event]:
         with self._lock:

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from engine import Engine, EngineConfig, Finished, Generation, InvalidParameter, SamplingParams, Token, load_engine
-from server.async_engine import AsyncEngine
+from server.async_engine import AsyncEngine, EventStream
 from server.errors import ApiError
 from server.metrics import Metrics
 
@@ -56,6 +57,34 @@ def test_events_come_in_order_and_end(engine: Engine) -> None:
         tokens = [(place, event.index) for place, event in seen if isinstance(event, Token)]
         assert sorted(tokens) == [(0, 0)] * 5 + [(1, 0)] * 3 + [(1, 1)] * 3
         assert sum(isinstance(event, Finished) for _, event in seen) == 3
+
+    run(engine, work)
+
+
+def test_streams_that_decode_together_wake_the_loop_together(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(wrapped: AsyncEngine) -> None:
+        loop, woken = asyncio.get_running_loop(), 0
+        wake = loop.call_soon_threadsafe
+
+        def counted(*given: Any, **more: Any) -> asyncio.Handle:
+            nonlocal woken
+            woken += 1
+            return wake(*given, **more)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        groups = [[generation(f"{name}-{i}", 50) for i in range(4)] for name in ("one", "two")]
+        async with wrapped.open(groups[0]) as first, wrapped.open(groups[1]) as second:
+            told = await asyncio.gather(*(read(stream) for stream in (first, second)))
+        assert told == [200, 200]
+        assert woken < 100, "two streams that take 50 steps together, and what begins and ends them"
+
+    async def read(stream: EventStream) -> int:
+        tokens = 0
+        while not stream.ended:
+            item = await stream.next(10)
+            assert item is not None
+            tokens += isinstance(item[1], Token)
+        return tokens
 
     run(engine, work)
 
