@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from bench.decode import OURS, Cairn
+from bench.noise import Cairn
 from bench.report import write_json
+from bench.shapes import OURS
 from engine import EngineConfig, LoadedModel, Step, StepReport, load_model
 
 OFTEN = 64

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from bench.decode import Cairn, add_model, made
+from bench.noise import Cairn
 from bench.report import write_json
+from bench.shapes import add_model, made, served
 from cache import Session
 from engine import EngineConfig, Span, Step
-from engine.huggingface import describe, register
 from engine.step import with_landmarks
 
 
@@ -56,8 +56,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
-    register()
-    model = describe("bench", made(options.shape, options.weights))
+    model = served(made(options.shape, options.weights))
     counts = [int(count) for count in options.clients.split(",")]
     cairn = Cairn(model, EngineConfig(), options.context, 64 * max(counts))  # room for what each client adds
     cairn.session.rewind(cairn.session.sealed)

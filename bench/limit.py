@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.decode import Cairn, add_model, made
+from bench.noise import Cairn
 from bench.reading import Sweep
 from bench.report import write_json
+from bench.shapes import add_model, made, served
 from cache import SECTION, BlockIndex
 from engine import EngineConfig, LoadedModel, RetrievalSettings
-from engine.huggingface import describe, register
 from engine.rounded import RoundedLinear
 
 WARM = 2
@@ -101,7 +101,6 @@ def measure(model: LoadedModel, context: int, tokens: int) -> Row:
     decoded, sweeps = in_turns(cairn, sweep, tokens)
     index, blocks = cache_bytes(cairn)
     weights = weight_bytes(model)
-    cairn.restore()
     del cairn
     gc.collect()
     floors = [(weights + index + blocks) / sweep.bytes * seconds for seconds in sweeps]
@@ -126,8 +125,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=24, help="decoded tokens per context")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
-    register()
-    model = describe("bench", made(options.shape, options.weights))
+    model = served(made(options.shape, options.weights))
     rows = []
     print("".join(f"{name:>10}" for name in ("context", "ratio", "quartiles", "ms", "floor")), end="")
     print("".join(f"{name:>10}" for name in ("weights", "index", "blocks", "GB/s")))

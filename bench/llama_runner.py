@@ -187,18 +187,16 @@ def logits(options: argparse.Namespace) -> None:
 
 
 def steps(options: argparse.Namespace) -> None:
-    """Print the seconds of each step of `batch` tokens, all behind the same context."""
+    """For each line that comes, a step of `batch` tokens, all behind the same context; print its seconds."""
     sequence = Sequence(options.gguf, np.load(options.noise), options.context, options)
     for _ in range(2):  # the first ones also pay for threads and for pages of the file
         sequence.step([7])
         sequence.rewind()
-    seconds = []
-    for _ in range(options.count):
+    for _ in sys.stdin:
         begun = time.perf_counter()
         sequence.step([7] * options.batch).argmax()
-        seconds.append(time.perf_counter() - begun)
+        print(time.perf_counter() - begun, flush=True)
         sequence.rewind()
-    print(json.dumps(seconds))
 
 
 def main() -> None:
@@ -219,7 +217,6 @@ def main() -> None:
     commands.choices["logits"].add_argument("--tokens", required=True, help="ids, with commas")
     commands.choices["logits"].add_argument("--out", type=Path, required=True)
     commands.choices["steps"].add_argument("--batch", type=int, required=True, help="tokens of a step")
-    commands.choices["steps"].add_argument("--count", type=int, required=True, help="steps")
     options = parser.parse_args()
     options.run(options)
 

@@ -9,20 +9,20 @@ noise. Cairn retrieves as it does by default. llama.cpp attends to everything an
 default. It decodes with and without flash attention, and the faster one counts. It reads with flash attention only,
 which is the faster one there, and without it the scores of all heads take 8 GiB at 131,072 tokens in the 1B shape.
 
-At each context the sides run one after the other, so that memory need not hold both caches; every step begins right
-behind the same context. Before that, the logits of some tokens behind noise are compared with those of transformers:
+At each context the sides take turns, some steps each (`bench.turns`); every step begins right behind the same context.
+Before that, the logits of some tokens behind noise are compared with those of transformers:
 model and cache have to be the same on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import statistics
 import subprocess
 import tempfile
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from bench.decode import SHAPES, Cairn, made
+from bench.noise import Cairn
 from bench.report import write_json
-from engine import EngineConfig
-from engine.huggingface import describe, register
+from bench.shapes import SHAPES, beside, made, served
+from bench.turns import Timed, ratio, several, take_turns
+from engine import EngineConfig, LoadedModel
 
 ENVIRONMENT = Path("runs/peers")
 REQUIREMENTS = Path(__file__).with_name("peers.txt")
@@ -46,6 +47,8 @@ COMPARED = 32
 """Tokens whose logits are compared."""
 LOWEST_CORRELATION = 0.99
 """Of a token's logits on two sides. Rounding to bf16 leaves 0.997, eight missing positions of 1,024 less than 0.5."""
+TURN = 4
+"""Tokens that a side decodes in its turn."""
 READ = EngineConfig().step_tokens
 
 
@@ -65,12 +68,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Decode:
-    """One context length; milliseconds are medians over the decoded tokens."""
+    """One context length; milliseconds are medians over turns."""
 
     context: int
     ratio: float
     ratio_of_fastest: float
-    """Of the fastest token on either side: what other work on the machine disturbs least."""
+    """Of the fastest turn on either side: what other work on the machine disturbs least."""
     cairn_ms: float
     llama_ms: float
     """The lower one of the next two."""
@@ -80,7 +83,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Reading `tokens` tokens at once behind a context; medians over a few such steps."""
+    """Reading `tokens` tokens at once behind a context; medians over turns."""
 
     context: int
     tokens: int
@@ -108,18 +111,31 @@ class LlamaCpp:
         self._run("logits", *files, "--context", context, "--tokens", ids, "--threads", torch.get_num_threads())
         return torch.from_numpy(np.load(self._logits))
 
-    def seconds(self, context: int, batch: int, count: int, *, flash: bool = True) -> list[float]:
-        """Seconds of `count` steps of `batch` tokens, all of them right behind `context` positions of noise."""
-        numbers = {"context": context, "batch": batch, "count": count, "threads": torch.get_num_threads()}
+    @contextmanager
+    def steps(self, context: int, batch: int, *, flash: bool = True) -> Iterator[Timed]:
+        """A step of `batch` tokens right behind `context` positions of noise, as often as it is called."""
+        numbers = {"context": context, "batch": batch, "threads": torch.get_num_threads()}
         options = [f"--{name}={number}" for name, number in numbers.items()]
         flag = "--flash-attention=" + ("on" if flash else "off")
-        found: list[float] = json.loads(self._run("steps", self._model, self._noise, *options, flag))
-        return found
+        command = self._command("steps", self._model, self._noise, *options, flag)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            asked, told = process.stdin, process.stdout
+            assert asked is not None
+            assert told is not None
 
-    def _run(self, *arguments: object) -> str:
+            def step() -> float:
+                asked.write("step\n")
+                asked.flush()
+                return float(told.readline())
+
+            yield step
+
+    def _run(self, *arguments: object) -> None:
+        subprocess.run(self._command(*arguments), check=True)
+
+    def _command(self, *arguments: object) -> list[str]:
         # -P: the runner's folder has modules of ours, which this environment cannot import.
-        command = [str(self._python), "-P", str(RUNNER), *map(str, arguments)]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return [str(self._python), "-P", str(RUNNER), *map(str, arguments)]
 
 
 def interpreter(environment: Path) -> Path:
@@ -148,7 +164,6 @@ def noise_for(model: PreTrainedModel) -> Tensor:
 
 def transformers_logits(model: PreTrainedModel, noise: Tensor, tokens: list[int]) -> Tensor:
     """(tokens, vocabulary) in fp32, behind all of the noise."""
-    model.set_attn_implementation("sdpa")
     cache = DynamicCache(config=model.config)
     for layer, (keys, values) in enumerate(noise.to(model.dtype).transpose(2, 3).unbind(1)):
         cache.update(keys[None], values[None], layer)
@@ -171,39 +186,41 @@ def agreement(model: PreTrainedModel, llama: LlamaCpp, noise: Tensor) -> Agreeme
     return Agreement(NOISE, COMPARED, *(round(float(number), 4) for number in (lowest, same, alone)))
 
 
-def cairn_seconds(model: PreTrainedModel, context: int, batch: int, count: int) -> list[float]:
-    """As `LlamaCpp.seconds`; the first two steps, which also compile kernels, are left out."""
-    cairn = Cairn(describe("bench", model), EngineConfig(), context, batch)
-    seconds = []
-    for _ in range(count + 2):
+def cairn_steps(model: LoadedModel, context: int, batch: int) -> Timed:
+    """As `LlamaCpp.steps`; kernels are compiled, and memory is touched."""
+    cairn = Cairn(model, EngineConfig(), context, batch)
+
+    def step() -> float:
         cairn.session.computed = context
-        seconds.append(cairn.step(batch))
-    cairn.restore()
-    return seconds[2:]
+        return cairn.step(batch)
+
+    take_turns([step], 2)
+    return step
 
 
-def decode(model: PreTrainedModel, llama: LlamaCpp, context: int, tokens: int) -> Decode:
-    """Both sides at one context, `tokens` times the token that follows it."""
-    cairn = cairn_seconds(model, context, 1, tokens)
-    gc.collect()
-    flash, plain = (llama.seconds(context, 1, tokens, flash=flash) for flash in (True, False))
-    theirs = min(flash, plain, key=statistics.median)
-    times = (round(1000 * statistics.median(seconds), 2) for seconds in (cairn, theirs, flash, plain))
+def decode(model: LoadedModel, llama: LlamaCpp, context: int, turns: int) -> Decode:
+    """Both sides at one context, in each turn `TURN` times the token that follows it."""
+    mine, found = cairn_steps(model, context, 1), []
+    for flash in (True, False):
+        with llama.steps(context, 1, flash=flash) as step:
+            found.append(take_turns([several(mine, TURN), several(step, TURN)], turns))
+    medians = [1000 * statistics.median(theirs) for _, theirs in found]
+    cairn, theirs = found[medians.index(min(medians))]
+    times = (round(each, 2) for each in (1000 * statistics.median(cairn), min(medians), *medians))
     return Decode(context, *ratios(cairn, theirs), *times)
 
 
-def prefill(model: PreTrainedModel, llama: LlamaCpp, context: int, steps: int) -> Prefill:
-    """Both sides at one context, `steps` times the `READ` tokens that follow it."""
-    cairn = cairn_seconds(model, context, READ, steps)
-    gc.collect()
-    theirs = llama.seconds(context, READ, steps)
+def prefill(model: LoadedModel, llama: LlamaCpp, context: int, turns: int) -> Prefill:
+    """Both sides at one context, in each turn the `READ` tokens that follow it."""
+    with llama.steps(context, READ) as step:
+        cairn, theirs = take_turns([cairn_steps(model, context, READ), step], turns)
     rates = (round(READ / statistics.median(seconds), 2) for seconds in (cairn, theirs))
     return Prefill(context, READ, *ratios(cairn, theirs), *rates)
 
 
 def ratios(cairn: list[float], theirs: list[float]) -> tuple[float, float]:
-    """How many times as long the other side takes: by medians, and by the fastest steps."""
-    return round(statistics.median(theirs) / statistics.median(cairn), 2), round(min(theirs) / min(cairn), 2)
+    """How many times as long the other side takes: the median over turns, and by the fastest of them."""
+    return round(ratio(theirs, cairn), 2), round(min(theirs) / min(cairn), 2)
 
 
 def show(shape: str, decoded: list[Decode], read: list[Prefill]) -> None:
@@ -228,9 +245,9 @@ def main() -> int:
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="where llama.cpp is, or will be")
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
     parser.add_argument("--contexts", type=numbers, default="4096,32768,131072", help="where to decode")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens to decode at each context")
+    parser.add_argument("--turns", type=int, default=6, help=f"of decoding at each context, {TURN} tokens each")
     parser.add_argument("--depths", type=numbers, default="0,8192,131072", help="contexts behind which to read")
-    parser.add_argument("--steps", type=int, default=2, help=f"steps of {READ} tokens to read at each depth")
+    parser.add_argument("--reads", type=int, default=2, help=f"turns of reading at each depth, {READ} tokens each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
@@ -240,21 +257,20 @@ def main() -> int:
     if not interpreter(options.environment).exists():
         parser.error(f"{options.environment} has no llama.cpp: make it with `python -m bench.peers --install`")
     torch.set_num_threads(options.threads)
-    register()
     model = made(options.shape)
     noise = noise_for(model)
     with tempfile.TemporaryDirectory(dir=options.environment) as folder:
         llama = LlamaCpp(options.environment, Path(folder), model, noise)
-        found = agreement(model, llama, noise)
+        found = agreement(beside(model), llama, noise)
         print(found, flush=True)
         if found.correlation < LOWEST_CORRELATION:
             parser.error("llama.cpp does not compute the same model behind the same context")
-        decoded, read = [], []
+        loaded, decoded, read = served(model), [], []
         for context in options.contexts:
-            decoded.append(decode(model, llama, context, options.tokens))
+            decoded.append(decode(loaded, llama, context, options.turns))
             print(decoded[-1], flush=True)
         for context in options.depths:
-            read.append(prefill(model, llama, context, options.steps))
+            read.append(prefill(loaded, llama, context, options.reads))
             print(read[-1], flush=True)
     show(options.shape, decoded, read)
     rows = {"decode": [asdict(row) for row in decoded], "prefill": [asdict(row) for row in read]}

@@ -1,8 +1,8 @@
 """`python -m bench.prefill --shape llama-1b --depths 0,8192,131072`: tokens per second of reading, against the depth.
 
 One process, one set of weights: Cairn's retrieval attention, and transformers' with sdpa and a DynamicCache. Caches are
-filled with random keys and values up to the depth; then a chunk of tokens goes through the model. Beside it stands the
-machine's own rate for products of matrices, and what share of it the chunk's linear layers reach.
+filled with random keys and values up to the depth; then chunks of tokens go through the model, at all depths in turns.
+Beside it stands the machine's own rate for products of matrices, and what share of it a chunk's linear layers reach.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from bench.decode import Cairn, add_model, filled_cache, made
+from bench.noise import Cairn, filled_cache
 from bench.report import write_json
-from engine import EngineConfig, Step
-from engine.huggingface import describe, register
+from bench.shapes import add_model, beside, made, served
+from bench.turns import ratio, take_turns
+from engine import EngineConfig, LoadedModel
 from engine.rounded import RoundedLinear, matrix_of
 
 
@@ -32,6 +33,8 @@ class Row:
 
     depth: int
     cairn: float
+    of_first: float
+    """Share of the rate at the first depth that is left."""
     transformers: float | None
     matrix_share: float
 
@@ -64,26 +67,31 @@ def multiplications(model: PreTrainedModel) -> int:
     return sum(matrix_of(layer).numel() for layer in layers)
 
 
-def cairn_seconds(model: PreTrainedModel, depth: int, chunk: int, repeats: int) -> float:
-    """Of one chunk behind `depth` tokens."""
-    cairn = Cairn(describe("bench", model), EngineConfig(), depth, chunk * (repeats + 1) + 1)
+class Reader:
+    """Reads one chunk after the other behind `depth` tokens."""
 
-    def read() -> None:
-        start = cairn.session.computed
-        cairn.runner.run(Step([cairn.span(start, start + chunk)]), [chunk - 1])
+    def __init__(self, model: LoadedModel, depth: int, chunk: int, chunks: int) -> None:
+        self._cairn, self._chunk = Cairn(model, EngineConfig(), depth, chunk * chunks + 1), chunk
 
-    seconds = median_seconds(read, repeats)
-    cairn.restore()
-    return seconds
+    def read(self) -> float:
+        """Seconds of a chunk."""
+        return self._cairn.step(self._chunk)
 
 
 def transformers_seconds(model: PreTrainedModel, depth: int, chunk: int) -> float:
     """Of one chunk behind `depth` tokens, once: at depth it takes minutes."""
-    model.set_attn_implementation("sdpa")
     cache = filled_cache(model, depth) if depth else None
     begun = time.perf_counter()
     model(input_ids=torch.full((1, chunk), 7), past_key_values=cache, use_cache=True, logits_to_keep=1)
     return time.perf_counter() - begun
+
+
+def show(row: Row) -> None:
+    """A line of the table."""
+    times = f"{row.cairn / row.transformers:.1f}x" if row.transformers else "-"
+    theirs = f"{row.transformers:.1f}" if row.transformers else "-"
+    mine = f"{row.depth:>9}{row.cairn:>13.1f}{row.of_first:>10.2f}"
+    print(f"{mine}{theirs:>14}{times:>8}{row.matrix_share:>13.0%}", flush=True)
 
 
 def main() -> int:
@@ -97,21 +105,23 @@ def main() -> int:
     options = parser.parse_args()
     if options.weights != "auto" and not options.cairn_only:
         parser.error("--weights: transformers would run with Cairn's products; add --cairn-only")
-    register()
     model = made(options.shape, options.weights)
     rate, work = machine_rate(), multiplications(model)
-    print(f"{'depth':>9}{'cairn tok/s':>13}{'transformers':>14}{'ratio':>8}{'matrix work':>13}")
+    twin = None if options.cairn_only else beside(model)
+    loaded, depths = served(model), [int(depth) for depth in options.depths.split(",")]
+    readers = [Reader(loaded, depth, options.chunk, options.repeats + 1) for depth in depths]
+    take_turns([reader.read for reader in readers], 1)  # warms up
+    seconds = take_turns([reader.read for reader in readers], options.repeats)
+    del readers
+    gc.collect()
+    print(f"{'depth':>9}{'cairn tok/s':>13}{'of first':>10}{'transformers':>14}{'ratio':>8}{'matrix work':>13}")
     rows = []
-    for depth in (int(depth) for depth in options.depths.split(",")):
-        mine = options.chunk / cairn_seconds(model, depth, options.chunk, options.repeats)
+    for depth, mine in zip(depths, seconds, strict=True):
+        theirs = twin and options.chunk / transformers_seconds(twin, depth, options.chunk)
         gc.collect()
-        theirs = None if options.cairn_only else options.chunk / transformers_seconds(model, depth, options.chunk)
-        gc.collect()
-        row = Row(depth, mine, theirs, mine * work / rate)
-        ratio = f"{mine / theirs:.1f}x" if theirs else "-"
-        shown = f"{theirs:.1f}" if theirs else "-"
-        print(f"{depth:>9}{mine:>13.1f}{shown:>14}{ratio:>8}{row.matrix_share:>13.0%}", flush=True)
-        rows.append(row)
+        cairn = options.chunk / statistics.median(mine)
+        rows.append(Row(depth, cairn, ratio(seconds[0], mine), theirs, cairn * work / rate))
+        show(rows[-1])
     told = {"shape": options.shape, "weights": options.weights, "chunk": options.chunk}
     write_json(options.json, {**told, "rows": [asdict(row) for row in rows]})
     return 0

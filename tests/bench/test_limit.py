@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from bench.decode import Cairn
 from bench.limit import cache_bytes, weight_bytes
+from bench.noise import Cairn
 from engine import EngineConfig
 from engine.huggingface import describe, register
 from tests.models import save_model

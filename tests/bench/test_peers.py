@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bench.peers import (
     ENVIRONMENT,
     LOWEST_CORRELATION,
+    TURN,
     Decode,
     LlamaCpp,
     Prefill,
@@ -32,6 +34,8 @@ from bench.peers import (
     transformers_logits,
     versions,
 )
+from bench.shapes import served
+from bench.turns import Timed
 from engine.huggingface import register
 from tests.models import save_model
 
@@ -57,11 +61,15 @@ class Seconds(LlamaCpp):
     """llama.cpp on a machine where flash attention takes twice as long as the rest."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, int, int, bool]] = []
+        self.asked: list[tuple[int, int, bool]] = []
 
-    def seconds(self, context: int, batch: int, count: int, *, flash: bool = True) -> list[float]:
-        self.asked.append((context, batch, count, flash))
-        return [0.5 if flash else 0.25] * count
+    @contextmanager
+    def steps(self, context: int, batch: int, *, flash: bool = True) -> Iterator[Timed]:
+        def step() -> float:
+            self.asked.append((context, batch, flash))
+            return 0.5 if flash else 0.25
+
+        yield step
 
 
 def test_versions_are_exact() -> None:
@@ -86,16 +94,16 @@ def test_correlation_ignores_what_softmax_ignores() -> None:
 
 def test_the_faster_attention_counts(tmp_path: Path) -> None:
     llama = Seconds()
-    row = decode(small("llama", tmp_path), llama, 96, 3)
-    assert llama.asked == [(96, 1, 3, True), (96, 1, 3, False)]
+    row = decode(served(small("llama", tmp_path)), llama, 96, 3)
+    assert llama.asked == [(96, 1, True)] * 3 * TURN + [(96, 1, False)] * 3 * TURN
     assert (row.context, row.llama_ms, row.flash_ms, row.plain_ms) == (96, 250.0, 500.0, 250.0)
-    assert row.ratio == pytest.approx(250 / row.cairn_ms, rel=0.02), "both are rounded"
+    assert row.ratio == pytest.approx(250 / row.cairn_ms, rel=0.02), "both are rounded, and of the middle one of three"
 
 
 def test_the_ratio_of_reading_is_above_one_where_cairn_is_faster(tmp_path: Path) -> None:
     llama = Seconds()
-    row = prefill(small("llama", tmp_path), llama, 96, 2)
-    assert llama.asked == [(96, 512, 2, True)]
+    row = prefill(served(small("llama", tmp_path)), llama, 96, 3)
+    assert llama.asked == [(96, 512, True)] * 3
     assert row.llama_tokens_per_second == 1024
     assert row.ratio == pytest.approx(row.cairn_tokens_per_second / 1024, abs=0.01, rel=0.02)
 
@@ -107,8 +115,8 @@ def test_the_table_begins_with_the_ratio(capsys: pytest.CaptureFixture[str]) -> 
     assert ["0", "0.50x", "0.60x", "50.0", "100.0"] in rows
 
 
-def test_ratios_are_of_medians_and_of_the_fastest() -> None:
-    assert ratios([1.0, 2.0, 9.0], [4.0, 6.0, 7.0]) == (3.0, 4.0)
+def test_ratios_are_of_turns_and_of_the_fastest() -> None:
+    assert ratios([1.0, 2.0, 10.0], [4.0, 6.0, 80.0]) == (4.0, 4.0), "3.0 would be that of the medians"
 
 
 @needs_llama_cpp
@@ -131,6 +139,6 @@ def test_llama_cpp_computes_the_same_model_behind_the_same_context(family: str, 
 def test_steps_are_timed_behind_contexts_that_repeat_the_noise(flash: bool, tmp_path: Path) -> None:
     model = small("llama", tmp_path / "model")
     llama = LlamaCpp(ENVIRONMENT, tmp_path, model, noise_for(model))
-    seconds = llama.seconds(2500, 16, 3, flash=flash)
-    assert len(seconds) == 3
+    with llama.steps(2500, 16, flash=flash) as step:
+        seconds = [step() for _ in range(3)]
     assert all(second > 0 for second in seconds)

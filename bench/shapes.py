@@ -1,0 +1,113 @@
+"""The models that are measured: random weights in the shapes of known ones, and the model that we ship."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from engine import LoadedModel
+from engine.huggingface import describe, register
+from engine.layers import quicken_layers
+from engine.linear import quicken
+from engine.placing import settle
+from engine.rounded import round_weights
+
+OURS = Path("models/cairn-4m")
+
+
+def llama_1b() -> PreTrainedModel:
+    """Random weights in the shape of Llama-3.2-1B, bf16."""
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131_072 + 64,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return random_weights(LlamaForCausalLM, config)
+
+
+def qwen3_600m() -> PreTrainedModel:
+    """Random weights in the shape of Qwen3-0.6B, bf16."""
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=131_072 + 64,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return random_weights(Qwen3ForCausalLM, config)
+
+
+def random_weights(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this shape, made in bf16, because an fp32 one would take twice the memory."""
+    torch.set_default_dtype(torch.bfloat16)
+    model = kind(config)
+    torch.set_default_dtype(torch.float32)
+    return model.eval()
+
+
+def ours() -> PreTrainedModel:
+    """The model that we ship."""
+    return AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
+
+
+SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "cairn-4m": ours}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model."""
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--weights", choices=("auto", "int8"), default="auto", help="as `cairn serve` takes it")
+
+
+def made(shape: str, weights: str = "auto") -> PreTrainedModel:
+    """A model of this shape, its weights kept and placed as if it were loaded."""
+    model = SHAPES[shape]()
+    if weights == "int8":
+        round_weights(model)
+    settle(model)
+    return model
+
+
+def beside(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, with the same weights in the same memory, as transformers runs it; made before it is `served`."""
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin: PreTrainedModel = copy.deepcopy(model, weights)
+    twin.set_attn_implementation("sdpa")
+    return twin
+
+
+def served(model: PreTrainedModel) -> LoadedModel:
+    """The model as the server runs it."""
+    register()
+    loaded = describe("bench", model)
+    quicken(model)
+    quicken_layers(model, loaded.kv_heads, loaded.head_dim)
+    return loaded
