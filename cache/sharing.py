@@ -66,31 +66,44 @@ class Shared:
 
 
 class Tasks:
-    """Jobs that are done one after the other, as often as one likes; arguments may be changed in between."""
+    """Jobs that are done one after the other, as often as one likes; arguments may be changed in between.
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        starts = list(itertools.accumulate((len(task.words) for task in tasks), initial=JOB_WORDS * len(tasks)))
-        self._words = np.zeros(starts[-1], np.int64)
-        self._address, self._count = self._words.ctypes.data, len(tasks)
+    Args:
+        times: so many such lists, each with arguments of its own
+
+    Attributes:
+        jobs: of each list (times, tasks, JOB_WORDS); what they tell holds as long as this lives
+    """
+
+    def __init__(self, tasks: Sequence[Task], times: int = 1) -> None:
+        starts = list(itertools.accumulate((len(task.words) for task in tasks), initial=0))
+        self._words = np.zeros((times, starts[-1]), np.int64)
+        self.jobs = np.zeros((times, len(tasks), JOB_WORDS), np.int64)
         self._places = [[start + place for place in task.places] for task, start in zip(tasks, starts, strict=False)]
+        lists = self._words.ctypes.data + self._words.strides[0] * np.arange(times)
         for number, (task, start) in enumerate(zip(tasks, starts, strict=False)):
-            job = (task.function, self._address + 8 * start, 0, task.count, task.piece)
-            self._words[JOB_WORDS * number : JOB_WORDS * (number + 1)] = job
-            self._words[start : start + len(task.words)] = task.words
+            self.jobs[:, number] = task.function, 0, 0, task.count, task.piece
+            self.jobs[:, number, 1] = lists + 8 * start
+            self._words[:, start : start + len(task.words)] = task.words
+        self._address = self.jobs.ctypes.data
 
-    def put(self, task: int, argument: int, word: int) -> None:
-        """Change a number, or the address of an array of the same shape."""
-        self._words[self._places[task][argument]] = word
+    def put(self, task: int, argument: int, words: int | Sequence[int]) -> None:
+        """Change a number, or the address of an array of the same shape: for all lists, or one for each."""
+        self._words[:, self._places[task][argument]] = words
 
-    def put_rows(self, task: int, argument: int, array: NDArray[Any]) -> None:
-        """Change an array for one of the same type that may be longer or shorter; it must live on."""
+    def put_rows(self, task: int, argument: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """Change an array, one for each list, for one of the same type that may be longer or shorter.
+
+        They must live on.
+        """
         place = self._places[task][argument]
-        self._words[place], self._words[place + 1] = array.__array_interface__["data"][0], len(array)
+        self._words[:, place] = [array.__array_interface__["data"][0] for array in arrays]
+        self._words[:, place + 1] = [len(array) for array in arrays]
 
     def do(self, threads: int | None = None) -> None:
-        """With so many threads, or as many as torch may use."""
-        if self._count:
-            together(self._address, self._count, threads)
+        """All lists, with so many threads, or as many as torch may use."""
+        if self.jobs.size:
+            together(self._address, self.jobs.shape[0] * self.jobs.shape[1], threads)
 
 
 def bits(number: float) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import RULES, IndexShape, LandmarkRule
@@ -119,5 +122,35 @@ class Attention(Protocol):
 
         Returns:
             (positions, query_heads, head_dim)
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What attention of several layers does, for who does it with all that lies between.
+
+    Attributes:
+        jobs: of each layer (jobs, JOB_WORDS), in the order in which layers were given
+        done: to be called when all of them are done
+    """
+
+    jobs: list[NDArray[np.int64]]
+    done: Callable[[], None]
+
+
+@runtime_checkable
+class ListedAttention(Protocol):
+    """Attention that can tell beforehand what it will do."""
+
+    def listed(
+        self, scalings: Mapping[int, float], q: Tensor, k: Tensor, v: Tensor, output: Tensor, step: Step
+    ) -> Listed | None:
+        """What layers do with what will lie in these tensors; None for a step that must be done layer by layer.
+
+        Args:
+            scalings: of each layer
+            q, k, v, output: as `Attention` takes and gives them, but on a CPU, contiguous, all fp32 or all bf16; the
+                layers use them one after the other
         """
         ...

@@ -2,7 +2,7 @@
 
 The weights of a decoded token go through all caches of the processor, so whatever Python, torch and NumPy are asked
 between two layers comes anew from memory: small tensors cost more than the kernels. Here a layer changes a handful of
-addresses, and asks for two lists of jobs.
+addresses, and asks for two lists of jobs; or who has all layers to do takes the lists of all of them beforehand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, Task, Tasks, expected_largest, kernels, threads_for
+from cache import BlockIndex, BlockStore, CacheLayout, Task, Tasks, expected_largest, kernels, threads_for
 from engine.attention.base import RetrievalSettings
 from engine.attention.plans import Floats, Numbers, Plan, padded
 from engine.attention.rows import Rows
@@ -26,13 +26,16 @@ from engine.step import Span
 
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
-PLACED, TABLES, SECTION_TABLES, POOLS, OUTPUT = (0, 1, 2, 8, 9), 2, 4, 2, 1
-"""Arguments that change from layer to layer: of placing q, k, v, and the cache's keys and values; of choosing, and
-reading copies, the indexes' tables, and of choosing those of sections, each with their borders behind; of attending
-keys and values; of finishing."""
+GIVEN, SCALE, PLACED, TABLES, SECTION_TABLES, POOLS, OUTPUT = (0, 1, 2), 4, (8, 9), 2, 4, (2, 3), 1
+"""Arguments that change from layer to layer: of placing q, k, v, their scale, and the cache's keys and values; of
+choosing, and reading copies, the indexes' tables, and of choosing those of sections, each with their borders behind; of
+attending keys and values; of finishing."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
+Jobs = NDArray[np.int64]
+Tables = dict[tuple[int, int], tuple[Numbers, Numbers]]
+"""Where indexes lie, and which part is whose, by task and place among its arguments."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Desk:
             self.chosen[:] = np.where(latest >= settings.sink_blocks, latest, -1)
         read = (*shape[:2], plan.fixed.shape[1] + self.fetched)
         self._numbers, self._places = np.empty(read, np.int64), np.empty(read, np.int64)
-        self._scale = np.empty(shape[1], np.float32)
+        self._room = np.empty(0, np.float32)
         self._kernels = kernels("recall"), kernels("copy")
         self._first: Tasks | None = None
         self._second: Tasks | None = None
@@ -123,30 +126,47 @@ class Desk:
         Args:
             by_scores: who asks looks at landmarks itself afterwards
         """
-        scale = given.scale_of(self.plan.rows)
-        self._scale[:] = scale if isinstance(scale, float) else scale.flatten()
-        keys, values = self._cache(layer)
-        indexes = [] if by_scores or not self.chooses else self.indexes(layer)
-        tables = self._tables(indexes)
-        room = scratch.of(*self._room_shape) if indexes else None
-        if self._first is None:
-            self._first = Tasks([self._placing(given, keys, values), *self._looking(tables, room)])
-        else:
-            for place, x in zip(PLACED, (given.q, given.k, given.v, keys, values), strict=True):
-                self._first.put(0, place, x.data_ptr())
-            for (task, place), pair in tables.items():
-                for argument, array in enumerate(pair, place):
-                    self._first.put_rows(task, argument, array)
-            if room is not None:
-                self._first.put(1, self._room_argument, room.ctypes.data)
+        looks = self.chooses and not by_scores
+        self._first = self._choosing(self._first, [layer], [given], scratch, looks=looks)
         self._first.do(threads_for(self._layout.kv_heads, self._look_work))
+
+    def _choosing(
+        self, tasks: Tasks | None, layers: Sequence[int], given: Sequence[Given], scratch: Scratch, *, looks: bool
+    ) -> Tasks:
+        """What `choose` does for each of the layers; the tasks that it did before, if any, for others."""
+        self._scales = np.stack([self._scale_of(each) for each in given])  # (layers, T)
+        pools = [self._cache(layer) for layer in layers]
+        tables = [self._tables(self.indexes(layer)) for layer in layers] if looks else []
+        if looks:
+            self._room = scratch.of(*self._room_shape)
+        if tasks is None:
+            looking = self._looking(tables[0], self._room) if looks else []
+            tasks = Tasks([self._placing(given[0], *pools[0]), *looking], len(layers))
+        for place, name in zip(GIVEN, ("q", "k", "v"), strict=True):
+            tasks.put(0, place, [getattr(each, name).data_ptr() for each in given])
+        tasks.put(0, SCALE, [row.ctypes.data for row in self._scales])
+        for place, each_pool in zip(PLACED, zip(*pools, strict=True), strict=True):
+            tasks.put(0, place, [pool.data_ptr() for pool in each_pool])
+        if looks:
+            tasks.put(1, self._room_argument, self._room.ctypes.data)
+            self._lying = tables  # as long as their addresses are used
+            for task, place in tables[0]:
+                for argument, arrays in enumerate(zip(*(each[task, place] for each in tables), strict=True), place):
+                    tasks.put_rows(task, argument, arrays)
+        return tasks
+
+    def _scale_of(self, given: Given) -> Floats:
+        """Of the plan's queries (T,)."""
+        scale = given.scale_of(self.plan.rows)
+        if isinstance(scale, float):
+            return np.full(len(self.plan.positions), scale, np.float32)
+        return scale.flatten().numpy().astype(np.float32)
 
     def _cache(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer (places, B, D) into which those of the queries are written."""
-        store = self.plan.spans[0].session.store
-        pools = store.tier.pools(layer)
+        pools = self.pools(layer)
         if pools is None and self._writes:
-            located = store.locate(layer, self.plan.own_slots.expand(self._layout.kv_heads, -1))
+            located = self.store.locate(layer, self.plan.own_slots.expand(self._layout.kv_heads, -1))
             self._own[:] = located.at.numpy()
             return located.keys, located.values
         return pools or (self._nothing, self._nothing)
@@ -159,10 +179,8 @@ class Desk:
         """Of the plan's sessions."""
         return [index for span in self.plan.spans if (index := span.session.indexes[layer]) is not None]
 
-    def _tables(self, indexes: list[BlockIndex]) -> dict[tuple[int, int], tuple[Numbers, Numbers]]:
+    def _tables(self, indexes: list[BlockIndex]) -> Tables:
         """Where indexes lie, and which part is whose, by task and place among its arguments."""
-        if not indexes:
-            return {}
         tables = {(1, TABLES): joined([index.table for index in indexes])}
         if not self._settings.gated:
             sections = [index.sections.table if index.sections else NO_TABLE for index in indexes]
@@ -180,15 +198,13 @@ class Desk:
         self._turns = [torch.stack(turns)[:, :, 0].numpy() for turns in (plan.far_turns, plan.own_turns)]
         own, kept = self._own if self._writes else np.empty((0, 0), np.int64), pool_bits(keys)
         arguments = (
-            q, bits(given.k), bits(given.v), self._rows, self._scale, *self._turns, plan.rotation.interleaved,
+            q, bits(given.k), bits(given.v), self._rows, self._scales[0], *self._turns, plan.rotation.interleaved,
             kept, pool_bits(values), own, plan.offsets.numpy(), plan.size, self.queries, self.far, self.weight,
             self.result,
         )  # fmt: skip
         return place_kernels.shared_place(q.dtype, kept.dtype).task(arguments, self._layout.kv_heads)
 
-    def _looking(self, tables: dict[tuple[int, int], tuple[Numbers, Numbers]], room: Floats | None) -> list[Task]:
-        if room is None:
-            return []
+    def _looking(self, tables: Tables, room: Floats) -> list[Task]:
         settings, plan, heads, size = self._settings, self.plan, self._layout.kv_heads, self._layout.block_size
         recall, copies = self._kernels
         far, result = (x.reshape(heads, -1, x.shape[3]) for x in (self.far, self.result))  # (H, T * G, D)
@@ -225,23 +241,32 @@ class Desk:
 
     def attend(self, layer: int, given: Given) -> None:
         """One softmax over blocks and what is estimated, to rows of the output."""
-        store = self.plan.spans[0].session.store
-        pools, direct = store.tier.pools(layer), True
+        pools, direct = self.pools(layer), True
         if pools is None:
             direct, count = False, self.plan.fixed.shape[1]
             self._numbers[..., :count], self._numbers[..., count:] = self.plan.fixed, self.chosen[..., : self.fetched]
-            located = store.locate(layer, self.plan.slots(self._numbers))
+            located = self.store.locate(layer, self.plan.slots(self._numbers))
             self._places[:] = np.where(self._numbers >= 0, located.at.numpy(), -1)
             pools = located.keys, located.values
-        if self._second is None:
-            self._second = Tasks([*([self._spotting()] if direct else []), *self._reading(given, *pools)])
-        else:
-            task = int(direct)
-            for place, pool in enumerate(pools, POOLS):
-                self._second.put(task, place, pool.data_ptr())
-            self._second.put(task + 1, OUTPUT, given.output.data_ptr())
+        self._second = self._attending(self._second, [pools], [given], direct=direct)
         work = COLD * len(self.plan.positions) * self.queries.shape[2] * self._numbers.shape[2]
         self._second.do(threads_for(self._layout.kv_heads, work * self._layout.block_size))
+
+    def _attending(
+        self, tasks: Tasks | None, pools: Sequence[tuple[Tensor, Tensor]], given: Sequence[Given], *, direct: bool
+    ) -> Tasks:
+        """What `attend` does for each of the layers with such keys and values.
+
+        Args:
+            direct: it is for jobs to find out where blocks lie
+        """
+        task = int(direct)
+        if tasks is None:
+            tasks = Tasks([*([self._spotting()] if direct else []), *self._reading(given[0], *pools[0])], len(given))
+        for place, each_pool in zip(POOLS, zip(*pools, strict=True), strict=True):
+            tasks.put(task, place, [pool.data_ptr() for pool in each_pool])
+        tasks.put(task + 1, OUTPUT, [each.output.data_ptr() for each in given])
+        return tasks
 
     def _spotting(self) -> Task:
         from engine.attention import place_kernels
@@ -262,6 +287,35 @@ class Desk:
         attending = attend_kernels.shared_attend(kept.dtype).task(arguments, heads)
         finishing = place_kernels.shared_finish(output.dtype).task((self.result, output, self._rows), heads)
         return [attending, finishing]
+
+    # -- all layers at once ----------------------------------------------------------------------------------
+
+    def jobs(self, layers: Sequence[int], given: Sequence[Given], scratch: Scratch) -> tuple[Jobs, Jobs]:
+        """What these layers do to choose and to attend, for who does it (layers, jobs, JOB_WORDS).
+
+        A tier has pools of each layer, and indexes are in 4 bits. It holds until the desk is asked again.
+        """
+        pools = [found for layer in layers if (found := self.pools(layer)) is not None]
+        self._first = self._choosing(None, layers, given, scratch, looks=self.chooses)
+        self._second = self._attending(None, pools, given, direct=True)
+        return self._first.jobs, self._second.jobs
+
+    def pools(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """See Tier.pools."""
+        return self.store.tier.pools(layer)
+
+    @property
+    def store(self) -> BlockStore:
+        """Of the plan's sessions."""
+        return self.plan.spans[0].session.store
+
+    @cached_property
+    def selected(self) -> int:
+        """Heads of far blocks that are fetched in a layer."""
+        there = np.maximum(0, self.plan.ends - self._settings.sink_blocks)
+        return self._layout.kv_heads * int(np.minimum(self.fetched, there).sum())
+
+    # -- for others ------------------------------------------------------------------------------------------
 
     def rows(self, place: int) -> tuple[slice, Rows]:
         """One span's queries, and which they are."""

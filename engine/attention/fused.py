@@ -1,23 +1,23 @@
 """The same meaning as the reference on a CPU, by kernels that read blocks where they lie.
 
 Where queries stand is worked out once for all layers of a step (`plans`), and each layer asks for two lists of jobs
-(`desk`): choose, then attend. A span that is tallied, stopped by a top-p or squashed by a softcap goes the
-reference's way.
+(`desk`): choose, then attend. Where nobody has to look in between, all layers' lists are handed out beforehand. A span
+that is tallied, stopped by a top-p or squashed by a softcap goes the reference's way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, kernels, over_heads
-from engine.attention.base import LayerGeometry, RetrievalSettings
+from cache import BlockIndex, CacheLayout, Tasks, kernels, over_heads
+from engine.attention.base import LayerGeometry, Listed, RetrievalSettings
 from engine.attention.choosing import Choice
-from engine.attention.desk import Desk, Given, Planned, Scratch, bits
+from engine.attention.desk import Desk, Given, Jobs, Planned, Scratch, bits
 from engine.attention.exact import Read
 from engine.attention.parts import Scoring
 from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, padded, sines
@@ -40,7 +40,7 @@ class FusedAttention(ReferenceAttention):
         self._keeps_scores = settings.landmark_dtype != "int4"
         self._alike = first_alike(layers, settings)
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
-        self._scratch = Scratch()
+        self._scratch, self._watch = Scratch(), Stopwatch()
         self._warm_up()
 
     @staticmethod
@@ -71,6 +71,46 @@ class FusedAttention(ReferenceAttention):
             self._index_together(layer, desk.plan)
         self._foresight.hint(layer, step.spans)
         return given.output.to(asked)
+
+    # -- all layers at once ----------------------------------------------------------------------------------
+
+    def listed(
+        self, scalings: Mapping[int, float], q: Tensor, k: Tensor, v: Tensor, output: Tensor, step: Step
+    ) -> Listed | None:
+        """See `ListedAttention`."""
+        groups = q.shape[1] // self.layout.kv_heads
+        planned = {layer: self._planned(layer, step, groups, squashed=False) for layer in scalings}
+        if not all(self._plain(layer, mine) for layer, mine in planned.items()):
+            return None
+        watch = self._watch
+        jobs: dict[int, list[Jobs]] = {layer: [] for layer in scalings}
+        for kind in {id(each): each for each in planned.values()}.values():
+            layers = [layer for layer, mine in planned.items() if mine is kind]
+            given = [Given(q, k, v, self._scale(layer, step, scalings[layer], q.device), output) for layer in layers]
+            for desk in kind.together:
+                for layer, choosing, attending in zip(layers, *desk.jobs(layers, given, self._scratch), strict=True):
+                    timed = [watch.start, choosing, watch.stop] if desk.plan.reach.fetch is not None else [choosing]
+                    jobs[layer] += [*timed, attending]
+
+        def done() -> None:
+            step.report.retrieval_seconds += watch.taken()
+            for layer, mine in planned.items():
+                for desk in mine.together:
+                    self._count(desk, step)
+                    self._index_together(layer, desk.plan)
+
+        return Listed([np.concatenate(each) for each in jobs.values()], done)
+
+    def _plain(self, layer: int, planned: Planned) -> bool:
+        """Whether a layer goes through a step without anybody looking between choosing and attending."""
+        if planned.alone or self.layers[layer].void is not None:
+            return False
+        for desk in planned.together:
+            if desk.pools(layer) is None or (self._keeps_scores and desk.chooses):
+                return False
+            if any(span.audit_rate and span.samples for span in desk.plan.spans):
+                return False
+        return True
 
     def _index_together(self, layer: int, plan: Plan) -> None:
         """Index the blocks that spans of one position have filled."""
@@ -172,8 +212,7 @@ class FusedAttention(ReferenceAttention):
 
     def _read(self, layer: int, desk: Desk, given: Given, scoring: Scoring, step: Step) -> None:
         """One softmax over near, sink and fetched blocks, and the rest, to rows of what is given back."""
-        store, reach = desk.plan.spans[0].session.store, desk.plan.reach
-        step.report.queries += self.layout.kv_heads * len(desk.plan.positions)
+        reach = desk.plan.reach
         begun = time.perf_counter()
         desk.choose(layer, given, self._scratch, by_scores=self._keeps_scores)
         if self._keeps_scores and desk.chooses:
@@ -185,8 +224,13 @@ class FusedAttention(ReferenceAttention):
             lose(scoring.void, desk.weight, torch.from_numpy(desk.result))
         desk.attend(layer, given)
         self._audit_spans(layer, desk, scoring, step)
-        if reach.fetch is not None:
-            step.report.count(int((desk.chosen[..., : reach.fetch] >= 0).sum()), store)
+        self._count(desk, step)
+
+    def _count(self, desk: Desk, step: Step) -> None:
+        """Report what a layer read."""
+        step.report.queries += self.layout.kv_heads * len(desk.plan.positions)
+        if desk.plan.reach.fetch is not None:
+            step.report.count(desk.selected, desk.store)
 
     def _remember(self, layer: int, plan: Plan, fetched: Numbers) -> None:
         """Tell what each span's last query fetches, of (H, T, K)."""
@@ -279,3 +323,25 @@ def lose(void: Tensor, weight: Floats, output: Tensor) -> None:
     after = torch.logaddexp(before, void[:, None])
     output *= (before - after).exp()[..., None]
     before.copy_(after)
+
+
+class Stopwatch:
+    """Jobs that take the time of what others do between them.
+
+    Attributes:
+        start, stop: lists of one job (1, JOB_WORDS), to be done any number of times
+    """
+
+    def __init__(self) -> None:
+        from engine.attention.clock_kernels import shared_clock
+
+        self._passed = np.zeros(1, np.int64)  # nanoseconds
+        at = self._passed.ctypes.data
+        self._tasks = [Tasks([shared_clock().task((at, times), 1)]) for times in (-1, 1)]
+        self.start, self.stop = (tasks.jobs[0] for tasks in self._tasks)
+
+    def taken(self) -> float:
+        """Seconds since it was last asked."""
+        seconds = int(self._passed[0]) / 1e9
+        self._passed[0] = 0
+        return seconds

@@ -90,15 +90,15 @@ def same(folder: Path, fetch: int | None = 3, **settings: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The layer of each query that the kernels attended for: without any, every comparison would be true."""
+    """Positions of queries that the kernels attended for: without any, every comparison would be true."""
     calls: list[int] = []
-    original = FusedAttention._read
+    original = FusedAttention._count
 
-    def counting(self: FusedAttention, layer: int, desk: Desk, *rest: Any) -> None:
-        calls.extend([layer] * len(desk.plan.positions))
-        original(self, layer, desk, *rest)
+    def counting(self: FusedAttention, desk: Desk, step: Step) -> None:
+        calls.extend(desk.plan.positions.tolist())
+        original(self, desk, step)
 
-    monkeypatch.setattr(FusedAttention, "_read", counting)
+    monkeypatch.setattr(FusedAttention, "_count", counting)
     return calls
 
 

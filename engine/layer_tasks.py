@@ -1,0 +1,115 @@
+"""What a usual decoder layer does besides attention, as two lists of jobs for the team: before it, and after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache import Task, Tasks
+from engine.pairs import FEW, piece_of
+from engine.rounded import RoundedLinear, matrix_of
+from engine.usual import LANES, Parts, Product, epsilon_of
+
+STEPS = 64
+"""Times 16 numbers that a thread claims at once."""
+
+
+class Rooms(threading.local):
+    """What the layers of a model work in, one after the other: each thread has its own, for FEW rows.
+
+    Args:
+        widths: numbers of a row, by name
+    """
+
+    def __init__(self, widths: dict[str, int], dtype: torch.dtype) -> None:
+        self._rooms = {name: torch.empty(FEW * width, dtype=dtype) for name, width in widths.items()}
+
+    def rows(self, name: str, rows: int, width: int) -> Tensor:
+        """(rows, width)"""
+        return self._rooms[name][: rows * width].view(rows, width)
+
+
+class LayerTasks:
+    """A layer's tasks for so many rows, on one thread.
+
+    Attributes:
+        given: what goes in, and what comes out in its place (rows, channels)
+        q, k, v, attended: what attention gets and gives (rows, heads, head_dim)
+        before, after: attention
+    """
+
+    def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
+        from engine import layer_kernels
+
+        self.rows, self._jobs = rows, layer_kernels.jobs(parts.dtype.itemsize, matrix_of(parts.q).dtype)
+        self._kept: list[Tensor] = []  # what else lies at addresses that tasks have, whatever a model gets instead
+        room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
+        q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
+        self.given, self.attended = given, attended = room["given"], room["attended"].view(rows, -1, head_dim)
+        self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
+        of_heads = (parts.q_norm, q), (parts.k_norm, k)
+        self.before = Tasks([
+            self._norm(parts.before, given, normed, rows),
+            *(self._product(layer, normed, to) for layer, to in ((parts.q, q), (parts.k, k), (parts.v, v))),
+            *(self._norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
+        ])  # fmt: skip
+        self.after = Tasks([
+            self._product(parts.o, attended, normed),
+            self._add(given, normed, room["stream"]),
+            self._norm(parts.after, room["stream"], normed, rows),
+            self._product(parts.gate, normed, gate),
+            self._product(parts.up, normed, up),
+            self._elementwise(self._jobs.swish, gate, up, gate),
+            self._product(parts.down, gate, normed),
+            self._add(room["stream"], normed, given),
+        ])  # fmt: skip
+
+    def _norm(self, norm: Any, x: Tensor, to: Tensor, rows: int) -> Task:
+        weight, epsilon = self._keep(norm.weight), epsilon_of(norm)
+        bits = int(np.float64(epsilon).view(np.int64))
+        words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
+        return Task(self._jobs.norm, words, range(len(words)), rows)
+
+    def _product(self, layer: Product, x: Tensor, to: Tensor) -> Task:
+        weight, scales = self._keep(matrix_of(layer)), layer.scales if isinstance(layer, RoundedLinear) else None
+        outputs, channels = weight.shape
+        more = [0 if each is None else self._keep(each).data_ptr() for each in (layer.bias, scales)]
+        words = (weight.data_ptr(), outputs, channels, x.data_ptr(), self.rows, to.data_ptr(), *more)
+        return Task(self._jobs.multiply, words, range(len(words)), outputs, piece_of(weight))
+
+    def _keep(self, weight: Tensor) -> Tensor:
+        self._kept.append(weight.detach())
+        return self._kept[-1]
+
+    def _add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
+        return self._elementwise(self._jobs.add, one, other, to)
+
+    def _elementwise(self, job: int, one: Tensor, other: Tensor, to: Tensor) -> Task:
+        words = (one.data_ptr(), other.data_ptr(), to.data_ptr())
+        return Task(job, words, range(len(words)), other.numel() // LANES, STEPS)
+
+
+def rooms_of(all_parts: Sequence[Parts]) -> Rooms:
+    """For layers of such parts."""
+    widths = [widths_of(parts) for parts in all_parts]
+    return Rooms({name: max(each[name] for each in widths) for name in widths[0]}, all_parts[0].dtype)
+
+
+def widths_of(parts: Parts) -> dict[str, int]:
+    """Numbers of a row of what a layer works in."""
+    hidden, inner = matrix_of(parts.down).shape
+    heads = {name: len(matrix_of(layer)) for name, layer in (("q", parts.q), ("k", parts.k), ("v", parts.v))}
+    return {
+        "given": hidden,
+        "normed": hidden,
+        "stream": hidden,
+        "gate": inner,
+        "up": inner,
+        **heads,
+        "attended": heads["q"],
+    }

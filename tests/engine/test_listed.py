@@ -1,0 +1,173 @@
+"""All layers in one list of jobs give the same bits and the same report as one layer after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cache import DeviceTier
+from engine import FusedAttention, Step, layers
+from engine.audit import Audit
+from engine.quick import QuickLayer
+from engine.stats import StepReport
+from engine.step import Span
+from engine.tally import Tally
+from tests.engine.test_fused import BLOCKS, SETTINGS
+from tests.models import FULL, SLIDING, Bench, random_tokens, save_model
+
+DRAWN = 24
+LENGTHS = (150, 7, 601, 90, 602)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": {"num_key_value_heads": 4},
+    "mistral": {"sliding_window": 20},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "layer_types": [FULL] * 3},
+    "llama": {"layer_types": [SLIDING, FULL, SLIDING]},
+}
+
+
+@pytest.fixture(autouse=True)
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers went through each step as one list; 0 for a step that was refused."""
+    counts: list[int] = []
+    original = FusedAttention.listed
+
+    def counting(self: FusedAttention, scalings: dict[int, float], *given: Any) -> Any:
+        found = original(self, scalings, *given)
+        counts.append(0 if found is None else len(found.jobs))
+        return found
+
+    monkeypatch.setattr(FusedAttention, "listed", counting)
+    return counts
+
+
+def drawn(folder: Path, *, at_once: bool, **settings: Any) -> tuple[Tensor, list[StepReport]]:
+    """Logits of sessions that decode together, forks among them, and what steps report."""
+    bench = Bench(folder, fused=True, **settings)
+    if not at_once:
+        layers_alone(bench.model.model)
+    texts = [random_tokens(length + DRAWN, seed=length) for length in LENGTHS]
+    sessions = [bench.session(str(i)) for i in range(len(texts))]
+    for session, text in zip(sessions, texts, strict=True):
+        bench.logits(session, text[:-DRAWN], [len(text) - DRAWN], 3)
+    sessions.append(sessions[2].fork("fork"))
+    logits, reports = [], []
+    for turn in range(DRAWN):
+        for session, text in zip(sessions, [*texts, texts[2]], strict=True):
+            session.append([text[turn - DRAWN]])
+        step = Step([bench.span(session, len(session.tokens), 3) for session in sessions])
+        logits.append(bench.runner.run(step))
+        reports.append(step.report)
+    return torch.cat(logits), reports
+
+
+def layers_alone(model: nn.Module) -> None:
+    for layer in quick_layers(model):
+        layer.stretch = None
+
+
+def quick_layers(model: nn.Module) -> list[QuickLayer]:
+    found = (vars(module).get("forward") for module in model.modules())
+    return [mine for mine in found if isinstance(mine, QuickLayer)]
+
+
+def same(folder: Path, listed: list[int], **settings: Any) -> None:
+    expected, told = drawn(folder, at_once=False, **settings)
+    assert not any(listed)
+    found, reports = drawn(folder, at_once=True, **settings)
+    assert listed.count(3) >= DRAWN - len(LENGTHS), "with landmarks not all steps are of single positions"
+    assert torch.equal(found, expected)
+    for mine, theirs in zip(reports, told, strict=True):
+        assert (mine.queries, mine.blocks_selected, mine.hits) == (theirs.queries, theirs.blocks_selected, theirs.hits)
+        assert (mine.retrieval_seconds > 0) == (theirs.retrieval_seconds > 0)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_whatever_the_settings(kind: str, tiny_folder: Path, listed: list[int]) -> None:
+    same(tiny_folder, listed, **BLOCKS | SETTINGS[kind])
+
+
+def test_by_two_threads(tiny_folder: Path, listed: list[int]) -> None:
+    torch.set_num_threads(2)
+    same(tiny_folder, listed, **BLOCKS | SETTINGS["the rest"])
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_the_layers(family: str, tmp_path: Path, listed: list[int]) -> None:
+    """Those of one model may turn and read in several ways."""
+    folder = save_model(family, tmp_path / family, uneven=True, **FAMILIES[family])
+    same(folder, listed, **BLOCKS, positions="absolute", estimate_rest=True)
+
+
+def test_as_many_at_once_as_a_tier_bears(tiny_folder: Path, listed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceTier, "window", 100)
+    same(tiny_folder, listed, **BLOCKS, positions="absolute", estimate_rest=True)
+
+
+def one_step(folder: Path, **changes: Any) -> None:
+    """A decoded token of a session."""
+    bench = Bench(folder, fused=True, **BLOCKS, positions="absolute", estimate_rest=True)
+    session = bench.session()
+    bench.logits(session, random_tokens(200), [200], 3)
+    session.append([7])
+    plain = bench.span(session, 201, 3)
+    span = Span(session, plain.start, plain.end, plain.token_ids, 3, **changes)
+    bench.runner.run(Step([span]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "all_layers"),
+    [
+        ({}, True),
+        ({"audit_rate": 1.0, "audit": Audit()}, False),
+        ({"tally": Tally()}, False),
+        ({"top_p": 0.9}, False),
+    ],
+    ids=["plain", "audited", "tallied", "until a share is covered"],
+)
+def test_a_step_that_somebody_looks_into_goes_layer_by_layer(
+    changes: dict[str, Any], all_layers: bool, tiny_folder: Path, listed: list[int]
+) -> None:
+    one_step(tiny_folder, **changes)
+    assert listed[-1] == (3 if all_layers else 0)
+
+
+def test_whoever_looks_at_a_layer_sees_what_it_gives(tiny_folder: Path, listed: list[int]) -> None:
+    bench = Bench(tiny_folder, fused=True, **BLOCKS)
+    text, seen = random_tokens(60), list[Tensor]()
+    expected = bench.logits(bench.session(), text, [30, *[1] * 30], 3)
+    assert any(listed)
+    listed.clear()
+    bench.model.model.model.layers[1].register_forward_hook(lambda _module, _given, output: seen.append(output))
+    found = bench.logits(bench.session("hooked"), text, [30, *[1] * 30], 3)
+    assert not listed
+    assert len(seen) == 31
+    assert torch.equal(found, expected)
+
+
+class Keeping(nn.Module):
+    """A layer whose output somebody else reads, too."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states: Tensor, **told: Any) -> Tensor:
+        self.given: Tensor = self.layer(hidden_states, **told)
+        return self.given
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_layers_work_alone_if_somebody_reads_what_one_gives(reads: bool, tiny_folder: Path) -> None:
+    bench = Bench(tiny_folder, fused=True, **BLOCKS)
+    model = bench.model.model
+    keeping = model.model.layers[0] = Keeping(model.model.layers[0])
+    layers.quicken_layers(model, bench.model.kv_heads, bench.model.head_dim)()
+    if reads:
+        model.model.norm.register_forward_pre_hook(lambda _module, given: (given[0] + keeping.given,))
+    layers.quicken_layers(model, bench.model.kv_heads, bench.model.head_dim)
+    assert [mine.stretch is None for mine in quick_layers(model)] == [reads] * 3
