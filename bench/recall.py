@@ -174,6 +174,9 @@ class Compared:
             self.errors.append(float(relative.mean()))
         return output
 
+    def listed(self, *given: object) -> None:
+        """It goes layer by layer."""
+
 
 def texts(job: Job, tokenizer: PreTrainedTokenizerBase) -> Texts:
     """What is read: different stretches of the haystacks, the same for every way and budget."""

@@ -1,4 +1,5 @@
-"""What a usual decoder layer does besides attention, as two lists of jobs for the team: before it, and after it."""
+"""What a usual decoder layer does besides attention, as two lists of jobs for the team: before it, and after it; and
+what a model does behind its layers."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from engine.pairs import FEW, piece_of
 from engine.rounded import RoundedLinear, matrix_of
 from engine.usual import LANES, Parts, Product, epsilon_of
 
+PRODUCT_OUTPUT = 5
+"""Word of a product's job."""
 STEPS = 64
 """Times 16 numbers that a thread claims at once."""
 
@@ -34,40 +37,14 @@ class Rooms(threading.local):
         return self._rooms[name][: rows * width].view(rows, width)
 
 
-class LayerTasks:
-    """A layer's tasks for so many rows, on one thread.
+class RowTasks:
+    """Lays out tasks for so many rows, on one thread."""
 
-    Attributes:
-        given: what goes in, and what comes out in its place (rows, channels)
-        q, k, v, attended: what attention gets and gives (rows, heads, head_dim)
-        before, after: attention
-    """
-
-    def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
+    def __init__(self, width: int, weights: torch.dtype, rows: int) -> None:
         from engine import layer_kernels
 
-        self.rows, self._jobs = rows, layer_kernels.jobs(parts.dtype.itemsize, matrix_of(parts.q).dtype)
+        self.rows, self._jobs = rows, layer_kernels.jobs(width, weights)
         self._kept: list[Tensor] = []  # what else lies at addresses that tasks have, whatever a model gets instead
-        room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
-        q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
-        self.given, self.attended = given, attended = room["given"], room["attended"].view(rows, -1, head_dim)
-        self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
-        of_heads = (parts.q_norm, q), (parts.k_norm, k)
-        self.before = Tasks([
-            self._norm(parts.before, given, normed, rows),
-            *(self._product(layer, normed, to) for layer, to in ((parts.q, q), (parts.k, k), (parts.v, v))),
-            *(self._norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
-        ])  # fmt: skip
-        self.after = Tasks([
-            self._product(parts.o, attended, normed),
-            self._add(given, normed, room["stream"]),
-            self._norm(parts.after, room["stream"], normed, rows),
-            self._product(parts.gate, normed, gate),
-            self._product(parts.up, normed, up),
-            self._elementwise(self._jobs.swish, gate, up, gate),
-            self._product(parts.down, gate, normed),
-            self._add(room["stream"], normed, given),
-        ])  # fmt: skip
 
     def _norm(self, norm: Any, x: Tensor, to: Tensor, rows: int) -> Task:
         weight, epsilon = self._keep(norm.weight), epsilon_of(norm)
@@ -92,6 +69,61 @@ class LayerTasks:
     def _elementwise(self, job: int, one: Tensor, other: Tensor, to: Tensor) -> Task:
         words = (one.data_ptr(), other.data_ptr(), to.data_ptr())
         return Task(job, words, range(len(words)), other.numel() // LANES, STEPS)
+
+
+class LayerTasks(RowTasks):
+    """A layer's tasks.
+
+    Attributes:
+        given: what goes in, and what comes out in its place (rows, channels)
+        q, k, v, attended: what attention gets and gives (rows, heads, head_dim)
+        before, after: attention
+    """
+
+    def __init__(self, parts: Parts, head_dim: int, rooms: Rooms, rows: int) -> None:
+        super().__init__(parts.dtype.itemsize, matrix_of(parts.q).dtype, rows)
+        room = {name: rooms.rows(name, rows, width) for name, width in widths_of(parts).items()}
+        q, k, v, normed, gate, up = (room[name] for name in ("q", "k", "v", "normed", "gate", "up"))
+        self.given, self.attended = given, attended = room["given"], room["attended"].view(rows, -1, head_dim)
+        self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
+        of_heads = (parts.q_norm, q), (parts.k_norm, k)
+        self.before = Tasks([
+            self._norm(parts.before, given, normed, rows),
+            *(self._product(layer, normed, to) for layer, to in ((parts.q, q), (parts.k, k), (parts.v, v))),
+            *(self._norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
+        ])  # fmt: skip
+        self.after = Tasks([
+            self._product(parts.o, attended, normed),
+            self._add(given, normed, room["stream"]),
+            self._norm(parts.after, room["stream"], normed, rows),
+            self._product(parts.gate, normed, gate),
+            self._product(parts.up, normed, up),
+            self._elementwise(self._jobs.swish, gate, up, gate),
+            self._product(parts.down, gate, normed),
+            self._add(room["stream"], normed, given),
+        ])  # fmt: skip
+
+
+class EndTasks(RowTasks):
+    """What follows after the last layer: a norm, and the output layer.
+
+    Attributes:
+        given: what goes in (rows, channels)
+        tasks: their product has to be told where to go
+    """
+
+    def __init__(self, norm: Any, head: Product, rooms: Rooms, rows: int) -> None:
+        super().__init__(norm.weight.itemsize, matrix_of(head).dtype, rows)
+        self.given, normed = (rooms.rows(name, rows, len(norm.weight)) for name in ("given", "normed"))
+        self._outputs, self._dtype = len(matrix_of(head)), norm.weight.dtype
+        nowhere = torch.empty(0)
+        self.tasks = Tasks([self._norm(norm, self.given, normed, rows), self._product(head, normed, nowhere)])
+
+    def aimed(self) -> Tensor:
+        """Where the product will be: (rows, outputs)."""
+        product = torch.empty(self.rows, self._outputs, dtype=self._dtype)
+        self.tasks.put(1, PRODUCT_OUTPUT, product.data_ptr())
+        return product
 
 
 def rooms_of(all_parts: Sequence[Parts]) -> Rooms:

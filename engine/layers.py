@@ -1,22 +1,23 @@
 """Finds a model's layers of the usual kind, and lets them go the fast way (`quick`); all others are left as they are.
 
-Which layers are of that kind, and which follow each other, is seen, not believed (`usual`).
+Which layers are of that kind is seen, not believed (`usual`). Where all are, the model as a whole goes the fast way if
+it gives the same (`whole`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from engine.layer_tasks import rooms_of
-from engine.quick import QuickLayer, Stretch
-from engine.usual import Parts, Seen, given_out, louder, observed, pretended_step
+from engine.quick import QuickLayer
+from engine.usual import Ends, Parts, Seen, alike, given_out, louder, observed, pretended_step
+from engine.whole import QuickModel
 
 LOUD = 64.0
-"""A layer is looked at twice, the second time with norms that give so many times as much: what clamps shows itself then
+"""All is looked at twice, the second time with norms that give so many times as much: what clamps shows itself then
 only. A power of two, so that weights become what they were."""
 
 
@@ -35,41 +36,32 @@ def quicken_layers(model: nn.Module, kv_heads: int, head_dim: int) -> Callable[[
     rooms, step = rooms_of(list(fitting.values())), pretended_step(kv_heads, head_dim)
     quick = {layer: QuickLayer(layer, parts, head_dim, rooms) for layer, parts in fitting.items()}
     for times in (1.0, LOUD):
-        with louder(list(fitting.values()), times):
+        with louder([norm for parts in fitting.values() for norm in parts.norms], times):
             seen = observed(model, list(quick), step)
             quick = {layer: mine for layer, mine in quick.items() if layer in seen and mine.gives(seen[layer])}
     for layer, mine in quick.items():
         layer.forward = mine
-    stretch(model, stretches_of(quick, seen), step)
+    quicken_whole(model, quick, step)
 
     def undo() -> None:
-        for layer in quick:
-            vars(layer).pop("forward", None)
+        for module in (model, *quick):
+            vars(module).pop("forward", None)
 
     return undo
 
 
-def stretches_of(quick: Mapping[nn.Module, QuickLayer], seen: Mapping[nn.Module, Seen]) -> list[list[QuickLayer]]:
-    """Layers of which each got what the one before it gave, in the order in which they were seen."""
-    found: list[list[QuickLayer]] = []
-    before = None
-    for layer, here in seen.items():
-        if layer not in quick:
-            continue
-        if before is None or not torch.equal(before.output, here.hidden):
-            found.append([])
-        found[-1].append(quick[layer])
-        before = here
-    return found
-
-
-def stretch(model: nn.Module, found: Sequence[Sequence[QuickLayer]], step: object) -> None:
-    """Let layers go through a step together, unless somebody else reads what they give each other."""
-    expected = given_out(model, step)
-    for layers in found:
-        mine = Stretch(layers)
-        for layer in layers:
-            layer.stretch = mine
-    if not torch.equal(given_out(model, step), expected):
-        for layer in itertools.chain(*found):
-            layer.stretch = None
+def quicken_whole(model: nn.Module, quick: Mapping[nn.Module, QuickLayer], step: object) -> None:
+    """Let a model go the fast way from tokens to logits, if that is what it does itself."""
+    layers = sorted(quick.values(), key=lambda each: each.parts.number)
+    ends = Ends.of(model, quick)
+    if ends is None or not layers or not ends.fits(layers[0].parts):
+        return
+    whole = QuickModel(model, ends, layers)
+    norms = [ends.norm, *(norm for each in layers for norm in each.parts.norms)]
+    for times in (1.0, LOUD):
+        with louder(norms, times):
+            expected = given_out(model, step)
+            seen = Seen(torch.zeros_like(expected), {}, expected)
+            if not alike(given_out(whole.run, step), seen):
+                return
+    model.forward = whole

@@ -31,11 +31,12 @@ class ModelRunner:
     def _run(self, step: Step, rows: list[int] | None) -> Tensor:
         ids = [token for span in step.spans for token in span.token_ids]
         tokens = torch.tensor([ids], device=self._model.device)
+        everywhere = rows is None or rows == list(range(len(ids)))
         output = self._model(
             input_ids=tokens,
             position_ids=torch.zeros_like(tokens),
             use_cache=False,
-            logits_to_keep=0 if rows is None else torch.tensor(rows, device=tokens.device),
+            logits_to_keep=0 if everywhere else torch.tensor(rows, device=tokens.device),
             cairn_attention=self._attention,
             cairn_step=step,
         )

@@ -6,7 +6,7 @@ and what others make of its input must be what came out of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -124,6 +124,36 @@ class Parts:
         return [size for matrix in self.matrices for size in matrix.shape]
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What a model of usual layers has before and behind them: token vectors, a norm and an output layer."""
+
+    embedding: nn.Module
+    norm: Any
+    head: Product
+
+    @classmethod
+    def of(cls, model: Any, layers: Iterable[nn.Module]) -> Ends | None:
+        """Those of a model that has one norm beside its layers."""
+        within = {module for layer in layers for module in layer.modules()}
+        norms = [each for each in model.modules() if each not in within and epsilon_of(each) is not None]
+        if len(norms) != 1:
+            return None
+        return cls(model.get_input_embeddings(), norms[0], model.get_output_embeddings())
+
+    def fits(self, parts: Parts) -> bool:
+        """Whether there are kernels for them beside those of such layers."""
+        dtype, width = parts.dtype, parts.width
+        if type(self.head) not in (nn.Linear, RoundedLinear) or self.norm.weight.shape != (width,):
+            return False
+        matrix, others = matrix_of(self.head), [self.norm.weight]
+        others += [] if self.head.bias is None else [self.head.bias]
+        lying = all(x.device.type == "cpu" and x.is_contiguous() for x in (matrix, *others))
+        if not lying or any(x.dtype != dtype for x in others) or matrix.dtype not in (dtype, torch.int8):
+            return False
+        return PairProduct.fits(matrix) if dtype == torch.bfloat16 else True
+
+
 def epsilon_of(norm: Any) -> float | None:
     """What a norm adds to a mean square, whatever it calls it."""
     found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
@@ -140,18 +170,26 @@ def is_silu(activation: Callable[[Tensor], Tensor]) -> bool:
 # -- looking at them ----------------------------------------------------------------------------------------------
 
 
-def pretended(
-    layer: int, q: Tensor, k: Tensor, v: Tensor, step: object, scaling: float, softcap: float | None
-) -> Tensor:
+class Pretended:
     """Attention that shows whether it was handed what it should be."""
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    return (q * scaling + k / 2 + v) * (1 if softcap is None else softcap)
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: object, scaling: float, softcap: float | None
+    ) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        return (q * scaling + k / 2 + v) * (1 if softcap is None else softcap)
+
+    def listed(self, *given: object) -> None:
+        """It goes layer by layer."""
+
+
+pretended = Pretended()
 
 
 def pretended_step(kv_heads: int, head_dim: int) -> Any:
     """A step of a session whose cache has so many heads and channels."""
     session = SimpleNamespace(layout=SimpleNamespace(kv_heads=kv_heads, head_dim=head_dim))
-    return SimpleNamespace(spans=[SimpleNamespace(session=session)], shared={})
+    return SimpleNamespace(spans=[SimpleNamespace(session=session)])
 
 
 @dataclass
@@ -164,9 +202,9 @@ class Seen:
 
 
 @contextmanager
-def louder(all_parts: list[Parts], times: float) -> Iterator[None]:
+def louder(norms: Iterable[Any], times: float) -> Iterator[None]:
     """Meanwhile norms give so many times as much."""
-    weights = {id(norm.weight): norm.weight.data for parts in all_parts for norm in parts.norms}.values()
+    weights = {id(norm.weight): norm.weight.data for norm in norms}.values()
     for weight in weights:
         weight.mul_(times)
     try:
@@ -195,7 +233,7 @@ def observed(model: nn.Module, layers: Sequence[nn.Module], step: object) -> dic
 
 
 @torch.inference_mode()
-def given_out(model: nn.Module, step: object) -> Tensor:
+def given_out(model: Callable[..., Any], step: object) -> Tensor:
     """What a model makes of a few tokens: (1, TOKENS, vocabulary)."""
     tokens = torch.arange(1, TOKENS + 1)[None]
     still = torch.zeros_like(tokens)

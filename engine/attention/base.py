@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,19 @@ class RetrievalSettings:
         return self.positions == "bounded"
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What attention of several layers does, for who does it with all that lies between.
+
+    Attributes:
+        jobs: of each layer (jobs, JOB_WORDS), in the order in which layers were given
+        done: to be called when all of them are done
+    """
+
+    jobs: list[NDArray[np.int64]]
+    done: Callable[[], None]
+
+
 class Attention(Protocol):
     """Writes the new keys and values of a step into its sessions and attends to what each position may read."""
 
@@ -125,32 +138,14 @@ class Attention(Protocol):
         """
         ...
 
-
-@dataclass(frozen=True)
-class Listed:
-    """What attention of several layers does, for who does it with all that lies between.
-
-    Attributes:
-        jobs: of each layer (jobs, JOB_WORDS), in the order in which layers were given
-        done: to be called when all of them are done
-    """
-
-    jobs: list[NDArray[np.int64]]
-    done: Callable[[], None]
-
-
-@runtime_checkable
-class ListedAttention(Protocol):
-    """Attention that can tell beforehand what it will do."""
-
     def listed(
         self, scalings: Mapping[int, float], q: Tensor, k: Tensor, v: Tensor, output: Tensor, step: Step
     ) -> Listed | None:
-        """What layers do with what will lie in these tensors; None for a step that must be done layer by layer.
+        """What layers will do with what will lie in these tensors; None for a step that goes layer by layer.
 
         Args:
             scalings: of each layer
-            q, k, v, output: as `Attention` takes and gives them, but on a CPU, contiguous, all fp32 or all bf16; the
-                layers use them one after the other
+            q, k, v, output: as a call takes and gives them, but on a CPU, contiguous, all fp32 or all bf16; the layers
+                use them one after the other
         """
         ...

@@ -77,7 +77,7 @@ class FusedAttention(ReferenceAttention):
     def listed(
         self, scalings: Mapping[int, float], q: Tensor, k: Tensor, v: Tensor, output: Tensor, step: Step
     ) -> Listed | None:
-        """See `ListedAttention`."""
+        """See `Attention.listed`."""
         groups = q.shape[1] // self.layout.kv_heads
         planned = {layer: self._planned(layer, step, groups, squashed=False) for layer in scalings}
         if not all(self._plain(layer, mine) for layer, mine in planned.items()):

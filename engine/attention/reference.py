@@ -16,13 +16,14 @@ stored relative to their block (`R(offset) k`): a block is seen from any distanc
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cache import BlockIndex, CacheLayout, Session, Summary, kernels, outlying, slopes
-from engine.attention.base import LayerGeometry, RetrievalSettings
+from engine.attention.base import LayerGeometry, Listed, RetrievalSettings
 from engine.attention.choosing import Choice, most_outlying, shares, within_top_p
 from engine.attention.counting import count_read
 from engine.attention.exact import ExactAudit, Read
@@ -74,6 +75,12 @@ class ReferenceAttention:
             start = end
         self._foresight.hint(layer, step.spans)
         return output
+
+    def listed(
+        self, scalings: Mapping[int, float], q: Tensor, k: Tensor, v: Tensor, output: Tensor, step: Step
+    ) -> Listed | None:
+        """See `Attention.listed`: torch is called layer by layer."""
+        return None
 
     def _scaled(self, layer: int, q: Tensor, step: Step, scaling: float) -> Tensor:
         """Queries (positions, query_heads, head_dim) as their products are scores: fp32."""

@@ -45,7 +45,7 @@ class Recorded:
         self.fetched: dict[tuple[int, int], Tensor] = {}
         attention: Any = bench.runner._attention
         self._attention, audit = attention, attention._audit
-        bench.runner._attention = self._attend
+        bench.runner._attention = self
 
         def auditing(layer: int, rows: Any, span: Any, step: Any, scoring: Any, read: Any) -> None:
             if read.choice is not None:
@@ -56,7 +56,7 @@ class Recorded:
 
         monkeypatch.setattr(attention, "_audit", auditing)
 
-    def _attend(
+    def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
         for seen, new in ((self.q, q * scaling), (self.k, k)):
@@ -64,6 +64,9 @@ class Recorded:
         self.caps[layer] = softcap
         output: Tensor = self._attention(layer, q, k, v, step, scaling, softcap)
         return output
+
+    def listed(self, *given: object) -> None:
+        """Every layer is recorded."""
 
     # -- key by key ------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from engine.huggingface import LoadedModel
 from engine.pairs import FEW, PairProduct
 from engine.quick import QuickLayer
 from engine.usual import Parts, pretended, pretended_step
+from engine.whole import QuickModel
 from tests.models import FAMILIES, save_model
 
 USUAL = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
@@ -56,8 +57,6 @@ def outputs(model: LoadedModel, hidden: Tensor) -> list[Tensor]:
     still = model.model.model.rotary_emb(hidden, torch.zeros(1, hidden.shape[1], dtype=torch.int64))
     told |= {"position_embeddings": still, "attention_mask": None}
     forwards = [vars(layer)["forward"] for layer in quick_layers(model.model)]
-    for mine in forwards:
-        mine.stretch = None  # else the first one would do the work of all
     with torch.inference_mode():
         return [*(mine(hidden, **told) for mine in forwards), *(mine._whole(hidden, **told) for mine in forwards)]
 
@@ -76,6 +75,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_usual_layer_gives_what_it_gave(family: str, dtype: str, weights: str, tmp_path: Path) -> None:
     model = loaded(family, tmp_path, dtype, weights, **LARGE)
     assert len(quick_layers(model.model)) == 3
+    assert isinstance(vars(model.model)["forward"], QuickModel)
     for rows in (1, 2, 3, 7, 16, FEW, FEW + 1):
         torch.manual_seed(rows)
         hidden = 3 * torch.randn(1, rows, 128).to(model.dtype)

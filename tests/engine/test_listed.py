@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from cache import DeviceTier
 from engine import FusedAttention, Step, layers
 from engine.audit import Audit
-from engine.quick import QuickLayer
 from engine.stats import StepReport
 from engine.step import Span
 from engine.tally import Tally
+from engine.whole import QuickModel
 from tests.engine.test_fused import BLOCKS, SETTINGS
 from tests.models import FULL, SLIDING, Bench, random_tokens, save_model
 
@@ -48,7 +49,7 @@ def drawn(folder: Path, *, at_once: bool, **settings: Any) -> tuple[Tensor, list
     """Logits of sessions that decode together, forks among them, and what steps report."""
     bench = Bench(folder, fused=True, **settings)
     if not at_once:
-        layers_alone(bench.model.model)
+        bench.runner._attention.listed = lambda *given: None  # type: ignore[method-assign]
     texts = [random_tokens(length + DRAWN, seed=length) for length in LENGTHS]
     sessions = [bench.session(str(i)) for i in range(len(texts))]
     for session, text in zip(sessions, texts, strict=True):
@@ -62,16 +63,6 @@ def drawn(folder: Path, *, at_once: bool, **settings: Any) -> tuple[Tensor, list
         logits.append(bench.runner.run(step))
         reports.append(step.report)
     return torch.cat(logits), reports
-
-
-def layers_alone(model: nn.Module) -> None:
-    for layer in quick_layers(model):
-        layer.stretch = None
-
-
-def quick_layers(model: nn.Module) -> list[QuickLayer]:
-    found = (vars(module).get("forward") for module in model.modules())
-    return [mine for mine in found if isinstance(mine, QuickLayer)]
 
 
 def same(folder: Path, listed: list[int], **settings: Any) -> None:
@@ -146,7 +137,7 @@ def test_whoever_looks_at_a_layer_sees_what_it_gives(tiny_folder: Path, listed: 
     found = bench.logits(bench.session("hooked"), text, [30, *[1] * 30], 3)
     assert not listed
     assert len(seen) == 31
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 class Keeping(nn.Module):
@@ -162,12 +153,44 @@ class Keeping(nn.Module):
 
 
 @pytest.mark.parametrize("reads", [False, True])
-def test_layers_work_alone_if_somebody_reads_what_one_gives(reads: bool, tiny_folder: Path) -> None:
+def test_a_model_that_reads_a_layer_twice_goes_its_own_way(reads: bool, tiny_folder: Path) -> None:
     bench = Bench(tiny_folder, fused=True, **BLOCKS)
-    model = bench.model.model
+    model = unquickened(bench)
     keeping = model.model.layers[0] = Keeping(model.model.layers[0])
-    layers.quicken_layers(model, bench.model.kv_heads, bench.model.head_dim)()
     if reads:
         model.model.norm.register_forward_pre_hook(lambda _module, given: (given[0] + keeping.given,))
     layers.quicken_layers(model, bench.model.kv_heads, bench.model.head_dim)
-    assert [mine.stretch is None for mine in quick_layers(model)] == [reads] * 3
+    assert isinstance(vars(model).get("forward"), QuickModel) == (not reads)
+
+
+def unquickened(bench: Bench) -> Any:
+    model = bench.model.model
+    layers.quicken_layers(model, bench.model.kv_heads, bench.model.head_dim)()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda logits: logits, True),
+        (lambda logits: 1.05 * logits, False),
+        (lambda logits: 20.0 * torch.tanh(logits / 20.0), False),
+    ],
+    ids=["nothing", "a factor", "a soft cap"],
+)
+def test_a_model_that_does_more_with_logits_goes_its_own_way(
+    change: Callable[[Tensor], Tensor], same: bool, tiny_folder: Path
+) -> None:
+    """A cap does nothing to logits as small as a random model's."""
+    bench = Bench(tiny_folder, fused=True, **BLOCKS)
+    model = unquickened(bench)
+    original = model.forward
+
+    def forward(**told: Any) -> Any:
+        output = original(**told)
+        output.logits = change(output.logits)
+        return output
+
+    model.forward = forward
+    layers.quicken_layers(model, bench.model.kv_heads, bench.model.head_dim)
+    assert isinstance(model.forward, QuickModel) == same

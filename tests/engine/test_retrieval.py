@@ -173,17 +173,19 @@ class Recorded:
         self.rotation = bench.model.layers[0].rotation
         self.q, self.k, self.v = (torch.empty(0, 2, 16) for _ in range(3))
         self.output = torch.empty(0, 4, 16)
-        attention = bench.runner._attention
-        bench.runner._attention = lambda layer, q, k, v, step, scaling, cap: self._through(
-            attention, layer, q, k, v, step, scaling, cap
-        )
+        self._attention, bench.runner._attention = bench.runner._attention, self
 
-    def _through(self, attention: Any, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, *rest: Any) -> Tensor:
-        output = attention(layer, q, k, v, step, *rest)
-        self.q = torch.cat((self.q, q[:, :2] * rest[0]))
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
+    ) -> Tensor:
+        output = self._attention(layer, q, k, v, step, scaling, softcap)
+        self.q = torch.cat((self.q, q[:, :2] * scaling))
         self.k, self.v = torch.cat((self.k, k)), torch.cat((self.v, v))
         self.output = torch.cat((self.output, output))
         return output
+
+    def listed(self, *given: object) -> None:
+        """Every layer is recorded."""
 
     def seen_from(self, at: int, *, bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values (tokens, dim) of head 0 and queries (2, dim), as the query at a position sees them."""
