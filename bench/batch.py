@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
-    model = served(made(options.shape, options.weights))
+    model = served(made(options.shape), options.weights)
     counts = [int(count) for count in options.clients.split(",")]
     cairn = Cairn(model, EngineConfig(), options.context, 64 * max(counts))  # room for what each client adds
     cairn.session.rewind(cairn.session.sealed)

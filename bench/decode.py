@@ -145,9 +145,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.weights != "auto" and not options.cairn_only:
         parser.error("--weights: transformers would run with Cairn's products; add --cairn-only")
-    model = made(options.shape, options.weights)
+    model = made(options.shape)
     twin = None if options.cairn_only else beside(model)
-    loaded = served(model)
+    loaded = served(model, options.weights)
     contexts = [int(context) for context in options.contexts.split(",")]
     first = cairn_at(loaded, contexts[0], options.tokens * (len(contexts) + 1))
     rows = []

@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=24, help="decoded tokens per context")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
-    model = served(made(options.shape, options.weights))
+    model = served(made(options.shape), options.weights)
     rows = []
     print("".join(f"{name:>10}" for name in ("context", "ratio", "quartiles", "ms", "floor")), end="")
     print("".join(f"{name:>10}" for name in ("weights", "index", "blocks", "GB/s")))

@@ -105,10 +105,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.weights != "auto" and not options.cairn_only:
         parser.error("--weights: transformers would run with Cairn's products; add --cairn-only")
-    model = made(options.shape, options.weights)
+    model = made(options.shape)
     rate, work = machine_rate(), multiplications(model)
     twin = None if options.cairn_only else beside(model)
-    loaded, depths = served(model), [int(depth) for depth in options.depths.split(",")]
+    loaded, depths = served(model, options.weights), [int(depth) for depth in options.depths.split(",")]
     readers = [Reader(loaded, depth, options.chunk, options.repeats + 1) for depth in depths]
     take_turns([reader.read for reader in readers], 1)  # warms up
     seconds = take_turns([reader.read for reader in readers], options.repeats)

@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -18,11 +20,7 @@ from transformers import (
 )
 
 from engine import LoadedModel
-from engine.huggingface import describe, register
-from engine.layers import quicken_layers
-from engine.linear import quicken
-from engine.placing import settle
-from engine.rounded import round_weights
+from engine.huggingface import prepared, register
 
 OURS = Path("models/cairn-4m")
 
@@ -65,6 +63,27 @@ def qwen3_600m() -> PreTrainedModel:
     return random_weights(Qwen3ForCausalLM, config)
 
 
+def olmoe_quarter() -> PreTrainedModel:
+    """Random weights in the shape of four of OLMoE-1B-7B's sixteen layers, bf16; each token takes 8 of 64 experts."""
+    config = OlmoeConfig(
+        vocab_size=50_304,
+        hidden_size=2048,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        num_experts=64,
+        num_experts_per_tok=8,
+        head_dim=128,
+        max_position_embeddings=131_072 + 64,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return random_weights(OlmoeForCausalLM, config)
+
+
 def random_weights(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """A model of this shape, made in bf16, because an fp32 one would take twice the memory."""
     torch.set_default_dtype(torch.bfloat16)
@@ -78,7 +97,7 @@ def ours() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
 
 
-SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "cairn-4m": ours}
+SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "olmoe-quarter": olmoe_quarter, "cairn-4m": ours}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -87,13 +106,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("auto", "int8"), default="auto", help="as `cairn serve` takes it")
 
 
-def made(shape: str, weights: str = "auto") -> PreTrainedModel:
-    """A model of this shape, its weights kept and placed as if it were loaded."""
-    model = SHAPES[shape]()
-    if weights == "int8":
-        round_weights(model)
-    settle(model)
-    return model
+def made(shape: str) -> PreTrainedModel:
+    """A model of this shape, as transformers makes or loads it."""
+    return SHAPES[shape]()
 
 
 def beside(model: PreTrainedModel) -> PreTrainedModel:
@@ -104,10 +119,7 @@ def beside(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
-def served(model: PreTrainedModel) -> LoadedModel:
+def served(model: PreTrainedModel, weights: str = "auto") -> LoadedModel:
     """The model as the server runs it."""
     register()
-    loaded = describe("bench", model)
-    quicken(model)
-    quicken_layers(model, loaded.kv_heads, loaded.head_dim)
-    return loaded
+    return prepared("bench", model, weights)

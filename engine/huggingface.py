@@ -19,6 +19,7 @@ from cache import CacheLayout
 from engine import rehearsal
 from engine.attention import Attention, LayerGeometry
 from engine.errors import ModelError
+from engine.experts import quicken_experts, round_experts
 from engine.families import check_supported, text_config
 from engine.layers import quicken_layers
 from engine.linear import quicken
@@ -87,7 +88,7 @@ def load_model(
 
     Args:
         device: where it is to run; None is the CPU
-        weights: how linear layers keep them: `auto` as they are, `int8` in 8 bits, on a CPU only
+        weights: how linear layers and experts keep them: `auto` as they are, `int8` in 8 bits, on a CPU only
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -114,11 +115,22 @@ def load_model(
         )
     if device is not None:
         model.to(device)
+    return prepared(name, model.eval(), weights)
+
+
+def prepared(name: str, model: PreTrainedModel, weights: str = "auto") -> LoadedModel:
+    """A model as it runs: weights where they are read fast, facts known, usual parts faster; raises ModelError.
+
+    Args:
+        weights: as `load_model`
+    """
     if weights == "int8":
         round_weights(model)
+        round_experts(model)
     settle(model)
-    loaded = describe(name, model.eval())
+    loaded = describe(name, model)
     quicken(model)
+    quicken_experts(model)
     quicken_layers(model, loaded.kv_heads, loaded.head_dim)
     return loaded
 

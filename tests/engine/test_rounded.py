@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from engine import EngineConfig, InvalidParameter, load_engine, load_model, loading
 from engine.assembly import identity
+from engine.experts import blocks_of, in_blocks
 from engine.pairs import FEW, PairProduct
 from engine.rounded import RoundedEmbedding, RoundedLinear, round_weights, rounded, rounded_layer
 from tests.engine.test_families import full_attention
@@ -133,6 +134,8 @@ def test_a_model_answers_as_one_with_such_weights(family: str, tmp_path: Path) -
         linear = {id(m.weight): m.weight for m in model.modules() if type(m) is nn.Linear}
         for weight in linear.values():
             weight.copy_(nearest(weight))
+        for block in (getattr(m, name) for m in model.modules() if in_blocks(m) for name in blocks_of(m)):
+            block.copy_(nearest(block.flatten(0, 1)).view(block.shape))
         table = model.get_input_embeddings()
         if id(table.weight) in linear and type(table) is not nn.Embedding:  # of a kind that stays as it is
             model.lm_head.weight, model.config.tie_word_embeddings = nn.Parameter(table.weight.clone()), False
