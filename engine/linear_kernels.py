@@ -32,6 +32,8 @@ FAR = 16384
 """Bytes: the rows that come next are asked for while these are read, as long as the nearest cache holds both."""
 NEAR = 1024
 """Bytes: otherwise what comes next in the same rows."""
+LINE = 64
+"""Bytes that come from memory at once."""
 HIGH = 16
 """Rows of the matrix that are multiplied together with 16 inputs."""
 PIECE = 128
@@ -75,6 +77,12 @@ def lane_sums(builder: Any, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
+def ask_lines(builder: Any, address: Any, count: int) -> None:
+    """Ask for so many bytes from an address on, into the cache behind the nearest one, which what is read fills."""
+    for line in range(0, count, LINE):
+        lanes.ask(builder, builder.add(address, I64(line)), nearest=False)
+
+
 def tile_kernel(tall: int, rows: int) -> Any:
     """Products of `tall` rows of the matrix with `rows` inputs, of which the channels are a multiple of 16.
 
@@ -114,7 +122,7 @@ def tile_kernel(tall: int, rows: int) -> Any:
             with cgutils.for_range(b, b.lshr(steps, I64(1))) as loop:
                 step = b.shl(loop.index, I64(1))
                 for first in firsts:
-                    lanes.ask(b, b.add(at(b, first, step, width), ahead))
+                    ask_lines(b, b.add(at(b, first, step, width), ahead), 2 * LANES * width)
                 for which in (0, 1):
                     add(b.add(step, I64(which)), which)
             with b.if_then(b.trunc(steps, ir.IntType(1))):
@@ -141,16 +149,26 @@ flat_one, flat_two, flat_four = (tile_kernel(1, rows) for rows in (1, 2, 4))
 def multiply(
     weights: NDArray[Any], inputs: int, inputs_apart: int, to: int, to_apart: int, rows: int, first: int, last: int
 ) -> None:
-    """Products of inputs with rows first, …, last - 1 of the matrix.
+    """Products of inputs with rows first, …, last - 1 of the matrix, of which what comes next is asked for.
 
     Args:
         weights: (outputs, channels): fp32, the bits of bf16 as uint16, those of fp16 as int16, or int8
         inputs, inputs_apart: address of fp32 inputs (rows, channels), and bytes from one to the next
         to, to_apart: where the product of the first one with row `first` goes, and bytes to the next one's
     """
+    apart = TALL * weights.itemsize * weights.shape[1]
+    ahead = apart if apart <= FAR else NEAR
+    multiply_before(weights, inputs, inputs_apart, to, to_apart, rows, first, last, ahead)
+
+
+@compiled
+def multiply_before(
+    weights: NDArray[Any], inputs: int, inputs_apart: int, to: int, to_apart: int, rows: int, first: int, last: int,
+    ahead: int,
+) -> None:  # fmt: skip
+    """`multiply`, which asks for what lies so many bytes ahead of what it reads."""
     channels = weights.shape[1]
     apart, steps = weights.itemsize * channels, channels // LANES
-    ahead = TALL * apart if TALL * apart <= FAR else NEAR
     output = first
     while output < last:
         tall = TALL if output + TALL <= last else 1
@@ -248,17 +266,17 @@ def sum_kernel(groups: int, vectors: int) -> Any:
     """Adds rows of a matrix, times a factor of each group, to a sum of each group; 16 * vectors channels of them.
 
     The result takes the matrix, and addresses and strides in bytes: from its first number to the first row, the stride
-    to the next one; how many; the first group's first factor, the stride to the next group's; the first group's sum,
-    and the stride to the next one's.
+    to the next one; how many; how far ahead of them to ask for others; the first group's first factor, the stride to
+    the next group's; the first group's sum, and the stride to the next one's.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def add(
-        context: Any, matrix: Any, offset: Any, apart: Any, count: Any, factors: Any, factors_apart: Any, sums: Any,
-        sums_apart: Any,
+        context: Any, matrix: Any, offset: Any, apart: Any, count: Any, ahead: Any, factors: Any, factors_apart: Any,
+        sums: Any, sums_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            array, offset, apart, count, factors, factors_apart, sums, sums_apart = arguments
+            array, offset, apart, count, ahead, factors, factors_apart, sums, sums_apart = arguments
             kind = signature.args[0]
             width = kind.dtype.bitwidth // 8
             start = b.add(b.ptrtoint(context.make_array(kind)(context, b, array).data, I64), offset)
@@ -267,6 +285,7 @@ def sum_kernel(groups: int, vectors: int) -> Any:
             totals = [cgutils.alloca_once_value(b, load(b, place, REALS)) for place in places]
             with cgutils.for_range(b, count) as loop:
                 row = b.add(start, b.mul(apart, loop.index))
+                ask_lines(b, b.add(row, ahead), vectors * LANES * width)
                 numbers = [widened(b, at(b, row, I64(i), width), kind.dtype) for i in range(vectors)]
                 for group in range(groups):
                     place = b.add(b.add(factors, b.mul(factors_apart, I64(group))), b.mul(loop.index, I64(4)))
@@ -278,20 +297,20 @@ def sum_kernel(groups: int, vectors: int) -> Any:
                 store(b, b.load(total), place)
             return context.get_dummy_value()
 
-        return types.void(matrix, *[types.intp] * 7), generate
+        return types.void(matrix, *[types.intp] * 8), generate
 
     return add
 
 
-sum_wide, sum_narrow, sum_wide_one, sum_narrow_one = (
-    sum_kernel(groups, vectors) for groups, vectors in ((4, 4), (4, 1), (1, 4), (1, 1))
+sum_wide, sum_narrow, sum_wide_two, sum_narrow_two, sum_wide_one, sum_narrow_one = (
+    sum_kernel(groups, vectors) for groups in (4, 2, 1) for vectors in (4, 1)
 )
 
 
 @compiled
 def add_rows(
     matrix: NDArray[Any], first: int, count: int, factors: int, factors_apart: int, sums: int, sums_apart: int,
-    groups: int,
+    groups: int, ahead: int,
 ) -> None:  # fmt: skip
     """Add rows first, first + 1, … of the matrix, times factors, to sums.
 
@@ -299,6 +318,7 @@ def add_rows(
         matrix: (rows, channels), as in `multiply`; channels are a multiple of 16
         factors, factors_apart: address of fp32 factors (groups, count), and bytes from one group's to the next
         sums, sums_apart: address of fp32 sums (groups, channels), and bytes from one group's to the next
+        ahead: what lies so many bytes ahead of what is read is asked for
     """
     channels, width = matrix.shape[1], matrix.itemsize
     apart = width * channels
@@ -310,14 +330,20 @@ def add_rows(
             mine, to = factors + group * factors_apart, sums + group * sums_apart + 4 * channel
             if groups - group >= 4:
                 if wide:
-                    sum_wide(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                    sum_wide(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
                 else:
-                    sum_narrow(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                    sum_narrow(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
                 group += 4
+            elif groups - group >= 2:
+                if wide:
+                    sum_wide_two(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
+                else:
+                    sum_narrow_two(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
+                group += 2
             else:
                 if wide:
-                    sum_wide_one(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                    sum_wide_one(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
                 else:
-                    sum_narrow_one(matrix, begin, apart, count, mine, factors_apart, to, sums_apart)
+                    sum_narrow_one(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
                 group += 1
         channel += 4 * LANES if wide else LANES

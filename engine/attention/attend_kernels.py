@@ -1,6 +1,7 @@
 """CPU kernels of attention over blocks that were chosen. Compiled by Numba when first called.
 
-They read blocks where they lie and copy nothing. Each works on a range of KV heads without the GIL, so several run at
+They read blocks where they lie and copy nothing; while one is read the next one is asked for, line by line: asked for
+all at once, a core waits for it. Each works on a range of KV heads without the GIL, so several run at
 once. Arrays are C-contiguous; all but the cache are fp32. Letters: H KV heads, T queries, G query heads per KV head, N
 far blocks, K fetched blocks, M blocks that are read, B positions of a block, D channels, R pairs of channels that turn.
 """
@@ -14,15 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import Shared, compiled, kernels
-from engine.linear_kernels import add_rows, multiply
+from engine.linear_kernels import add_rows, multiply_before
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 lanes, sharing = kernels("lane"), kernels("sharing")
-address, exponentials, highest, prefetch = lanes.address, lanes.exponentials, lanes.highest, lanes.prefetch
+address, exponentials, highest = lanes.address, lanes.exponentials, lanes.highest
 LANES, NOTHING = lanes.LANES, lanes.NOTHING
-AHEAD = 2
-"""So many blocks before they are read they are asked for."""
 
 
 @compiled
@@ -73,6 +72,14 @@ def gate(scores: Floats, size: int, blocks: int, own: int) -> None:
 
 
 @compiled
+def next_to(pool: NDArray[Any], block_bytes: int, places: Integers, m: int) -> int:
+    """Address of the first block from places[m] on that is there, or 0."""
+    while m < len(places) and places[m] < 0:
+        m += 1
+    return address(pool) + places[m] * block_bytes if m < len(places) else 0
+
+
+@compiled
 def attend(
     queries: Floats, far: Floats, keys: NDArray[Any], values: NDArray[Any], size: int, places: Integers,
     numbers: Integers, turns: Floats, starts: Floats, stride: int, apart: int, gated: bool, bounded: bool,
@@ -108,10 +115,6 @@ def attend(
             scores[:, read * size :] = NOTHING
             for m in range(read):
                 place, number = places[head, query, m], numbers[head, query, m]
-                ahead = places[head, query, min(m + AHEAD, read - 1)]
-                if ahead >= 0:
-                    prefetch(address(keys) + ahead * block_bytes, block_bytes)
-                    prefetch(address(values) + ahead * block_bytes, block_bytes)
                 if place < 0:
                     scores[:, m * size : (m + 1) * size] = NOTHING
                     continue
@@ -120,8 +123,14 @@ def attend(
                     turned[:] = far[head, query]
                 else:
                     turn_to(queries[head, query], number, turns[query], starts, stride, apart, sines, turned)
-                to = address(scores) + 4 * m * size
-                multiply(keys, address(turned), 4 * dim, to, to_apart, groups, place * size, (place + 1) * size)
+                here, to = address(keys) + place * block_bytes, address(scores) + 4 * m * size
+                following = next_to(keys, block_bytes, places[head, query], m + 1)
+                if following == 0:
+                    following = next_to(values, block_bytes, places[head, query], 0)
+                first_row = place * size
+                multiply_before(
+                    keys, address(turned), 4 * dim, to, to_apart, groups, first_row, first_row + size, following - here
+                )  # fmt: skip
                 if number == own_block:
                     own = m
                     scores[:, m * size + position % size + 1 : (m + 1) * size] = NOTHING
@@ -144,8 +153,10 @@ def attend(
                 place = places[head, query, m]
                 if place < 0:
                     continue
-                factors, sums = address(scores) + 4 * m * size, address(result)
-                add_rows(values, place * size, size, factors, to_apart, sums, 4 * dim, groups)
+                here, factors = address(values) + place * block_bytes, address(scores) + 4 * m * size
+                following = next_to(values, block_bytes, places[head, query], m + 1)
+                ahead = following - here if following else 0
+                add_rows(values, place * size, size, factors, to_apart, address(result), 4 * dim, groups, ahead)
 
 
 def kinds(dtype: Any) -> tuple[Any, ...]:
