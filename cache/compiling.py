@@ -1,11 +1,14 @@
-"""How CPU kernels are compiled; Numba is loaded when the first one is."""
+"""How CPU kernels are compiled, and when what was compiled is taken again; Numba is loaded when the first one is."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from cache.sources import stamp
 
 JOBS: list[Any] = []
 """Compiled jobs, whose code lives as long as they do."""
@@ -15,11 +18,25 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
     import numba  # a second
 
-    options: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    made = numba.njit(function, nogil=True, fastmath=True, error_model="numpy")
+    keep(made, function)
+    return made
+
+
+def keep(made: Any, function: Callable[..., Any]) -> None:
+    """Let Numba keep machine code for the next start, until a source changes that it comes from.
+
+    By itself Numba looks at the file of the function alone. Where no folder can be written nothing is kept.
+    """
+    from numba.core.caching import IndexDataCacheFile
+
     try:
-        return numba.njit(function, cache=True, **options)
+        made.enable_caching()
     except RuntimeError:  # a read-only installation without a cache folder
-        return numba.njit(function, **options)
+        return
+    cache, path = made._cache, Path(function.__code__.co_filename)
+    sources = stamp(path, tuple(sorted({"cache", function.__module__.split(".")[0]})))
+    cache._cache_file = IndexDataCacheFile(cache.cache_path, cache._impl.filename_base, sources)
 
 
 def job(function: Callable[..., Any]) -> int:
@@ -27,13 +44,13 @@ def job(function: Callable[..., Any]) -> int:
 
     Returns its address.
     """
-    import numba
+    from numba import types
+    from numba.core.ccallback import CFunc
 
-    signature = numba.types.void(*[numba.types.intp] * 3)
-    try:
-        made = numba.cfunc(signature, cache=True, fastmath=True, error_model="numpy")(function)
-    except RuntimeError:
-        made = numba.cfunc(signature, fastmath=True, error_model="numpy")(function)
+    signature = (types.intp,) * 3, types.void
+    made: Any = CFunc(function, signature, locals={}, options={"fastmath": True, "error_model": "numpy"})
+    keep(made, function)
+    made.compile()
     JOBS.append(made)
     return int(made.address)
 
