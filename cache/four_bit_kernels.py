@@ -41,8 +41,9 @@ from cache.lane_kernels import (
 
 TOGETHER = 8
 """Queries that share the work of unpacking rows: so many sums stay in registers."""
-AHEAD = 32
-"""Slices: so far before it is needed a slice is asked for."""
+AHEAD = 64
+"""Slices: so far before it is needed a slice is asked for, into the cache behind the nearest one, which bears more such
+wishes at once."""
 SLICE_BYTES = LANES * BYTES
 VNNI = knows("avx512vnni")
 Floats = NDArray[np.float32]
@@ -104,7 +105,7 @@ def rows_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
             sums.begin([load(b, b.add(starts, I64(4 * i)), I32) for i in range(vectors)])
             with cgutils.for_range(b, count) as loop:
                 slice = b.add(slices, b.mul(loop.index, I64(SLICE_BYTES)))
-                ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)))
+                ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)), nearest=False)
                 sums.add(slice, [b.add(one, b.mul(loop.index, I64(DEEP))) for one in each])
             per_row = load(b, scales, REALS)
             for i, total in enumerate(sums.end()):
