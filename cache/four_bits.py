@@ -80,6 +80,9 @@ class FourBits(Rows):
         """Numbers (H, N, padded width) of rows `at` (H or 1, N) of heads (H, 1)."""
         raise NotImplementedError
 
+    def largest(self, count: int) -> Tensor:
+        return torch.from_numpy(self.scales[:, :count] * LARGEST)
+
     def pick(self, numbers: Tensor) -> Tensor:
         heads, at = np.arange(len(numbers))[:, None], numbers.numpy()
         return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self.scales[heads, at, None])

@@ -40,7 +40,8 @@ class IndexShape:
         copies: positions of a block and channels of its keys and values, all of which are kept once more; (0, 0) keeps
             none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
-        gather: makes mean values and slopes of sections from what stands for their blocks, to be kept as well
+        gather: makes what stands for sections from what stands for their blocks, to be kept as well
+        section_widths: channels of a section's landmark, in parts as those of a block
     """
 
     widths: tuple[int, ...]
@@ -51,11 +52,12 @@ class IndexShape:
     copies: tuple[int, int] = (0, 0)
     rounded: bool = False
     gather: Callable[[Summary], Summary] | None = None
+    section_widths: tuple[int, ...] = ()
 
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
-        return replace(self, widths=(), gather=None, copies=(0, 0), outlying=False)
+        return replace(self, widths=self.section_widths, section_widths=(), gather=None, copies=(0, 0), outlying=False)
 
     @property
     def memory_bytes(self) -> int:
@@ -158,6 +160,11 @@ class BlockIndex:
         parts = queries.split(self.shape.widths, dim=-1)
         products = [v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)]
         return products[0][..., None] if len(products) == 1 else torch.stack(products, dim=-1)
+
+    def largest(self, count: int) -> Tensor:
+        """The largest channels of each landmark of the first `count` blocks, by part: (kv_heads, landmarks, parts)."""
+        rows = count * self.shape.landmarks
+        return torch.stack([vectors.largest(rows) for vectors in self._landmarks], dim=-1)
 
     def fill(self, looking: Tensor, found: Tensor, heads: slice) -> None:
         """Fill found (parts, kv_heads, queries, blocks) with products of (kv_heads, queries, width), for such heads.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.four_bits import rounded
+from cache.four_bits import LARGEST, rounded
 from cache.layout import Bytes
 from cache.pages import zero_bytes
 from cache.rows import CPU, Rows, Take, each_head
@@ -47,6 +47,9 @@ class Packed(Rows):
 
     def rows(self, last: int, first: int = 0) -> Tensor:
         return self._widened(slice(first, last), slice(None))
+
+    def largest(self, count: int) -> Tensor:
+        return self._scales[:, :count] * LARGEST
 
     def pick(self, numbers: Tensor) -> Tensor:
         return self._widened(numbers, each_head(numbers))

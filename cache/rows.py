@@ -54,6 +54,10 @@ class Rows:
         """Rows first, …, last - 1 in fp32 (H, N, D)."""
         return self._storage[:, first:last]
 
+    def largest(self, count: int) -> Tensor:
+        """The largest number of each of the first rows, whatever its sign (H, N)."""
+        return self.rows(count).abs().amax(-1)
+
     def pick(self, numbers: Tensor) -> Tensor:
         """Rows of such numbers, each head its own (H, N), in fp32: (H, N, D)."""
         return self._storage[each_head(numbers), numbers]

@@ -167,6 +167,10 @@ class Vectors:
             start += taken
         return torch.cat(parts, 1)
 
+    def largest(self, count: int) -> Tensor:
+        """The largest number of each of the first rows, whatever its sign (kv_heads, rows)."""
+        return torch.cat([rows.largest(taken) for rows, taken in self._until(count)], 1)
+
     def pick(self, numbers: Tensor) -> Tensor:
         """Rows of such numbers, each head its own (kv_heads, rows), in fp32: (kv_heads, rows, width)."""
         if numbers.shape[1] > self.count:  # widening each row once is less work

@@ -35,7 +35,7 @@ class LandmarkRule(ABC):
     knows_slopes: ClassVar[bool] = False
     """What a block's slope says of its keys makes its only landmark sharper; see `beside_slope`."""
     gathers: ClassVar[bool] = False
-    """From landmarks, mean values and slopes of blocks follow those values and slopes of sections; see `gather`."""
+    """From landmarks, mean values and slopes of blocks follow those of sections; see `gather`."""
     rounds: ClassVar[bool] = True
     """Its landmarks may be kept in 4 bits."""
 
@@ -67,11 +67,29 @@ class LandmarkRule(ABC):
         """
         raise NotImplementedError
 
+    def section_widths(self, head_dim: int) -> tuple[int, ...]:
+        """Channels of a section's landmark, in parts; only if the rule `gathers`."""
+        return ()
+
     def gather(self, blocks: Summary) -> Summary:
-        """Mean values and slopes of sections, without landmarks, from what stands for whole sections of blocks.
+        """What stands for sections, from what stands for their blocks.
 
         Each block has one landmark; only if the rule `gathers`.
         """
+        raise NotImplementedError
+
+    def by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+        """Products (H, Q, N, P) where what sections say takes the place of what only blocks themselves know.
+
+        Args:
+            of_sections: products of the queries, by `look_at_sections`, with the landmark of each block's section
+                (H, Q, N, P of a section)
+            largest: the largest channel of each block's landmark, by part (H, N, P of a landmark)
+        """
+        raise NotImplementedError
+
+    def look_at_sections(self, queries: Tensor) -> Tensor:
+        """Vectors (…, W of a section) of queries (…, D), as `encode`."""
         raise NotImplementedError
 
     def look(self, queries: Tensor, own: Tensor) -> Tensor:

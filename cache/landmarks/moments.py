@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cache.landmarks.base import LandmarkRule
-from cache.sections import SECTION, gathered_slopes
+from cache.sections import SECTION, gathered_profile, gathered_slopes
 from cache.summary import Summary
 
 
@@ -46,15 +46,25 @@ class Moments(LandmarkRule):
         mean, variance = landmarks.chunk(2, dim=-1)
         return torch.cat((mean, (variance - along[:, :, None].square()).clamp(min=0)), dim=-1)
 
+    def section_widths(self, head_dim: int) -> tuple[int, ...]:
+        return (head_dim,)
+
     def gather(self, blocks: Summary) -> Summary:
         assert blocks.values is not None
         values = blocks.values.unflatten(1, (-1, SECTION))  # (H, N, S, D)
-        none = blocks.landmarks.new_empty(*values.shape[:2], 1, 0)
-        if blocks.slopes is None:
-            return Summary(none, values.mean(2))
         means, variances = blocks.landmarks[:, :, 0].unflatten(1, (-1, SECTION)).chunk(2, dim=-1)
+        profile = gathered_profile(variances)[:, :, None]
+        if blocks.slopes is None:
+            return Summary(profile, values.mean(2))
         along, turning = (x.unflatten(1, (-1, SECTION)) for x in blocks.slopes)
-        return Summary(none, values.mean(2), gathered_slopes(means, variances, values, (along, turning)))
+        return Summary(profile, values.mean(2), gathered_slopes(means, variances, values, (along, turning)))
+
+    def look_at_sections(self, queries: Tensor) -> Tensor:
+        return queries.square()
+
+    def by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+        mean, _, *along = products.unbind(-1)
+        return torch.stack((mean, largest[:, None, :, 1] * of_sections[..., 0], *along), dim=-1)
 
     def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
         mean, variance, *along = products.unbind(-1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import RULES, IndexShape, LandmarkRule
+from cache import RULES, SECTION, IndexShape, LandmarkRule
 from engine.rotation import Rotation
 from engine.step import Step
 from engine.temperature import Temperature
@@ -86,6 +86,11 @@ class RetrievalSettings:
         return sloped and self.rule.knows_slopes
 
     @property
+    def few_blocks(self) -> int | None:
+        """Up to so many far blocks each stands for itself; behind more, of which a section is whole, sections do."""
+        return None if self.own_values is None else max(self.own_values, SECTION - 1)
+
+    @property
     def gated(self) -> bool:
         """Landmarks are tokens that gate their block."""
         return self.landmarks == "trained"
@@ -101,6 +106,7 @@ class RetrievalSettings:
             copies=(block_size, head_dim) if self.copied_blocks else (0, 0),
             rounded=self.landmark_dtype == "int4",
             gather=None if self.own_values is None else self.rule.gather,
+            section_widths=() if self.own_values is None else self.rule.section_widths(head_dim),
         )
 
     @property

@@ -211,7 +211,7 @@ class Desk:
         asked, ends = (far, plan.borders), (settings.sink_blocks, plan.ends)
         if settings.gated:
             return [recall.shared_choose().task((*asked, *tables[1, TABLES], *ends, self.chosen, room), heads)]
-        most = EVERYTHING if settings.own_values is None else settings.own_values
+        most = EVERYTHING if settings.few_blocks is None else settings.few_blocks
         how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
         arguments = (*asked, *tables[1, TABLES], *tables[1, SECTION_TABLES], *ends, *how, room, self.chosen)
         tasks = [recall.shared_recall().task((*arguments, self.weight, result), heads)]

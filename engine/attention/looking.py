@@ -13,37 +13,55 @@ from engine.attention.base import RetrievalSettings
 from engine.attention.rows import Rows
 
 
-def judged(settings: RetrievalSettings, index: BlockIndex, rows: Rows, far_blocks: int) -> tuple[Tensor, Tensor]:
-    """How promising each far block is, and what it weighs if the rule can tell: (H, T, G, N) each."""
-    rule = settings.rule
+def judged(
+    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """How promising each far block is, what it weighs if the rule can tell, and which ones sections stand for.
+
+    For queries with many blocks both are the same: one number for each then tells whether it is read and what it weighs
+    if it is not.
+
+    Args:
+        ends: for each query the first block that it may not choose any more (T,)
+
+    Returns:
+        Scores and weights (H, T, G, N) each; the blocks of whole sections between the sinks and the end, bool (T, N),
+        None for none
+    """
+    rule, size = settings.rule, rows.block_size // index.shape.landmarks
     looking = rule.look(rows.far_queries, rows.own)  # (H, T, G, W)
     products = index.products(looking.flatten(1, 2), far_blocks)  # (H, T * G, N * M, P)
     if settings.judges_by_slopes:
         along = index.along(rows.far_queries.flatten(1, 2), far_blocks)
         products = torch.cat((products, along[..., None]), dim=-1)
-    score, gauge = rule.judge(products, rows.block_size // index.shape.landmarks)
+    score, gauge = rule.judge(products, size)
     shape = (*rows.queries.shape[:3], far_blocks, index.shape.landmarks)
-    joined = rule.join(score.view(shape))
-    return joined, joined if gauge is score else rule.join(gauge.view(shape))
+    scores = rule.join(score.view(shape))
+    gauges = scores if gauge is score else rule.join(gauge.view(shape))
+    if settings.few_blocks is None or far_blocks <= settings.few_blocks:
+        return scores, gauges, None
+    many = ends > settings.few_blocks
+    weights = rule.judge(by_sections(settings, index, rows, ends, products), size)[1].view(gauges.shape)
+    scores, gauges = (torch.where(many[:, None, None], weights, each) for each in (scores, gauges))
+    return scores, gauges, pooled(settings, ends, far_blocks) & many[:, None]
 
 
-def by_weight(
-    settings: RetrievalSettings, ends: Tensor, scores: Tensor, gauges: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Scores that are what blocks weigh for queries with many of them, and the blocks that sections stand for there.
+def by_sections(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, products: Tensor) -> Tensor:
+    """Products (H, T * G, N, P) where a block's section says what only the block knows.
 
-    One number for each block then tells both whether it is read and what it weighs if it is not.
-
-    Args:
-        ends: for each query the first block that it may not choose any more (T,)
-        scores, gauges: (H, T, G, N)
-
-    Returns:
-        Scores (H, T, G, N); the blocks of whole sections between the sinks and the end, bool (T, N), None for none
+    Behind its last whole section a query sees that one: what comes later must not change anything.
     """
-    most, far_blocks = settings.own_values, scores.shape[3]
-    if most is None or far_blocks <= most:
-        return scores, None
-    many, sections = ends > most, torch.arange(far_blocks, device=ends.device) // SECTION
-    whole = (SECTION * sections >= settings.sink_blocks) & (sections < (ends // SECTION)[:, None])
-    return torch.where(many[:, None, None], gauges, scores), whole & many[:, None]
+    assert index.sections is not None
+    far_blocks, rule = products.shape[2], settings.rule
+    looking = rule.look_at_sections(rows.far_queries).flatten(1, 2)
+    told = index.sections.products(looking, far_blocks // SECTION)  # (H, T * G, sections, P of a section)
+    last = (ends // SECTION - 1).clamp(min=0).repeat_interleave(rows.queries.shape[2])  # (T * G,)
+    mine = torch.minimum(torch.arange(far_blocks, device=ends.device) // SECTION, last[:, None])  # (T * G, N)
+    told = told.gather(2, mine[None, :, :, None].expand(len(told), -1, -1, told.shape[3]))
+    return rule.by_sections(products, told, index.largest(far_blocks))
+
+
+def pooled(settings: RetrievalSettings, ends: Tensor, far_blocks: int) -> Tensor:
+    """The blocks of whole sections between the sinks and the end of each query: bool (T, N)."""
+    sections = torch.arange(far_blocks, device=ends.device) // SECTION
+    return (SECTION * sections >= settings.sink_blocks) & (sections < (ends // SECTION)[:, None])

@@ -28,7 +28,7 @@ from engine.attention.choosing import Choice, most_outlying, shares, within_top_
 from engine.attention.counting import count_read
 from engine.attention.exact import ExactAudit, Read
 from engine.attention.foresight import Foresight
-from engine.attention.looking import by_weight, judged
+from engine.attention.looking import judged
 from engine.attention.parts import BlocksPart, EstimatedPart, Part, Scoring, attended, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
@@ -349,8 +349,7 @@ class ReferenceAttention:
             return Choice(blocks.clamp(min=0), blocks >= self.settings.sink_blocks)
         index = rows.session.indexes[layer]
         assert index is not None
-        scores, gauges = judged(self.settings, index, rows, far_blocks)  # (H, T, G, far_blocks) each
-        scores, pooled = by_weight(self.settings, ends, scores, gauges)
+        scores, gauges, pooled = judged(self.settings, index, rows, ends, far_blocks)  # (H, T, G, far_blocks) each
         hidden = self._hidden(ends, far_blocks)
         wanted = scores[:, :, 0] if scores.shape[2] == 1 else shares(scores, hidden)
         if self.settings.outlier_blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from cache import RULES, SECTION, BlockIndex, IndexShape, Meter, Summary, expect
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
-SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, gather=RULE.gather)
+GATHERS: dict[str, Any] = {"gather": RULE.gather, "section_widths": RULE.section_widths(CHANNELS)}
+SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, **GATHERS)
 
 
 def drawn(blocks: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -53,6 +55,19 @@ def test_values_and_slopes_are_nearly_those_of_all_keys_together() -> None:
     assert nothing.slopes is None
 
 
+def test_a_profile_is_what_variances_have_in_common() -> None:
+    """Blocks that scatter alike, each in its own size, are told apart by nothing else."""
+    generator = torch.Generator().manual_seed(5)
+    shape = torch.rand(HEADS, 1, CHANNELS, generator=generator)
+    sizes = torch.rand(HEADS, 4 * SECTION, 1, generator=generator)
+    variances = sizes * shape
+    means = torch.randn(variances.shape, generator=generator)
+    gathered = RULE.gather(Summary(torch.cat((means, variances), -1)[:, :, None], means))
+    largest = variances.amax(-1, keepdim=True)
+    mine = gathered.landmarks[:, :, 0].repeat_interleave(SECTION, 1)
+    torch.testing.assert_close(largest * mine, variances, atol=2e-4, rtol=0)
+
+
 def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
     """Values that go with keys along one direction: the first order of a softmax over all keys is what a slope says."""
     generator = torch.Generator().manual_seed(3)
@@ -71,7 +86,7 @@ def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
 
 @pytest.mark.parametrize("rounded", [True, False])
 def test_sections_follow_from_blocks_however_these_came(rounded: bool) -> None:
-    shape = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=rounded, gather=RULE.gather)
+    shape = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=rounded, **GATHERS)
     index = filled(301, shape)
     assert index.sections is not None
     assert index.sections.count == 301 // SECTION
@@ -107,7 +122,7 @@ def rounded(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize(("groups", "sloped"), [(1, True), (4, True), (4, False)])
 def test_kernels_choose_by_weight_and_estimate_by_sections(sinks: int, groups: int, sloped: bool) -> None:
     """Also of few blocks, of which no section is whole, or only one."""
-    shape = SHAPE if sloped else IndexShape((CHANNELS, CHANNELS), values=CHANNELS, rounded=True, gather=RULE.gather)
+    shape = SHAPE if sloped else IndexShape((CHANNELS, CHANNELS), values=CHANNELS, rounded=True, **GATHERS)
     index, fetch = filled(301, shape), 1
     assert index.sections is not None
     ends = np.array([7, 11, 150, 151, 258, 300, 301])
@@ -136,8 +151,13 @@ def expected(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What queries (HEADS, groups, CHANNELS) choose, what all else weighs and its value, block by block."""
     assert index.sections is not None
-    asked = rounded(queries)
-    products = [asked @ index._landmarks[0].rows(end).mT, rounded(queries.square()) @ index._landmarks[1].rows(end).mT]
+    asked, squares = rounded(queries), rounded(queries.square())
+    variances = index._landmarks[1].rows(end)
+    for block in range(end):  # its section's profile, or that of the last whole section, in its own size
+        section = min(block, end // SECTION * SECTION - 1) // SECTION
+        profile = index.sections._landmarks[0].rows(section + 1, section)[:, 0]
+        variances[:, block] = variances[:, block].amax(-1, keepdim=True) * profile
+    products = [asked @ index._landmarks[0].rows(end).mT, squares @ variances.mT]
     if sloped:
         products.append(asked @ index._slopes[0].rows(end).mT)
     masses = RULE.judge(torch.stack(products, -1), SIZE)[1] + math.log(SIZE)
@@ -155,6 +175,41 @@ def expected(
             mean = mean + (asked @ along.mT) * turn
         value = value + weights[..., block, None] * mean
     return taken, masses.logsumexp(-1), value
+
+
+@pytest.mark.parametrize("scale", [0.3, 20.0])
+@pytest.mark.parametrize("sinks", [1, 70])
+def test_nothing_depends_on_how_storage_is_cut_or_who_is_asked_together(sinks: int, scale: float) -> None:
+    """To the last bit, also of masses that come out far apart: 20 makes them differ by more than fp32 can tell."""
+    index, groups = filled(301), 2
+    fork, (keys, values) = index.fork(222), drawn(301)
+    fork.add(summary(keys[:, 222:], values[:, 222:]))
+    ends = np.array([7, 8, 9, 63, 64, 65, 150, 255, 256, 258, 300, 301])
+    generator = torch.Generator().manual_seed(1)
+    queries = scale * torch.randn(HEADS, len(ends), groups, CHANNELS, generator=generator)
+    together = recalled(index, queries, ends, sinks)
+    for found, expected in zip(recalled(fork, queries, ends, sinks), together, strict=True):
+        assert (found == expected).all()
+    for query in range(len(ends)):
+        mine = slice(query, query + 1)
+        for found, expected in zip(recalled(index, queries[:, mine], ends[mine], sinks), together, strict=True):
+            assert (found == expected[:, mine]).all()
+
+
+def recalled(index: BlockIndex, queries: Tensor, ends: np.ndarray, sinks: int) -> tuple[np.ndarray, ...]:
+    """Blocks (HEADS, T, 3), weights (HEADS, T, G) and values (HEADS, T, G, CHANNELS) for queries with many blocks."""
+    assert index.sections is not None
+    count, groups = queries.shape[1:3]
+    room_rows, of_one = kernels("recall").recall_rows(groups), np.array([0, count])
+    room = np.full((HEADS, room_rows, int(-(-ends[-1] // 16) * 16) + 64), np.nan, np.float32)
+    blocks, weight = np.empty((HEADS, count, 3), np.int64), np.empty((HEADS, count, groups), np.float32)
+    rest = np.empty((HEADS, count * groups, CHANNELS), np.float32)
+    kernels("recall").recall_moments(
+        queries.flatten(1, 2).numpy(), of_one, index.table, np.array([0, len(index.table)]), index.sections.table,
+        np.array([0, len(index.sections.table)]), sinks, ends, 3, expected_largest(SIZE), math.log(SIZE), True, True,
+        room, blocks, weight, rest, 0, HEADS,
+    )  # fmt: skip
+    return blocks, weight, rest.reshape(HEADS, count, groups, CHANNELS)
 
 
 def test_a_query_whose_end_lies_before_the_sinks_estimates_nothing() -> None:

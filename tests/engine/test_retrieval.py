@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cache import RULES, SECTION, outlying, slopes
-from cache.sections import gathered_slopes
+from cache.sections import gathered_profile, gathered_slopes
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
@@ -83,7 +83,7 @@ class Oracle:
 
     def _many(self, end: int) -> bool:
         """Whether a query that chooses blocks before this one has many."""
-        return self.settings.own_values is not None and end > self.settings.own_values
+        return self.settings.own_values is not None and end > max(self.settings.own_values, SECTION - 1)
 
     def _shared(self, block: int, end: int) -> tuple[int, int]:
         """The blocks whose mean value stands for a block that is not read."""
@@ -116,11 +116,31 @@ class Oracle:
         landmarks = rule.landmarks(keys[None], first, count)[0].split(widths, -1)
         looking = rule.look(queries[None, None], torch.tensor([own]))[0, 0].split(widths, -1)
         products = [torch.einsum("gw,nmw->gnm", q, k) for q, k in zip(looking, landmarks, strict=True)]
-        if rule.knows_slopes and self.settings.estimate_rest and self.settings.rest_slopes and count == 1:
+        if mass and self._many(own - RECENT):
+            told = torch.stack([self._variance(first + i, own - RECENT) for i in range(len(keys))], -1)  # (dim, blocks)
+            products[1] = (queries.square() @ told)[..., None]
+        elif self._sloped and count == 1:
             along = slopes(keys, torch.zeros_like(keys))[0]  # (blocks, dim)
-            products[1] = products[1] + (queries @ along.T)[..., None].square()
             products[1] = products[1] - (queries.square() @ along.square().T)[..., None]
+        if self._sloped and count == 1:
+            along = slopes(keys, torch.zeros_like(keys))[0]
+            products[1] = products[1] + (queries @ along.T)[..., None].square()
         return rule.join(rule.judge(torch.stack(products, -1), SIZE // count)[mass])
+
+    @property
+    def _sloped(self) -> bool:
+        return self.settings.rule.knows_slopes and self.settings.estimate_rest and self.settings.rest_slopes
+
+    def _variance(self, block: int, end: int) -> Tensor:
+        """Of each channel (dim,) what the block's section says of all of its blocks, in this one's size."""
+        first = min(block, end // SECTION * SECTION - 1) // SECTION * SECTION
+        inside = [self._own_variance(b) for b in range(first, first + SECTION)]
+        return self._own_variance(block).max() * gathered_profile(torch.stack(inside)[None, None])[0, 0]
+
+    def _own_variance(self, block: int) -> Tensor:
+        keys = self.keys[block * SIZE : (block + 1) * SIZE]
+        variance = keys.var(0, correction=0)
+        return variance - slopes(keys, torch.zeros_like(keys))[0].square() if self._sloped else variance
 
     def _mass(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
         return self.settings.rule.log_mass(self._scores(queries, keys, own, first, mass=True), SIZE)

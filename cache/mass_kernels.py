@@ -1,0 +1,162 @@
+"""CPU kernels for what blocks weigh: masses beside a whole power of two that need not be known before, in one pass.
+
+A softmax asks for its largest number first, which is another walk. But a mass beside another power of two is the same
+number with another exponent: 2**x is 2**whole times 2**part, and only `whole` changes. So blocks that come later may be
+told beside another power than those before, and what comes out at last does not depend on where it changed.
+Written for LLVM itself, as `cache.lane_kernels`. Compiled by Numba when first called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from cache.lane_kernels import (
+    CHUNK,
+    F32,
+    FAST,
+    I64,
+    LANES,
+    LOG2_E,
+    NOTHING,
+    REALS,
+    WHOLES,
+    at,
+    call,
+    larger,
+    load,
+    same,
+    spread,
+    store,
+)
+from cache.sections import SECTION
+
+LOWEST = -100.0
+"""Power of two, beside the reference, below which masses are not told apart."""
+NEAR_POWER = (0.999999261, 0.693121815, 0.240247449, 0.0559178602, 0.00957010059)
+"""Coefficients of 2**x, right to 2.6e-6 of it for x in [-0.5, 0.5]: the least that a polynomial of this degree can."""
+
+
+def pairs(builder: Any, one: Any, other: Any) -> Any:
+    """Sums of neighbours: 16 of twice as many numbers."""
+    even, odd = (
+        builder.shuffle_vector(one, other, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
+    )
+    return builder.fadd(even, odd, FAST)
+
+
+def of_blocks(builder: Any, of_sections: Any, part: int) -> Any:
+    """Of 16 sections' numbers those of the 16 blocks of one part of them, each as often as its section has blocks."""
+    mine = [LANES // SECTION * part + lane // SECTION for lane in range(LANES)]
+    return builder.shuffle_vector(of_sections, ir.Constant(REALS, ir.Undefined), ir.Constant(WHOLES, mine))
+
+
+def moved_power(builder: Any, power: Any, reference: Any) -> Any:
+    """2**(power - reference) in each lane, at least about 2**LOWEST: only its exponent depends on the reference."""
+    whole = call(builder, f"llvm.rint.v{LANES}f32", REALS, power)
+    part, value = builder.fsub(power, whole), same(REALS, NEAR_POWER[-1])
+    for coefficient in NEAR_POWER[-2::-1]:
+        value = builder.fadd(builder.fmul(value, part, FAST), same(REALS, coefficient), FAST)
+    beside = larger(builder, builder.fsub(whole, reference), same(REALS, LOWEST))
+    exponent = builder.shl(builder.fptosi(beside, WHOLES), same(WHOLES, 23))
+    return builder.bitcast(builder.add(builder.bitcast(value, WHOLES), exponent), REALS)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def masses_beside(
+    context: Any, means: Any, along: Any, sizes: Any, profiles: Any, reach: Any, reference: Any, to: Any, pooled: Any,
+    totals: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Masses of 64 * steps blocks beside 2**reference, less what all have in common; see `cache.landmarks.moments`.
+
+    Takes addresses: of products with means (for logarithms of base 2), and along slopes, of sizes of variances and of
+    what these are multiplied with (16 * steps, one for each section); of where 64 * steps masses and their 16 * steps
+    sums by sections go, and of sums of these in 16 lanes, behind which the new ones are written.
+
+    Returns the largest power; where it is far above the reference, nothing else that was written means anything.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        means, along, sizes, profiles, reach, reference, to, pooled, totals, steps = arguments
+        square, reach = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
+        reference = spread(b, reference, REALS)
+        total = cgutils.alloca_once_value(b, load(b, totals, REALS))
+        best = cgutils.alloca_once_value(b, same(REALS, NOTHING))
+        with cgutils.for_range(b, steps) as loop:
+            of_sections, masses = load(b, at(b, profiles, loop.index), REALS), []
+            for part in range(SECTION):
+                place = b.add(b.mul(loop.index, I64(SECTION)), I64(part))
+                mean, further, size = (load(b, at(b, x, place), REALS) for x in (means, along, sizes))
+                scatter = b.fmul(size, of_blocks(b, of_sections, part), FAST)
+                scatter = b.fadd(b.fadd(scatter, square, FAST), b.fmul(further, further, FAST), FAST)
+                root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
+                power = b.fadd(mean, b.fmul(reach, root, FAST), FAST)
+                b.store(larger(b, power, b.load(best)), best)
+                masses.append(moved_power(b, power, reference))
+                store(b, masses[-1], at(b, to, place))
+            four = pairs(b, pairs(b, *masses[:2]), pairs(b, *masses[2:]))
+            store(b, four, at(b, pooled, loop.index))
+            b.store(b.fadd(b.load(total), four), total)
+        store(b, b.load(total), b.add(totals, I64(4 * LANES)))
+        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, b.load(best))
+
+    return types.float32(*[types.intp] * 4, types.float32, types.float32, *[types.intp] * 4), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_shares(
+    context: Any, masses: Any, apart: Any, groups: Any, factors: Any, factors_apart: Any, floors: Any, to: Any,
+    steps: Any,
+) -> Any:  # fmt: skip
+    """Sums, over query heads, of the masses of 64 * steps blocks times a factor, each at least a floor.
+
+    Takes addresses, and strides in bytes: of the first query head's masses, the stride to the next one's and how many
+    there are; of its factors, one for each step, and the stride; of the floors, one for each query head; and of where
+    64 * steps sums go.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        masses, apart, groups, factors, factors_apart, floors, to, steps = arguments
+        sums = [cgutils.alloca_once(b, REALS) for _ in range(CHUNK // LANES)]
+        with cgutils.for_range(b, steps) as loop:
+            places = [b.add(b.mul(loop.index, I64(len(sums))), I64(part)) for part in range(len(sums))]
+            for each in sums:
+                b.store(same(REALS, 0.0), each)
+            with cgutils.for_range(b, groups) as inner:
+                mine, at_floor = b.add(masses, b.mul(inner.index, apart)), b.add(floors, b.mul(inner.index, I64(4)))
+                at_factor = b.add(b.add(factors, b.mul(inner.index, factors_apart)), b.mul(loop.index, I64(4)))
+                factor, floor = (spread(b, load(b, place, F32), REALS) for place in (at_factor, at_floor))
+                for each, place in zip(sums, places, strict=True):
+                    share = b.fmul(load(b, at(b, mine, place), REALS), factor)
+                    b.store(b.fadd(b.load(each), larger(b, share, floor)), each)
+            for each, place in zip(sums, places, strict=True):
+                store(b, b.load(each), at(b, to, place))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 8), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def scale_sections(context: Any, x: Any, factors: Any, least: Any, steps: Any) -> Any:
+    """Multiply 16 * steps numbers in their place, each 16 with a factor of theirs, and tell their sum.
+
+    What is less than the least becomes nothing.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, factors, least, steps = arguments
+        total, least = cgutils.alloca_once_value(b, same(REALS, 0.0)), spread(b, least, REALS)
+        with cgutils.for_range(b, steps) as loop:
+            place = at(b, x, loop.index)
+            factor = load(b, b.add(factors, b.mul(loop.index, I64(4))), F32)
+            value = b.fmul(load(b, place, REALS), spread(b, factor, REALS))
+            value = b.select(b.fcmp_ordered("<", value, least), same(REALS, 0.0), value)
+            store(b, value, place)
+            b.store(b.fadd(b.load(total), value, FAST), total)
+        return call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
+
+    return types.float32(types.intp, types.intp, types.float32, types.intp), generate
