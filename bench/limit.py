@@ -73,13 +73,14 @@ def cache_bytes(cairn: Cairn) -> tuple[int, int]:
 
 
 def looked_at(index: BlockIndex, settings: RetrievalSettings) -> int:
-    """Bytes that a token reads of a block's summary: behind many blocks, of values only those of its section."""
-    if index.sections is None or index.count <= (settings.own_values or 0):
+    """Bytes that a token reads of a block's summary: behind many blocks its mean and its slope, and of sections all."""
+    if index.sections is None or index.count <= (settings.few_blocks or 0):
         return index.block_bytes
-    values = index.sections.block_bytes
-    own = index.block_bytes - values
-    first_slope = values // 3 if settings.rest_slopes else 0  # each block has its own
-    return own + first_slope + values // SECTION
+    sections = index.sections.block_bytes  # as much as a block's variances, values and slopes
+    vector = sections // (4 if settings.rest_slopes else 2)
+    scales = vector // (index.sections.shape.values // 2 + 4) * 4  # of variances, which tell their sizes
+    slope = vector if settings.rest_slopes else 0  # each block has its own
+    return index.block_bytes - sections + slope + scales + sections // SECTION
 
 
 def in_turns(cairn: Cairn, sweep: Sweep, tokens: int) -> tuple[list[float], list[float]]:
