@@ -3,8 +3,9 @@
 One process, one set of weights: Cairn's retrieval attention, and transformers' own `generate` with sdpa and a
 DynamicCache, whose keys and values are noise.
 
-Whatever is compared takes turns (`bench.turns`): a token behind the first context and one behind another, a few times,
-then one of transformers, again and again. Ratios are medians over tokens of each to those beside it.
+Whatever is compared takes turns (`bench.turns`): some tokens in a row behind the first context and as many behind
+another, then one of transformers, again and again. In a row, because the first one finds caches as others left them.
+Ratios are medians over turns of each to what is beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,18 +25,18 @@ from transformers import PreTrainedModel
 from bench.noise import Cairn, filled_cache
 from bench.report import write_json
 from bench.shapes import add_model, beside, made, served
-from bench.turns import ratio, take_turns
+from bench.turns import ratio, several, take_turns
 from engine import EngineConfig, LoadedModel
 
 WARM = 2
 """Tokens before measuring begins."""
-TURN = 4
-"""Tokens of Cairn between two of transformers."""
+TURN = 6
+"""Tokens of Cairn in a row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One context length; milliseconds are medians over the decoded tokens."""
+    """One context length; milliseconds are medians over turns."""
 
     context: int
     cairn_ms: float
@@ -92,37 +92,36 @@ def cairn_at(model: LoadedModel, context: int, tokens: int) -> Cairn:
     return cairn
 
 
-def measure(first: Cairn, other: Cairn, twin: PreTrainedModel | None, context: int, tokens: int) -> Row:
+def measure(first: Cairn, other: Cairn, twin: PreTrainedModel | None, context: int, turns: int) -> Row:
     """All sides at one context.
 
     Args:
         first: behind the first context
         other: behind `context`
-        twin: transformers' side, if it is measured
-        tokens: that Cairn decodes at each
+        twin: transformers' side, if it is measured: a token between two turns
+        turns: of Cairn, `TURN` tokens in a row behind each
     """
     rounds: list[list[list[float]]] = []  # (rounds, 2, turns)
-    sides, theirs = (first.decode, other.decode), None
+    sides, theirs = [several(cairn.decode, TURN) for cairn in (first, other)], None
     if twin is None:
-        rounds.append(take_turns(sides, tokens))
+        rounds.append(take_turns(sides, turns))
     else:
-        between = partial(take_turns, sides, TURN)
-        theirs = transformers_seconds(twin, context, tokens // TURN - 1, lambda: rounds.append(between()))
+        theirs = transformers_seconds(twin, context, turns - 1, lambda: rounds.append(take_turns(sides, 1)))
     its, mine = ([seconds for each in rounds for seconds in each[side]] for side in (0, 1))
     return Row(
         context,
         round(1000 * statistics.median(mine), 2),
         round(ratio(mine, its), 2),
         None if theirs is None else round(1000 * statistics.median(theirs), 2),
-        None if theirs is None else round(ratio(theirs, around([each[1] for each in rounds])), 1),
+        None if theirs is None else round(ratio(theirs, around(mine)), 1),
         len(other.session.blocks) * other.layout.block_bytes,
         context * other.layout.block_bytes // other.layout.block_size,
     )
 
 
-def around(mine: list[list[float]]) -> list[float]:
-    """What tokens take right before and right after something, from those of N + 1 rounds: (N,)."""
-    return [statistics.median(before + after) for before, after in itertools.pairwise(mine)]
+def around(mine: list[float]) -> list[float]:
+    """What is taken right before and right after something, of N + 1 turns: (N,)."""
+    return [(before + after) / 2 for before, after in itertools.pairwise(mine)]
 
 
 def show(shape: str, rows: list[Row]) -> None:
@@ -139,7 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model(parser)
     parser.add_argument("--contexts", default="4096,16384,65536,131072")
-    parser.add_argument("--tokens", type=int, default=24, help="tokens to decode at each context, a multiple of 4")
+    parser.add_argument("--turns", type=int, default=6, help=f"{TURN} tokens each, at each context")
     parser.add_argument("--cairn-only", action="store_true", help="do not run transformers beside it")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
@@ -149,11 +148,11 @@ def main() -> int:
     twin = None if options.cairn_only else beside(model)
     loaded = served(model, options.weights)
     contexts = [int(context) for context in options.contexts.split(",")]
-    first = cairn_at(loaded, contexts[0], options.tokens * (len(contexts) + 1))
+    first = cairn_at(loaded, contexts[0], options.turns * TURN * (len(contexts) + 1))
     rows = []
     for context in contexts:
-        other = first if context == contexts[0] else cairn_at(loaded, context, options.tokens)
-        rows.append(measure(first, other, twin, context, options.tokens))
+        other = first if context == contexts[0] else cairn_at(loaded, context, options.turns * TURN)
+        rows.append(measure(first, other, twin, context, options.turns))
         print(rows[-1], flush=True)
         del other
         gc.collect()
