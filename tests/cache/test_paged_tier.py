@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cache.patience
@@ -60,7 +60,7 @@ class Truth:
     def read(self, layer: int, slots: list[int], *, passing: bool = False) -> None:
         """Locate blocks of all heads; they hold what they should, until others are read."""
         places = self.tier.locate(layer, torch.tensor(slots), HEADS[: self.layout.kv_heads, None], passing=passing)
-        self.located = layer, slots, places
+        self.located = layer, [(slot, self.held[slot]) for slot in slots], places
         self.look()
 
     def look(self) -> None:
@@ -359,6 +359,7 @@ ACTIONS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
+@example([("add", 0), ("yield", 1), ("read", 0), ("release", 0), ("yield", 0), ("add", 0)])  # the slot is used again
 @given(st.lists(ACTIONS, max_size=60))
 def test_any_order(tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int]]) -> None:
     """Blocks are made, stored, read and released while the memory grows and shrinks."""

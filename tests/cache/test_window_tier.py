@@ -83,7 +83,7 @@ class Truth:
     def read(self, layer: int, slots: list[int], *, passing: bool = False) -> None:
         """Locate blocks of all heads; they hold what they should, until others are read."""
         places = self.tier.locate(layer, torch.tensor(slots), HEADS[:, None], passing=passing)
-        self.located = layer, slots, places
+        self.located = layer, [(slot, self.held[slot]) for slot in slots], places
         self.look()
 
     def look(self) -> None:
