@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 from bench.noise import Cairn, filled_cache
 from bench.report import write_json
 from bench.shapes import add_model, beside, made, served
-from bench.turns import ratio, several, take_turns
+from bench.turns import around, ratio, several, take_turns
 from engine import EngineConfig, LoadedModel
 
 WARM = 2
@@ -117,11 +116,6 @@ def measure(first: Cairn, other: Cairn, twin: PreTrainedModel | None, context: i
         len(other.session.blocks) * other.layout.block_bytes,
         context * other.layout.block_bytes // other.layout.block_size,
     )
-
-
-def around(mine: list[float]) -> list[float]:
-    """What is taken right before and right after something, of N + 1 turns: (N,)."""
-    return [(before + after) / 2 for before, after in itertools.pairwise(mine)]
 
 
 def show(shape: str, rows: list[Row]) -> None:

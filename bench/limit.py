@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from bench.noise import Cairn
 from bench.reading import Sweep
 from bench.report import write_json
 from bench.shapes import add_model, made, served
+from bench.turns import around, take_turns
 from cache import SECTION, BlockIndex
 from engine import EngineConfig, LoadedModel, RetrievalSettings
 from engine.rounded import RoundedLinear
@@ -85,14 +85,10 @@ def looked_at(index: BlockIndex, settings: RetrievalSettings) -> int:
 
 def in_turns(cairn: Cairn, sweep: Sweep, tokens: int) -> tuple[list[float], list[float]]:
     """Seconds of each token, and those that a sweep takes beside it: the mean of the one before and the one after."""
-    for _ in range(WARM):
-        cairn.decode()
-        sweep.seconds()
-    sweeps, decoded = [sweep.seconds()], []
-    for _ in range(tokens):
-        decoded.append(cairn.decode())
-        sweeps.append(sweep.seconds())
-    return decoded, [(before + after) / 2 for before, after in itertools.pairwise(sweeps)]
+    take_turns([cairn.decode, sweep.seconds], WARM)
+    first = sweep.seconds()
+    decoded, after = take_turns([cairn.decode, sweep.seconds], tokens)
+    return decoded, around([first, *after])
 
 
 def measure(model: LoadedModel, context: int, tokens: int) -> Row:

@@ -6,6 +6,7 @@ what a token takes: of two things that are measured one after the other, each ma
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -30,3 +31,8 @@ def several(side: Timed, times: int) -> Timed:
 def ratio(one: list[float], other: list[float]) -> float:
     """How many times as long one side takes as the other: the median over turns."""
     return statistics.median(mine / its for mine, its in zip(one, other, strict=True))
+
+
+def around(seconds: list[float]) -> list[float]:
+    """What is taken right before and right after something, of N + 1 turns: (N,)."""
+    return [(before + after) / 2 for before, after in itertools.pairwise(seconds)]

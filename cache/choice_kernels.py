@@ -62,22 +62,6 @@ def best_blocks(wanted: Floats, sinks: int, count: int, best: Floats, blocks: In
 
 
 @compiled
-def add_share(mine: Floats, sinks: int, end: int, whole: Floats) -> float:
-    """Replace one query head's logarithms (R,) by exp(each - their peak), and add their softmax to whole (R,).
-
-    Only blocks sinks, …, end - 1 count. Returns the peak.
-    """
-    steps = steps_of(end)
-    mine[:sinks] = NOTHING
-    mine[end : steps * LANES] = NOTHING
-    peak = highest(address(mine), steps)
-    factor = np.float32(1.0) / np.float32(exponentials(address(mine), peak, address(mine), steps))
-    for n in range(end):
-        whole[n] += mine[n] * factor
-    return peak
-
-
-@compiled
 def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, whole: Floats) -> None:
     """The best blocks of one head's queries, by the mean, over its query heads, of their scores' softmax.
 
@@ -91,12 +75,19 @@ def choose_head(scores: Floats, sinks: int, ends: Integers, blocks: Integers, wh
     groups, best = len(scores) // len(ends), np.empty(blocks.shape[1], np.float32)
     for query in range(len(ends)):
         end = max(0, ends[query])
+        steps = steps_of(end)
         wanted = scores[query * groups]
         if groups > 1:
             wanted = whole
             whole[:end] = 0.0
             for group in range(groups):
-                add_share(scores[query * groups + group], sinks, end, whole)
+                mine = scores[query * groups + group]
+                mine[:sinks] = NOTHING
+                mine[end : steps * LANES] = NOTHING
+                total = exponentials(address(mine), highest(address(mine), steps), address(mine), steps)
+                factor = np.float32(1.0) / np.float32(total)
+                for n in range(end):
+                    whole[n] += mine[n] * factor
         best_blocks(wanted, sinks, end, best, blocks[query])
 
 

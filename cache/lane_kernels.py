@@ -142,9 +142,19 @@ def power_of_two(builder: Any, power: Any) -> Any:
     power = larger(builder, power, same(REALS, LEAST))
     power = builder.select(builder.fcmp_ordered("<", power, same(REALS, MOST)), power, same(REALS, MOST))
     whole = call(builder, f"llvm.rint.v{LANES}f32", REALS, power)
-    part, value = builder.fsub(power, whole), same(REALS, POWER[-1])
-    for coefficient in POWER[-2::-1]:
-        value = builder.fadd(builder.fmul(value, part, FAST), same(REALS, coefficient), FAST)
+    return times_power(builder, polynomial(builder, builder.fsub(power, whole), POWER), whole)
+
+
+def polynomial(builder: Any, x: Any, coefficients: tuple[float, ...]) -> Any:
+    """Its value in each lane; the constant comes first."""
+    value = same(REALS, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = builder.fadd(builder.fmul(value, x, FAST), same(REALS, coefficient), FAST)
+    return value
+
+
+def times_power(builder: Any, value: Any, whole: Any) -> Any:
+    """value * 2**whole in each lane, of whole numbers: only the exponent changes."""
     exponent = builder.shl(builder.fptosi(whole, WHOLES), same(WHOLES, 23))
     return builder.bitcast(builder.add(builder.bitcast(value, WHOLES), exponent), REALS)
 

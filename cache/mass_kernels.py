@@ -29,9 +29,11 @@ from cache.lane_kernels import (
     call,
     larger,
     load,
+    polynomial,
     same,
     spread,
     store,
+    times_power,
 )
 from cache.sections import SECTION
 
@@ -58,12 +60,8 @@ def of_blocks(builder: Any, of_sections: Any, part: int) -> Any:
 def moved_power(builder: Any, power: Any, reference: Any) -> Any:
     """2**(power - reference) in each lane, at least about 2**LOWEST: only its exponent depends on the reference."""
     whole = call(builder, f"llvm.rint.v{LANES}f32", REALS, power)
-    part, value = builder.fsub(power, whole), same(REALS, NEAR_POWER[-1])
-    for coefficient in NEAR_POWER[-2::-1]:
-        value = builder.fadd(builder.fmul(value, part, FAST), same(REALS, coefficient), FAST)
     beside = larger(builder, builder.fsub(whole, reference), same(REALS, LOWEST))
-    exponent = builder.shl(builder.fptosi(beside, WHOLES), same(WHOLES, 23))
-    return builder.bitcast(builder.add(builder.bitcast(value, WHOLES), exponent), REALS)
+    return times_power(builder, polynomial(builder, builder.fsub(power, whole), NEAR_POWER), beside)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -33,6 +33,7 @@ from cache.walk_kernels import (
     by_turn,
     multiply_at,
     multiply_part,
+    scales_at,
 )
 
 PIECE = 512
@@ -136,7 +137,7 @@ def weigh_blocks(
             multiply_at(table[segment], MEAN, head, inside, numbers, starts, of_base_2, means, 0, few)
             if slopes:
                 multiply_at(table[segment], SLOPE_KEYS, head, inside, numbers, starts, sizes, along, 0, few)
-            scales = table[segment, 3 + 2 * VARIANCE] + 4 * (head * table[segment, 0] + inside)
+            scales = scales_at(table[segment], VARIANCE, head, inside)
             for row in range(rows):
                 if first < sinks or few < PIECE or first + few > ends[row // groups]:
                     hide(means[row], first, few, sinks, ends[row // groups])
@@ -262,7 +263,7 @@ def add_tile(row: Integers, part: int, head: int, inside: int, weights: Floats, 
     """Add 16 rows of one segment, from `inside` on, times the first of weights (Q, 64), to sums (Q, D)."""
     queries, channels = sums.shape
     scales, short = np.empty(LANES, np.float32), np.empty((queries, CHUNK), np.float32)
-    copy(row[3 + 2 * part] + 4 * (head * row[0] + inside), address(scales), 1)
+    copy(scales_at(row, part, head, inside), address(scales), 1)
     numbers, starts, sizes = address(short), address(short) + CHUNK, address(short) + 2 * CHUNK
     for query in range(queries):
         further = 4 * CHUNK * query

@@ -28,6 +28,12 @@ def steps_of(count: int) -> int:
 
 
 @compiled
+def scales_at(row: Integers, part: int, head: int, inside: int) -> int:
+    """Where the scales of one segment's vectors lie from the vector `inside` on; arguments as `multiply_at`."""
+    return row[3 + 2 * part] + 4 * (head * row[0] + inside)
+
+
+@compiled
 def multiply_at(
     row: Integers, part: int, head: int, inside: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
     start: int, count: int,
@@ -40,8 +46,7 @@ def multiply_at(
     """
     words = row[2 + 2 * part] + head * row[0] * numbers.shape[1] // 2
     words += inside // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
-    scales = row[3 + 2 * part] + 4 * (head * row[0] + inside)
-    multiply_rows(numbers, starts, sizes, words, scales, products, start, count)
+    multiply_rows(numbers, starts, sizes, words, scales_at(row, part, head, inside), products, start, count)
 
 
 @compiled
@@ -62,9 +67,9 @@ def scales_of(table: Integers, part: int, head: int, count: int, scales: Floats)
     """The scales of the first `count` vectors of a part, and zeros up to a multiple of 64."""
     start = 0
     for segment in range(len(table)):
-        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        taken = min(table[segment, 1], count - start)
         if taken > 0:
-            copy(table[segment, 3 + 2 * part] + head * capacity * 4, address(scales) + 4 * start, steps_of(taken))
+            copy(scales_at(table[segment], part, head, 0), address(scales) + 4 * start, steps_of(taken))
             start += taken
     scales[count : chunks_of(count) * CHUNK] = 0.0
 

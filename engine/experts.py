@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cache import together
+from cache import Task, Tasks
 from engine.linear import LANES, SHORT, WideProduct, native
-from engine.pairs import FEW, PairProduct, in_pieces, multiply_job, piece_of
+from engine.pairs import FEW, PairProduct, multiply_job, piece_of
 from engine.rounded import rounded
 
 SCALES = "_scales"
 """Ends the name of what weights in 8 bits are multiplied with."""
-ARGUMENTS = 8
-"""Words that the kernel takes."""
 
 
 class ExpertProduct:
@@ -66,31 +63,27 @@ class ExpertProduct:
         """One expert's rows."""
         weight, bias, scales = (each if each is None else each[expert] for each in self._block)
         assert weight is not None
-        if not self._pairs:
-            return WideProduct(weight, bias, scales)(x)
-        return functional.linear(x, weight, bias) if scales is None else in_pieces(x, weight, bias, scales)
+        return (PairProduct if self._pairs else WideProduct)(weight, bias, scales)(x)
 
     def _multiply(self, x: Tensor, few: list[tuple[int, int, int]], product: Tensor) -> None:
         """Few rows of several experts in one call."""
         weight, bias, scales = self._block
         outputs, channels = weight.shape[1:]
-        arguments = np.zeros((len(few), ARGUMENTS), np.int64)
         experts, starts, stops = np.array(few).T
-        arguments[:, 0] = weight.data_ptr() + experts * weight.stride(0) * weight.itemsize
-        arguments[:, 1], arguments[:, 2] = outputs, channels
-        arguments[:, 3] = x.data_ptr() + starts * channels * x.itemsize
-        arguments[:, 4] = stops - starts
-        arguments[:, 5] = product.data_ptr() + starts * outputs * product.itemsize
-        for place, each in ((6, bias), (7, scales)):
+        words = (0, outputs, channels, 0, 0, 0, 0, 0)  # as `pair_kernels.multiply` takes them
+        task = Task(multiply_job(weight.dtype), words, range(len(words)), outputs, piece_of(weight[0]))
+        tasks = Tasks([task], len(few))
+        for place, each, numbers in (
+            (0, weight, experts),
+            (3, x, starts),
+            (5, product, starts),
+            (6, bias, experts),
+            (7, scales, experts),
+        ):
             if each is not None:
-                arguments[:, place] = each.data_ptr() + experts * each.stride(0) * each.itemsize
-        jobs = np.empty((len(few), 5), np.int64)
-        jobs[:, 0], jobs[:, 1] = (
-            multiply_job(weight.dtype),
-            arguments.ctypes.data + arguments.strides[0] * np.arange(len(few)),
-        )
-        jobs[:, 2:] = 0, outputs, piece_of(weight[0])
-        together(jobs.ctypes.data, len(jobs))
+                tasks.put(0, place, (each.data_ptr() + numbers * each.stride(0) * each.itemsize).tolist())
+        tasks.put(0, 4, (stops - starts).tolist())
+        tasks.do()
 
 
 def spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:

@@ -32,8 +32,6 @@ FAR = 16384
 """Bytes: the rows that come next are asked for while these are read, as long as the nearest cache holds both."""
 NEAR = 1024
 """Bytes: otherwise what comes next in the same rows."""
-LINE = 64
-"""Bytes that come from memory at once."""
 HIGH = 16
 """Rows of the matrix that are multiplied together with 16 inputs."""
 PIECE = 128
@@ -79,7 +77,7 @@ def lane_sums(builder: Any, vectors: list[Any]) -> Any:
 
 def ask_lines(builder: Any, address: Any, count: int) -> None:
     """Ask for so many bytes from an address on, into the cache behind the nearest one, which what is read fills."""
-    for line in range(0, count, LINE):
+    for line in range(0, count, lanes.LINE):
         lanes.ask(builder, builder.add(address, I64(line)), nearest=False)
 
 

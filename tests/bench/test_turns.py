@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from bench.decode import TURN, around, cairn_at, measure
+from bench.decode import TURN, cairn_at, measure
 from bench.shapes import beside, served
-from bench.turns import ratio, several, take_turns
+from bench.turns import around, ratio, several, take_turns
 from engine.huggingface import register
 from tests.models import save_model
 
