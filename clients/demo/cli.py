@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import io
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from cairn_client import CairnError
 from rich.console import Console
 
 from clients.demo.errors import DemoError, ServerError
 from clients.demo.facts import CITIES
+from clients.demo.interruption import Interruption
 from clients.demo.screen import Screen
 from clients.demo.text import DEFAULT_TOKENS
 from clients.demo.tour import Options, tour
@@ -29,19 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
     options = parse(arguments)
     _prepare_output()
-    # The server is a child: being told to end must end it too, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
-    screen = Screen(Console(highlight=False))
+    interruption, screen = Interruption(), Screen(Console(highlight=False))
     try:
-        return WRONG if tour(options, screen) else RIGHT
-    except ServerError as error:
-        screen.failed(str(error), error.log)
-    except (DemoError, CairnError) as error:
-        screen.failed(str(error))
-    except KeyboardInterrupt:
-        screen.failed("interrupted")
-        return INTERRUPTED
-    return NOT_RUN
+        return WRONG if tour(options, screen, interruption) else RIGHT
+    except (KeyboardInterrupt, DemoError, CairnError) as error:
+        if interruption.came:
+            screen.failed("interrupted")
+            return INTERRUPTED
+        screen.failed(str(error), error.log if isinstance(error, ServerError) else "")
+        return NOT_RUN
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -66,10 +61,6 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(value)
 
     return number
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _prepare_output() -> None:

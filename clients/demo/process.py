@@ -58,10 +58,14 @@ class ServerProcess:
         found = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
         return int(found[0]) * 1024 if found else None
 
+    def ask_to_end(self) -> None:
+        """Tell the process to end, and go on."""
+        self._process.terminate()
+
     def end(self) -> None:
         """End the process: politely, then for certain."""
         try:
-            self._process.terminate()
+            self.ask_to_end()
             self._process.wait(END_WITHIN)
         except subprocess.TimeoutExpired:
             pass

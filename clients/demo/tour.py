@@ -15,6 +15,7 @@ from cairn_client import Cairn, CairnError, Retries, Session
 from clients.demo.asking import ask
 from clients.demo.errors import DemoError
 from clients.demo.facts import Fact, draw_facts, hide
+from clients.demo.interruption import Interruption
 from clients.demo.metrics import Metrics
 from clients.demo.process import ServerProcess, served
 from clients.demo.screen import Screen
@@ -46,15 +47,15 @@ class Script:
     asked: list[Fact]
 
 
-def tour(options: Options, screen: Screen) -> list[Fact]:
-    """Run the demo; returns the facts that were asked and not told right.
+def tour(options: Options, screen: Screen, interruption: Interruption) -> list[Fact]:
+    """Run the demo; returns the facts that were asked and not told right. An interruption ends its server.
 
     Raises:
         DemoError: it could not be run to its end
     """
     screen.opening()
     text = source(options.text)  # before the server: what is wrong with a file is told at once
-    with _server(options, screen) as (cairn, process):
+    with _server(options, screen, interruption) as (cairn, process):
         try:
             return _visit(options, text, screen, cairn, process)
         except CairnError:
@@ -77,10 +78,14 @@ def _visit(options: Options, text: Source, screen: Screen, cairn: Cairn, process
 
 
 @contextlib.contextmanager
-def _server(options: Options, screen: Screen) -> Iterator[tuple[Cairn, ServerProcess | None]]:
+def _server(
+    options: Options, screen: Screen, interruption: Interruption
+) -> Iterator[tuple[Cairn, ServerProcess | None]]:
     with contextlib.ExitStack() as stack:
         with screen.phase("server"):
             process = None if options.url else stack.enter_context(served(options.model))
+            if process:
+                interruption.ends(process.ask_to_end)
             url = process.url if process else str(options.url)
             cairn = stack.enter_context(Cairn(url, api_key=options.key, retries=Retries(attempts=0)))
             if process:

@@ -138,6 +138,35 @@ def test_an_interrupted_demo_ends_its_server(
     assert _refused(url)
 
 
+DROPPED = """
+import os, signal, sys
+from clients.demo import cli, screen
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+def text(*shown, tell=screen.Screen.text):
+    tell(*shown)
+    Finalised()
+
+screen.Screen.text = text
+sys.exit(cli.main())
+"""
+
+
+def test_an_interruption_that_python_drops() -> None:
+    """What is raised in a finaliser goes no further; the demo ends all the same, and does not read its text first."""
+    command = [sys.executable, "-c", DROPPED, "--model", str(MODEL)]
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert "Exception ignored in" in result.stderr
+    assert result.returncode == 130, result.stdout
+    assert "interrupted" in result.stdout
+    assert "10%" not in result.stdout
+
+
 def test_a_server_that_dies_while_it_reads(started: tuple[subprocess.Popen[str], str]) -> None:
     process, _ = started
     assert process.stdout is not None
