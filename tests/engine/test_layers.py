@@ -128,6 +128,34 @@ def test_a_layer_that_does_a_little_more_is_seen_through(part: str, change: Call
     assert [isinstance(vars(layer).get("forward"), QuickLayer) for layer in model.model.model.layers] == [1, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", bf16])
+def test_a_layer_that_adds_a_little_less_is_seen_through(dtype: str, tmp_path: Path) -> None:
+    """Single numbers of 16 bits may be off by more than that."""
+    model = loaded("llama", tmp_path, dtype, **LARGE)
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)()
+    model.model.model.layers[1].mlp.down_proj.register_forward_hook(times(0.99))
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)
+    assert [isinstance(vars(layer).get("forward"), QuickLayer) for layer in model.model.model.layers] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", bf16])
+def test_a_model_that_scales_its_logits_a_little_is_seen_through(dtype: str, tmp_path: Path) -> None:
+    model = loaded("llama", tmp_path, dtype, **LARGE)
+    layers.quicken_layers(model.model, model.kv_heads, model.head_dim)()
+    whole = model.model.forward
+
+    def scaled(**told: Any) -> Any:
+        given = whole(**told)
+        given.logits = 0.99 * given.logits
+        return given
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.model), "forward", lambda _model, **told: scaled(**told))
+        layers.quicken_layers(model.model, model.kv_heads, model.head_dim)
+        assert len(quick_layers(model.model)) == 3
+        assert "forward" not in vars(model.model)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "quick_gelu"])
 def test_what_is_near_silu_for_small_numbers_is_seen_through(activation: str, tmp_path: Path) -> None:
     model = loaded("llama", tmp_path, hidden_act=activation)
