@@ -14,7 +14,7 @@ from cache.archive import Archive
 from cache.check import Checked, check
 from cache.compiling import compiled, job, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
-from cache.four_bits import ByChannel, ByRow
+from cache.four_bits import LANES, ByChannel, ByRow
 from cache.index import BlockIndex, IndexShape
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
@@ -36,6 +36,7 @@ from cache.vectors import Meter, Vectors
 
 __all__ = [
     "EVERYTHING",
+    "LANES",
     "MOST_TURNS",
     "RULES",
     "SECTION",

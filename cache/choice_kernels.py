@@ -55,6 +55,12 @@ def best_blocks(wanted: Floats, sinks: int, count: int, best: Floats, blocks: In
                     best[0], blocks[0] = wanted[n], n
                     sink(best, blocks, 0, found)
         start = end
+    in_order(best, blocks, found)
+
+
+@compiled
+def in_order(best: Floats, blocks: Integers, found: int) -> None:
+    """The first `found` of a heap, the best ones first."""
     for end in range(found - 1, 0, -1):  # the smallest goes last
         best[0], best[end] = best[end], best[0]
         blocks[0], blocks[end] = blocks[end], blocks[0]

@@ -5,7 +5,7 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache.centred import Centred
 from cache.four_bits import ByChannel, ByRow, FourBits
 from cache.layout import Bytes
 from cache.packed import Packed
 from cache.pages import Slab
+from cache.planes import Planes
 from cache.rows import CPU, Rows
 from cache.sections import SECTION
 from cache.summary import Summary
@@ -40,6 +42,7 @@ class IndexShape:
         copies: positions of a block and channels of its keys and values, all of which are kept once more; (0, 0) keeps
             none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
+        centred: whether of rounded landmarks, each of one part, what they differ in is kept; then they have glances
         gather: makes what stands for sections from what stands for their blocks, to be kept as well
         section_widths: channels of a section's landmark, in parts as those of a block
     """
@@ -51,6 +54,7 @@ class IndexShape:
     outlying: bool = False
     copies: tuple[int, int] = (0, 0)
     rounded: bool = False
+    centred: bool = False
     gather: Callable[[Summary], Summary] | None = None
     section_widths: tuple[int, ...] = ()
 
@@ -101,7 +105,13 @@ class BlockIndex:
             rounded = storage if device.type == "cpu" else Packed
             return Vectors(kv_heads, width, rounded if shape.rounded else Rows, meter, self._slab, device)
 
-        self._landmarks = [vectors(width, ByRow) for width in shape.widths]
+        def landmarks(width: int) -> Vectors | Centred:
+            if not (shape.centred and shape.rounded):
+                return vectors(width, ByRow)
+            storage = Planes if device.type == "cpu" else Packed
+            return Centred(kv_heads, width, storage, meter, self._slab, device)
+
+        self._landmarks = [landmarks(width) for width in shape.widths]
         self._values = vectors(shape.values, ByChannel)
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
@@ -161,6 +171,12 @@ class BlockIndex:
         products = [v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)]
         return products[0][..., None] if len(products) == 1 else torch.stack(products, dim=-1)
 
+    def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `Centred.glances`, of landmarks that are centred: (kv_heads, queries, count) each."""
+        (landmarks,) = self._landmarks
+        assert isinstance(landmarks, Centred)
+        return landmarks.glances(queries, count)
+
     def largest(self, count: int) -> Tensor:
         """The largest channels of each landmark of the first `count` blocks, by part: (kv_heads, landmarks, parts)."""
         rows = count * self.shape.landmarks
@@ -169,9 +185,10 @@ class BlockIndex:
     def fill(self, looking: Tensor, found: Tensor, heads: slice) -> None:
         """Fill found (parts, kv_heads, queries, blocks) with products of (kv_heads, queries, width), for such heads.
 
-        Only of an index with one landmark for each block.
+        Only of an index with one landmark for each block, which is not centred.
         """
         for vectors, part, products in zip(self._landmarks, looking.split(self.shape.widths, -1), found, strict=True):
+            assert isinstance(vectors, Vectors)
             vectors.fill(part.contiguous(), products, heads)
 
     @property
@@ -180,9 +197,11 @@ class BlockIndex:
 
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
         addresses of its words and scales; parts are those of a landmark, mean values, and both vectors of their slopes.
+        Of centred landmarks see `Centred.table`.
         """
         if self._table is None:
-            self._table = table_of([vectors for vectors, _ in self._summaries])
+            kept = [vectors for vectors, _ in self._summaries]
+            self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(kept)
         return self._table
 
     def _forget_addresses(self) -> None:
@@ -234,14 +253,14 @@ class BlockIndex:
     # -- to and from bytes -----------------------------------------------------------------------------------
 
     @property
-    def _kept(self) -> list[tuple[Vectors, int]]:
+    def _kept(self) -> list[tuple[Vectors | Centred, int]]:
         """All vectors that are in use, each with its rows per block."""
         return self._summaries + [(vectors, self.shape.copies[0]) for vectors in self._copies]
 
     @property
-    def _summaries(self) -> list[tuple[Vectors, int]]:
+    def _summaries(self) -> list[tuple[Vectors | Centred, int]]:
         """Those that stand for a block, and are not its copy."""
-        kept = [(vectors, self.shape.landmarks) for vectors in self._landmarks]
+        kept: list[tuple[Vectors | Centred, int]] = [(each, self.shape.landmarks) for each in self._landmarks]
         kept += [(self._values, 1)] * bool(self.shape.values)
         kept += [(vectors, 1) for vectors in self._slopes]
         return kept + [(self._outlying, 1)] * self.shape.outlying
@@ -280,9 +299,9 @@ class BlockIndex:
         return fork
 
 
-def table_of(parts: list[Vectors]) -> Numbers:
+def table_of(parts: Sequence[Vectors | Centred]) -> Numbers:
     """See `BlockIndex.table`."""
-    segments = zip(*(vectors.segments for vectors in parts), strict=True)
+    segments = zip(*(vectors.segments for vectors in parts if isinstance(vectors, Vectors)), strict=True)
     return np.array([addresses(pieces) for pieces in segments], np.int64).reshape(-1, 2 + 2 * len(parts))
 
 

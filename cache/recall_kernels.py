@@ -146,38 +146,6 @@ def recall_rows(groups: int) -> int:
 
 
 @compiled
-def choose_landmarks(
-    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, sinks: int, ends: Integers,
-    blocks: Integers, room: Floats, first: int, last: int,
-) -> None:  # fmt: skip
-    """What heads first, …, last - 1 fetch by products with one landmark of each block; arguments as `recall_moments`.
-
-    Args:
-        queries: (H, T * G, W), W a multiple of 8
-        room: (H, `choose_rows`, R), of which only that of head `first` is used
-    """
-    groups = queries.shape[1] // len(ends)
-    few = max(1, TOGETHER // groups)
-    numbers, starts = np.empty((groups * few, queries.shape[2]), np.int8), np.empty(groups * few, np.int32)
-    sizes = np.empty(groups * few, np.float32)
-    for i in range(len(borders) - 1):
-        table = tables[table_borders[i] : table_borders[i + 1]]
-        for head in range(first, last):
-            for begin in range(borders[i], borders[i + 1], few):
-                end = min(begin + few, borders[i + 1])
-                rows = groups * (end - begin)
-                round_queries(queries[head, begin * groups : end * groups], numbers[:rows], starts[:rows], sizes[:rows])
-                scores, count = room[first, 1:][:rows], max(0, ends[end - 1])
-                multiply_part(table, MEAN, head, numbers[:rows], starts[:rows], sizes[:rows], scores, count)
-                choose_head(scores, sinks, ends[begin:end], blocks[head, begin:end], room[first, 0])
-
-
-def choose_rows(groups: int) -> int:
-    """Rows of numbers that `choose_landmarks` works with, for so many query heads of a head."""
-    return 1 + groups * max(1, TOGETHER // groups)
-
-
-@compiled
 def choose(scores: Floats, sinks: int, ends: Integers, blocks: Integers, room: Floats, first: int, last: int) -> None:
     """`choose_head` of heads first, …, last - 1.
 
@@ -197,12 +165,7 @@ RECALL = (
     array(REALS, 3),
 )  # fmt: skip
 """Kinds of the arguments of `recall_moments` before the range."""
-CHOOSE = (
-    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1),
-    array(INTEGERS, 3), array(REALS, 3),
-)  # fmt: skip
-"""The same of `choose_landmarks`."""
-unpack_recall, unpack_choose = unpacker(*RECALL), unpacker(*CHOOSE)
+unpack_recall = unpacker(*RECALL)
 
 
 def recall_job(arguments: int, first: int, last: int) -> None:
@@ -210,18 +173,7 @@ def recall_job(arguments: int, first: int, last: int) -> None:
     recall_moments(*unpack_recall(arguments), first, last)
 
 
-def choose_job(arguments: int, first: int, last: int) -> None:
-    """`choose_landmarks` with arguments at an address."""
-    choose_landmarks(*unpack_choose(arguments), first, last)
-
-
 @functools.cache
 def shared_recall() -> Shared:
     """`recall_moments` for `share`."""
     return shared(recall_job, *RECALL)
-
-
-@functools.cache
-def shared_choose() -> Shared:
-    """`choose_landmarks` for `share`."""
-    return shared(choose_job, *CHOOSE)

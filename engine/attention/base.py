@@ -53,6 +53,8 @@ class RetrievalSettings:
         rest_slopes: with it, mean values turn with the query
         own_values: for a query with more far blocks than so many, one mean value stands for each section of blocks that
             are not read, and blocks are chosen by what they weigh; None never
+        glanced_at: of more far blocks than so many, whose landmarks were trained, landmarks are looked at closely only
+            where the upper half of their bits leaves a doubt, if each KV head has one query head; None never
         landmark_dtype: in which landmarks and what else is kept of a block are stored: `int4` or `float32`
         dense_layers: in the first layers every block is read
         positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
@@ -74,6 +76,7 @@ class RetrievalSettings:
     landmark_dtype: str = "float32"
     dense_layers: int = 0
     own_values: int | None = None
+    glanced_at: int | None = None
 
     @property
     def rule(self) -> LandmarkRule:
@@ -90,6 +93,15 @@ class RetrievalSettings:
         """Up to so many far blocks each stands for itself; behind more, of which a section is whole, sections do."""
         return None if self.own_values is None else max(self.own_values, SECTION - 1)
 
+    def glances_beyond(self, groups: int) -> int | None:
+        """Of more far blocks than so many landmarks are glanced at, with such query heads per KV head; None never."""
+        return self.glanced_at if self.centred and groups == 1 else None
+
+    @property
+    def centred(self) -> bool:
+        """What landmarks differ in is kept: trained ones are keys of one token."""
+        return self.gated and self.landmark_dtype == "int4"
+
     @property
     def gated(self) -> bool:
         """Landmarks are tokens that gate their block."""
@@ -105,6 +117,7 @@ class RetrievalSettings:
             outlying=self.outlier_blocks > 0,
             copies=(block_size, head_dim) if self.copied_blocks else (0, 0),
             rounded=self.landmark_dtype == "int4",
+            centred=self.centred,
             gather=None if self.own_values is None else self.rule.gather,
             section_widths=() if self.own_values is None else self.rule.section_widths(head_dim),
         )

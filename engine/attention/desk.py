@@ -210,7 +210,8 @@ class Desk:
         far, result = (x.reshape(heads, -1, x.shape[3]) for x in (self.far, self.result))  # (H, T * G, D)
         asked, ends = (far, plan.borders), (settings.sink_blocks, plan.ends)
         if settings.gated:
-            return [recall.shared_choose().task((*asked, *tables[1, TABLES], *ends, self.chosen, room), heads)]
+            arguments = (*asked, *tables[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
+            return [kernels("landmark").shared_choose().task(arguments, heads)]
         most = EVERYTHING if settings.few_blocks is None else settings.few_blocks
         how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
         arguments = (*asked, *tables[1, TABLES], *tables[1, SECTION_TABLES], *ends, *how, room, self.chosen)
@@ -223,13 +224,21 @@ class Desk:
     @property
     def _room_argument(self) -> int:
         """Where the kernels that choose take their room."""
-        return 7 if self._settings.gated else 13
+        return 8 if self._settings.gated else 13
 
     @property
     def _room_shape(self) -> tuple[int, int, int]:
-        recall, groups = self._kernels[0], self.queries.shape[2]
-        rows = recall.choose_rows(groups) if self._settings.gated else recall.recall_rows(groups)
-        return self._layout.kv_heads, rows, padded(self.plan.choosable)
+        groups, blocks = self.queries.shape[2], self.plan.choosable
+        if self._settings.gated:
+            rows, blocks = kernels("landmark").choose_rows(groups), min(blocks, self._glance_beyond)
+        else:
+            rows = self._kernels[0].recall_rows(groups)
+        return self._layout.kv_heads, rows, padded(blocks)
+
+    @property
+    def _glance_beyond(self) -> int:
+        """Of more blocks than so many landmarks are looked at closely only where a glance leaves a doubt."""
+        return self._settings.glances_beyond(self.queries.shape[2]) or EVERYTHING
 
     @property
     def _look_work(self) -> int:

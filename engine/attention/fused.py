@@ -293,7 +293,7 @@ class FusedAttention(ReferenceAttention):
             room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
             self._recall.choose(room, 0, np.zeros(1, np.int64), blocks, room[0], 0, 1)
         elif self.settings.gated:
-            self._recall.shared_choose()
+            kernels("landmark").shared_choose()
         else:
             self._recall.shared_recall()
         if self.settings.copied_blocks:
