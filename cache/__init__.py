@@ -11,6 +11,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from cache.archive import Archive
+from cache.centred import FIRST
 from cache.check import Checked, check
 from cache.compiling import compiled, job, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
@@ -36,6 +37,7 @@ from cache.vectors import Meter, Vectors
 
 __all__ = [
     "EVERYTHING",
+    "FIRST",
     "LANES",
     "MOST_TURNS",
     "RULES",

@@ -89,17 +89,12 @@ class Centred:
         return queries @ self._there[..., None]
 
     def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """`scores` by the upper half of the bits, and how far off each may well be (H, Q, count).
+        """`scores` less what all have in common by the upper half of the bits, of the rows behind the first ones.
 
-        The first rows are always looked at closely: nothing is certain of them.
+        Returns:
+            Products, and how far off each of them may well be (H, Q, count - 64) each
         """
-        early = self._first.scores(queries, min(count, FIRST))
-        unsure = torch.full_like(early, torch.inf)
-        if count <= FIRST:
-            return early, unsure
-        late, doubt = self._others.glances(queries, count - FIRST)
-        likely = torch.cat((early, late + self._at_centre(queries)), -1)
-        return likely, torch.cat((unsure, doubt), -1)
+        return self._others.glances(queries, count - FIRST)
 
     @property
     def table(self) -> Numbers:

@@ -1,8 +1,8 @@
 """CPU kernels that choose the best of many landmarks at a glance, and look closely only where that leaves a doubt.
 
 A glance reads the upper halves of a landmark's bits (`cache.planes`). The K likeliest products set a bar; a tile of 16
-landmarks is looked at closely, with all bits, if one of them may well reach it, and so are the first ones, which are
-not centred. The rule asks for landmarks and their places alone; how many are looked at together changes nothing.
+landmarks is looked at closely, with all bits, if one of them may well reach it. So are the first ones, always, which
+set no bar. The rule asks for landmarks and their places alone; how many are looked at together changes nothing.
 Compiled by Numba when first called. Letters in shapes: Q queries, D channels, K chosen.
 """
 
@@ -11,76 +11,57 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, round_queries
-from cache.lane_kernels import F32, I16, LANES, NOTHING, REALS, address, call, load, prefetch, spread
-from cache.plane_kernels import DEEP, doubts_of, multiply_planes, near_one
+from cache.lane_kernels import F32, LANES, NOTHING, REALS, address, call, highest, load, prefetch, spread, store
+from cache.plane_kernels import DEEP, glance_on, glancing, multiply_closely
 from cache.walk_kernels import steps_of
 
 Floats = NDArray[np.float32]
 Small = NDArray[np.int8]
 Starts = NDArray[np.int32]
 Integers = NDArray[np.int64]
+Tiles = NDArray[np.int32]
 CAPACITY, COUNT, UPPER, SCALES, LOWER, CENTRE = range(6)
 """Columns of `Centred.table`."""
-PIECE = 2048
-"""Landmarks that are glanced at before their products are sifted, while these are in the nearest cache."""
 SOON = 6
 """Tiles: so far before it is looked at closely a tile is asked for."""
 
 
-def reaches(builder: Any, products: Any, scales: Any, doubt: Any) -> Any:
-    """What 16 products may well be."""
-    far = builder.fmul(load(builder, scales, REALS), spread(builder, doubt, REALS))
-    return builder.fadd(load(builder, products, REALS), far)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def may_reach(context: Any, products: Any, scales: Any, doubt: Any, bar: Any) -> Any:
-    """Whether one of 16 products with rows of such scales may well be at least as high as a bar."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        products, scales, doubt, bar = arguments
-        high = b.fcmp_ordered(">=", reaches(b, products, scales, doubt), spread(b, bar, REALS))
-        return b.icmp_unsigned("!=", b.bitcast(high, I16), I16(0))
-
-    return types.boolean(types.intp, types.intp, types.float32, types.float32), generate
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def reach(context: Any, products: Any, scales: Any, doubt: Any) -> Any:
-    """The largest of what 16 products may well be."""
+    """The largest of what 16 products with rows of such scales may well be."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         products, scales, doubt = arguments
-        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, reaches(b, products, scales, doubt))
+        far = b.fmul(load(b, scales, REALS), spread(b, doubt, REALS))
+        far = b.fadd(load(b, products, REALS), far)
+        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, far)
 
     return types.float32(types.intp, types.intp, types.float32), generate
 
 
 @compiled
-def offer(best: Floats, blocks: Integers, value: float, block: int) -> None:
-    """Let a block into a heap of the best ones if it is better than the worst of them."""
-    if value > best[0]:
-        best[0], blocks[0] = value, block
-        sink(best, blocks, 0, len(best))
+def offer_tile(best: Floats, blocks: Integers, products: int, begin: int, sinks: int, end: int) -> None:
+    """Let those of 16 blocks from `begin` on into a heap of the best ones that are better than the worst of them.
 
-
-@compiled
-def hide(products: Floats, begin: int, sinks: int, end: int) -> int:
-    """Let products of blocks begin, … say nothing where these are not in [sinks, end); how many tiles are left."""
-    count = max(0, min(len(products), end - begin))
-    products[: max(0, min(count, sinks - begin))] = NOTHING
-    tiles = steps_of(count)
-    products[count : tiles * LANES] = NOTHING
-    return tiles
+    Products lie at an address; those of blocks that are not in [sinks, end) are lost.
+    """
+    if begin < sinks or begin + LANES > end:
+        for lane in range(LANES):
+            if not sinks <= begin + lane < end:
+                write_real(products + 4 * lane, np.float32(NOTHING))
+    if highest(products, 1) > best[0]:
+        for lane in range(LANES):
+            value = read_real(products + 4 * lane)
+            if value > best[0]:
+                best[0], blocks[0] = value, begin + lane
+                sink(best, blocks, 0, len(best))
 
 
 @compiled
@@ -94,6 +75,17 @@ def at_centre(query: Floats, table: Integers, head: int) -> np.float32:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def write_real(context: Any, place: Any, value: Any) -> Any:
+    """Write an fp32 number to an address."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        store(b, arguments[1], arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def read_real(context: Any, place: Any) -> Any:
     """The fp32 number at an address."""
 
@@ -104,15 +96,14 @@ def read_real(context: Any, place: Any) -> Any:
 
 
 @compiled
-def products_at(
+def closely(
     row: Integers, head: int, inside: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, start: int,
-    count: int, closely: bool,
+    count: int,
 ) -> None:  # fmt: skip
-    """`multiply_planes` of `count` landmarks of one segment, a row of the table, from `inside` on, a multiple of 16."""
+    """`multiply_closely` of `count` landmarks of one segment, a row of the table, from `inside` on, a multiple of 16."""
     offset = (head * row[CAPACITY] + inside) // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
     scales = row[SCALES] + 4 * (head * row[CAPACITY] + inside)
-    where = row[UPPER] + offset, row[LOWER] + offset, scales
-    multiply_planes(numbers, starts, sizes, *where, products, start, count, closely)
+    multiply_closely(numbers, starts, sizes, row[UPPER] + offset, row[LOWER] + offset, scales, products, start, count)
 
 
 @compiled
@@ -126,7 +117,7 @@ def multiply_all(
         row = table[segment]
         taken = min(row[COUNT], count - start)
         if taken > 0:
-            products_at(row, head, 0, numbers, starts, sizes, products, start, taken, True)
+            closely(row, head, 0, numbers, starts, sizes, products, start, taken)
             if not row[CENTRE]:
                 for query in range(len(queries)):
                     products[query, start : start + taken] -= at_centre(queries[query], table, head)
@@ -137,66 +128,95 @@ def multiply_all(
 def choose_at_a_glance(
     queries: Floats, table: Integers, head: int, sinks: int, ends: Integers, blocks: Integers
 ) -> None:
-    """The best blocks of one head's queries (Q, D), each with an end, which rise; arguments as `choose_head`."""
-    amount, tiles = len(queries), steps_of(ends[-1])
+    """The best blocks of one head's queries (Q, D), one for each end; arguments as `choose_head`."""
+    amount, tiles = len(queries), steps_of(ends.max()) + 1
     numbers, starts = np.empty(queries.shape, np.int8), np.empty(amount, np.int32)
-    sizes, doubts = np.empty(amount, np.float32), np.empty(amount, np.float32)
-    round_queries(queries, numbers, starts, sizes)
-    doubts_of(numbers, sizes, doubts)
+    sizes, found = np.empty(amount, np.float32), np.zeros(amount, np.int64)
     bars = np.full((amount, blocks.shape[1]), NOTHING, np.float32)
-    found, likely = np.zeros(amount, np.int64), np.empty((amount, tiles), np.float32)
-    places, begins = np.empty((amount, tiles), np.int32), np.empty(len(table), np.int64)
-    room, first = np.empty((amount, PIECE), np.float32), 0
+    places, likely = np.empty((amount, tiles), np.int32), np.empty((amount, tiles), np.float32)
+    begins, first = np.empty(len(table), np.int64), 0
+    round_queries(queries, numbers, starts, sizes)
     blocks[:] = -1
     for segment in range(len(table)):
-        row, begins[segment] = table[segment], first
-        there = min(row[COUNT], ends[-1] - first)
-        for inside in range(0, there, PIECE):
-            count, begin, centred = min(PIECE, there - inside), first + inside, row[CENTRE] != 0
-            products_at(row, head, inside, numbers, starts, sizes, room, 0, count, not centred)
-            for query in range(amount):
-                mine, bar = room[query, :count], bars[query]
-                if not centred:
-                    mine -= at_centre(queries[query], table, head)
-                doubt = doubts[query] if centred else np.float32(0.0)
-                scales = row[SCALES] + 4 * (head * row[CAPACITY] + inside)
-                for tile in range(hide(room[query], begin, sinks, min(ends[query], begin + count))):
-                    at, its = address(mine) + 4 * LANES * tile, scales + 4 * LANES * tile
-                    if not centred or may_reach(at, its, doubt, bar[0]):
-                        for lane in range(LANES):
-                            offer(bar, blocks[query], read_real(at + 4 * lane), begin + tile * LANES + lane)
-                        places[query, found[query]] = segment << 16 | (inside // LANES + tile)
-                        likely[query, found[query]] = reach(at, its, doubt) if centred else np.float32(-NOTHING)
-                        found[query] += 1
-        first += max(0, there)
+        begins[segment] = first
+        if table[segment, CENTRE]:
+            for query in range(amount):  # while the segment is in a near cache
+                found[query] = sift(
+                    numbers[query], starts[query], sizes[query], table[segment], segment, head, first, sinks,
+                    ends[query], bars[query], blocks[query], places[query], likely[query], found[query],
+                )  # fmt: skip
+        first += table[segment, COUNT]
     for query in range(amount):
+        mine = slice(query, query + 1)
         look_closely(
-            queries[query], table, head, sinks, ends[query], numbers[query : query + 1], starts[query : query + 1],
-            sizes[query : query + 1], begins, places[query], likely[query], found[query], bars[query], blocks[query],
+            queries[query], table, head, sinks, ends[query], numbers[mine], starts[mine], sizes[mine], begins,
+            places[query], likely[query], found[query], bars[query], blocks[query],
         )  # fmt: skip
+
+
+@compiled
+def sift(
+    numbers: Small, start: int, size: float, row: Integers, segment: int, head: int, first: int, sinks: int, end: int,
+    bar: Floats, blocks: Integers, places: Tiles, likely: Floats, found: int,
+) -> int:  # fmt: skip
+    """Glance at one segment with one query, and note the tiles that may well reach the bar as it is so far.
+
+    Args:
+        numbers, start, size: the query, as `round_queries` makes it
+        first: the segment's first block
+        bar: (K,), a heap of the best products so far; with it goes `blocks` (K,)
+        places, likely: of the tiles that were noted, segment << 16 | tile in it, and what each may well reach
+        found: how many there are
+
+    Returns:
+        How many there are then
+    """
+    there, slices = min(row[COUNT], end - first), len(numbers) // DEEP
+    upper = row[UPPER] + head * row[CAPACITY] // LANES * slices * SLICE_BYTES
+    scales, room = row[SCALES] + 4 * head * row[CAPACITY], np.empty(2 * LANES, np.float32)
+    begin, half, doubt = glancing(numbers, start, size)
+    pair, pairs = 0, (there + 2 * LANES - 1) // (2 * LANES)
+    while pair < pairs:
+        pair = glance_on(
+            upper, slices, address(numbers), begin, half, doubt, scales, bar[0], address(room), pair, pairs
+        )
+        if pair < pairs:
+            for tile in range(2 * pair, 2 * pair + 2):
+                at = address(room) + 4 * LANES * (tile - 2 * pair)
+                offer_tile(bar, blocks, at, first + LANES * tile, sinks, end)
+                high = reach(at, scales + 4 * LANES * tile, doubt)
+                if high >= bar[0]:
+                    places[found], likely[found] = segment << 16 | tile, high
+                    found += 1
+            pair += 1
+    return found
 
 
 @compiled
 def look_closely(
     query: Floats, table: Integers, head: int, sinks: int, end: int, numbers: Small, starts: Starts, sizes: Floats,
-    begins: Integers, places: NDArray[np.int32], likely: Floats, found: int, best: Floats, blocks: Integers,
+    begins: Integers, places: Tiles, likely: Floats, found: int, best: Floats, blocks: Integers,
 ) -> None:  # fmt: skip
-    """The best of one query's tiles that reach the bar, whose first entry of `best` it is.
+    """The best of the first blocks, and of one query's tiles that may well reach the bar, the first of `best`.
 
     Args:
         begins: the first block of each segment
-        places: of the tiles, segment << 16 | tile in it, in their order
-        likely: what each of them may well reach
+        places, likely, found: as in `sift`
         best: (K,), worked with
         blocks: (K,), filled, the best ones first; -1 where there is nothing left
     """
-    bar, kept = best[0], 0
+    bar, kept, room = best[0], 0, np.empty((1, LANES), np.float32)
     for place in range(found):
         if likely[place] >= bar:
             places[kept] = places[place]
             kept += 1
     best[:], blocks[:] = NOTHING, -1
-    room, common = np.empty((1, LANES), np.float32), at_centre(query, table, head)
+    for segment in range(len(table)):
+        if not table[segment, CENTRE]:
+            for tile in range(steps_of(table[segment, COUNT])):
+                closely(table[segment], head, tile * LANES, numbers, starts, sizes, room, 0, LANES)
+                room -= at_centre(query, table, head)
+                offer_tile(best, blocks, address(room), begins[segment] + tile * LANES, sinks, end)
     length = numbers.shape[1] // DEEP * SLICE_BYTES
     for place in range(kept + SOON):
         if place < kept:
@@ -206,10 +226,6 @@ def look_closely(
             prefetch(row[LOWER] + offset, length)
         if place >= SOON:
             segment, tile = places[place - SOON] >> 16, places[place - SOON] & 0xFFFF
-            row, begin = table[segment], begins[segment] + tile * LANES
-            products_at(row, head, tile * LANES, numbers, starts, sizes, room, 0, LANES, True)
-            if not row[CENTRE]:
-                room -= common
-            for block in range(max(begin, sinks), min(begin + LANES, end)):
-                offer(best, blocks, room[0, block - begin], block)
+            closely(table[segment], head, tile * LANES, numbers, starts, sizes, room, 0, LANES)
+            offer_tile(best, blocks, address(room), begins[segment] + tile * LANES, sinks, end)
     in_order(best, blocks, len(blocks))

@@ -172,7 +172,7 @@ class BlockIndex:
         return products[0][..., None] if len(products) == 1 else torch.stack(products, dim=-1)
 
     def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """See `Centred.glances`, of landmarks that are centred: (kv_heads, queries, count) each."""
+        """See `Centred.glances`, of landmarks that are centred: (kv_heads, queries, count - 64) each."""
         (landmarks,) = self._landmarks
         assert isinstance(landmarks, Centred)
         return landmarks.glances(queries, count)

@@ -17,9 +17,11 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import AHEAD, SLICE_BYTES, TOGETHER, VNNI, round_queries
 from cache.lane_kernels import (
     F32,
+    I16,
     I32,
     I64,
     LANES,
+    NOTHING,
     REALS,
     WHOLES,
     add_bytes,
@@ -38,32 +40,20 @@ Small = NDArray[np.int8]
 Starts = NDArray[np.int32]
 DEEP = 16
 """Numbers of a lane in a slice."""
-UPPER, LOWER = 0x0C0C0C0C, 0x03030303
-"""Where the halves of a number are in its byte."""
+TWICE_MIDDLE = int(2 * MIDDLE)
 
 
-def shifted(builder: Any, words: Any, bits: int) -> Any:
-    """Up by so many bits, or down."""
-    if bits == 0:
-        return words
-    return builder.shl(words, same(WHOLES, bits)) if bits > 0 else builder.lshr(words, same(WHOLES, -bits))
-
-
-def rows_kernel(vectors: int, *, closely: bool, vnni: bool = VNNI) -> Any:
+def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
     """Of each of so many vectors of 8-bit numbers, its product with the 16 rows of a tile.
 
     The result takes addresses, and strides in bytes: the tile's first slice of upper halves, that of lower ones, how
-    many there are; the first vector, the stride to the next one; for each vector -8 times its sum, and a scale; a scale
-    for each row; where the 16 results of the first vector go, and the stride to the next one's.
-
-    Args:
-        closely: lower halves are read
+    many there are; the first vector, the stride to the next one; for each vector what its sum begins with, and a scale;
+    a scale for each row; where the 16 results of the first vector go, and the stride to the next one's.
     """
-    middle = 1.0 if closely else MIDDLE / 8
     ways = 2 if 2 * vectors <= TOGETHER else 1  # few vectors would have to wait for the product before
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def rows(
+    def near(
         context: Any, upper: Any, lower: Any, count: Any, vector: Any, apart: Any, starts: Any, sizes: Any,
         scales: Any, to: Any, to_apart: Any,
     ) -> Any:  # fmt: skip
@@ -75,44 +65,111 @@ def rows_kernel(vectors: int, *, closely: bool, vnni: bool = VNNI) -> Any:
                 b.store(same(WHOLES, 0), place)
             with cgutils.for_range(b, count) as loop:
                 at = b.mul(loop.index, I64(SLICE_BYTES))
-                high = load(b, b.add(upper, at), WHOLES, 1)
-                ask(b, b.add(b.add(upper, at), I64(SLICE_BYTES * AHEAD)), nearest=False)
-                if closely:
-                    low = load(b, b.add(lower, at), WHOLES, 1)
-                    ask(b, b.add(b.add(lower, at), I64(SLICE_BYTES * AHEAD)), nearest=False)
+                high, low = (load(b, b.add(half, at), WHOLES, 1) for half in (upper, lower))
+                for half in (upper, lower):
+                    ask(b, b.add(b.add(half, at), I64(SLICE_BYTES * AHEAD)), nearest=False)
                 for field in range(FIELDS):
-                    numbers = b.and_(shifted(b, high, 2 - 2 * field), same(WHOLES, UPPER))
-                    if closely:
-                        numbers = b.or_(numbers, b.and_(shifted(b, low, -2 * field), same(WHOLES, LOWER)))
+                    numbers = b.or_(shifted(b, high, 2 - 2 * field, 3 << 2), shifted(b, low, -2 * field, 3))
                     for mine, one in zip(sums, each, strict=True):
-                        place = b.add(one, b.add(b.mul(loop.index, I64(DEEP)), I64(4 * field)))
-                        four = spread(b, load(b, place, I32, 1), WHOLES)
                         total = mine[field % ways]
+                        four = four_of(b, one, loop.index, field)
                         b.store(add_bytes(b, b.load(total), numbers, four, vnni=vnni), total)
             per_row = load(b, scales, REALS)
             for i, mine in enumerate(sums):
                 whole = b.load(mine[0]) if ways == 1 else b.add(b.load(mine[0]), b.load(mine[1]))
-                start = b.fmul(b.sitofp(load(b, b.add(starts, I64(4 * i)), I32), F32), F32(middle))
-                total = b.fadd(b.sitofp(whole, REALS), spread(b, start, REALS))  # exact: halves of small numbers
-                factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
-                store(b, b.fmul(total, factor), b.add(to, b.mul(to_apart, I64(i))))
+                start, size = load(b, b.add(starts, I64(4 * i)), I32), load(b, b.add(sizes, I64(4 * i)), F32)
+                total = b.sitofp(b.add(whole, spread(b, start, WHOLES)), REALS)
+                store(b, b.fmul(total, b.fmul(per_row, spread(b, size, REALS))), b.add(to, b.mul(to_apart, I64(i))))
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate
 
-    return rows
+    return near
 
 
-near_one, near_two, near_four, near_eight = (rows_kernel(vectors, closely=True) for vectors in (1, 2, 4, 8))
-far_one, far_two, far_four, far_eight = (rows_kernel(vectors, closely=False) for vectors in (1, 2, 4, 8))
+def shifted(builder: Any, words: Any, bits: int, mask: int) -> Any:
+    """Up by so many bits, or down, and of each byte what a mask leaves."""
+    if bits:
+        words = builder.shl(words, same(WHOLES, bits)) if bits > 0 else builder.lshr(words, same(WHOLES, -bits))
+    return builder.and_(words, same(WHOLES, 0x01010101 * mask))
+
+
+def four_of(builder: Any, vector: Any, slice: Any, field: int) -> Any:
+    """Four of a vector's numbers in all lanes."""
+    place = builder.add(vector, builder.add(builder.mul(slice, I64(DEEP)), I64(4 * field)))
+    return spread(builder, load(builder, place, I32, 1), WHOLES)
+
+
+def glance_kernel(*, vnni: bool = VNNI) -> Any:
+    """A vector's products at a glance with two tiles after the other two, until one may well reach a bar.
+
+    Fields of a byte are masked where they are: each has a sum of its own, which is a multiple of what its place is
+    worth. The result takes addresses: the first tile's first slice of upper halves, how many a tile has; the vector,
+    what its sum begins with, its scale, how far off it may well be where a row's scale is 1; a scale for each row; the
+    bar; where the 32 results go; the first pair of tiles, and the one behind the last. It returns the pair whose
+    results are there, or the last one where none reaches the bar.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def glance(
+        context: Any, upper: Any, count: Any, vector: Any, start: Any, size: Any, doubt: Any, scales: Any, bar: Any,
+        to: Any, first: Any, last: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            upper, count, vector, start, size, doubt, scales, bar, to, first, last = arguments
+            start, (size, doubt, bar) = spread(b, start, WHOLES), (spread(b, x, REALS) for x in (size, doubt, bar))
+            sums = [[cgutils.alloca_once(b, WHOLES) for _ in range(FIELDS)] for _ in range(2)]
+            found = cgutils.alloca_once_value(b, last)
+            b.store(last, found)
+            length = b.mul(count, I64(SLICE_BYTES))
+            with cgutils.for_range(b, last, start=first) as pairs:
+                pair = pairs.index
+                for place in (place for mine in sums for place in mine):
+                    b.store(same(WHOLES, 0), place)
+                tiles = b.add(upper, b.mul(b.mul(pair, I64(2)), length))
+                with cgutils.for_range(b, count) as loop:
+                    at = b.add(tiles, b.mul(loop.index, I64(SLICE_BYTES)))
+                    both = at, b.add(at, length)
+                    words = [load(b, one, WHOLES, 1) for one in both]
+                    for one in both:
+                        ask(b, b.add(one, I64(SLICE_BYTES * AHEAD)), nearest=False)
+                    for field in range(FIELDS):
+                        four = four_of(b, vector, loop.index, field)
+                        for mine, high in zip(sums, words, strict=True):
+                            numbers = shifted(b, high, 0, 3 << 2 * field)
+                            b.store(add_bytes(b, b.load(mine[field]), numbers, four, vnni=vnni), mine[field])
+                reached = []
+                for tile, mine in enumerate(sums):
+                    row = b.add(b.mul(pair, I64(2 * LANES)), I64(LANES * tile))
+                    per_row = load(b, b.add(scales, b.mul(row, I64(4))), REALS)
+                    parts = [b.ashr(b.load(one), same(WHOLES, 2 * field)) for field, one in enumerate(mine)]
+                    whole = b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
+                    total = b.sitofp(b.add(b.shl(whole, same(WHOLES, 3)), start), REALS)
+                    product = b.fmul(total, b.fmul(per_row, size))
+                    store(b, product, b.add(to, I64(4 * LANES * tile)))
+                    reached.append(b.fcmp_ordered(">=", b.fadd(product, b.fmul(per_row, doubt)), bar))
+                there = b.icmp_unsigned("!=", b.bitcast(b.or_(*reached), I16), I16(0))
+                with b.if_then(there, likely=False):
+                    b.store(pair, found)
+                    pairs.do_break()
+            return b.load(found)
+
+        return types.intp(*[types.intp] * 3, types.int32, *[types.float32] * 2, types.intp, types.float32,
+                          *[types.intp] * 3), generate  # fmt: skip
+
+    return glance
+
+
+near_one, near_two, near_four, near_eight = (near_kernel(vectors) for vectors in (1, 2, 4, 8))
+glance_on = glance_kernel()
 
 
 @compiled
-def multiply_planes(
+def multiply_closely(
     numbers: Small, starts: Starts, sizes: Floats, upper: int, lower: int, scales: int, products: Floats, start: int,
-    count: int, closely: bool,
+    count: int,
 ) -> None:  # fmt: skip
-    """Products of a head's queries with its first rows, with all bits or at a glance.
+    """Products of a head's queries with its first rows.
 
     Args:
         numbers, starts, sizes: (Q, padded D), (Q,) and (Q,), as `round_queries` makes them
@@ -130,34 +187,32 @@ def multiply_planes(
             left, place = queries - query, 4 * query
             vector, begin, size = address(numbers) + query * apart, address(starts) + place, address(sizes) + place
             to = results + query * row_apart + 4 * tile * LANES
-            if closely:
-                if left >= 8:
-                    near_eight(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
-                elif left >= 4:
-                    near_four(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
-                elif left >= 2:
-                    near_two(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
-                else:
-                    near_one(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
-            elif left >= 8:
-                far_eight(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+            if left >= 8:
+                near_eight(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                query += 8
             elif left >= 4:
-                far_four(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                near_four(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                query += 4
             elif left >= 2:
-                far_two(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                near_two(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                query += 2
             else:
-                far_one(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
-            query += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+                near_one(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                query += 1
 
 
 @compiled
-def doubts_of(numbers: Small, sizes: Floats, doubts: Floats) -> None:
-    """How far off a glance at a row whose scale is 1 may well be, for each query (Q,)."""
-    for query in range(len(numbers)):
-        total = 0
-        for d in range(numbers.shape[1]):
-            total += np.int64(numbers[query, d]) * np.int64(numbers[query, d])
-        doubts[query] = np.float32(DOUBT) * np.sqrt(np.float32(total)) * sizes[query]
+def glancing(numbers: Small, start: int, size: float) -> tuple[np.int32, np.float32, np.float32]:
+    """Of a query (D,) as `round_queries` makes it: what a sum of a glance begins with, its scale, and its doubt.
+
+    A product at a glance is 2 * (4 * upper - MIDDLE), so that it stays a whole number, times half the scale.
+    """
+    total = 0
+    for d in range(len(numbers)):
+        total += np.int64(numbers[d]) * np.int64(numbers[d])
+    half = np.float32(0.5) * np.float32(size)
+    doubt = np.float32(DOUBT) * np.sqrt(np.float32(total)) * np.float32(size)
+    return np.int32(start // 8 * TWICE_MIDDLE), half, doubt
 
 
 @compiled
@@ -165,30 +220,37 @@ def multiply(
     queries: Floats, upper: Words, lower: Words, scales: Floats, products: Floats, start: int, count: int, first: int,
     last: int,
 ) -> None:  # fmt: skip
-    """`multiply_planes` with all bits, of heads first, …, last - 1: queries (H, Q, D), all with heads in front."""
+    """`multiply_closely` of heads first, …, last - 1: queries (H, Q, D), everything with heads in front."""
     amount, width = queries.shape[1], upper.shape[2] * DEEP
     numbers, starts = np.empty((amount, width), np.int8), np.empty(amount, np.int32)
     sizes, room = np.empty(amount, np.float32), np.empty((amount, (count + LANES - 1) // LANES * LANES), np.float32)
     for head in range(first, last):
         round_queries(queries[head], numbers, starts, sizes)
         where = address(upper[head]), address(lower[head]), address(scales[head])
-        multiply_planes(numbers, starts, sizes, *where, room, 0, count, True)
+        multiply_closely(numbers, starts, sizes, *where, room, 0, count)
         products[head, :, start : start + count] = room[:, :count]
 
 
 @compiled
 def glance(queries: Floats, upper: Words, scales: Floats, likely: Floats, doubt: Floats, count: int) -> None:
     """What `Planes.glances` gives: likely and doubt (H, Q, count)."""
-    amount, width = queries.shape[1], upper.shape[2] * DEEP
-    numbers, starts = np.empty((amount, width), np.int8), np.empty(amount, np.int32)
-    sizes, room = np.empty(amount, np.float32), np.empty((amount, (count + LANES - 1) // LANES * LANES), np.float32)
-    doubts = np.empty(amount, np.float32)
+    amount, slices = queries.shape[1], upper.shape[2]
+    numbers, starts = np.empty((amount, slices * DEEP), np.int8), np.empty(amount, np.int32)
+    sizes, room = np.empty(amount, np.float32), np.empty(2 * LANES, np.float32)
+    pairs = (count + 2 * LANES - 1) // (2 * LANES)
     for head in range(len(queries)):
         round_queries(queries[head], numbers, starts, sizes)
-        where = address(upper[head]), 0, address(scales[head])
-        multiply_planes(numbers, starts, sizes, *where, room, 0, count, False)
-        likely[head] = room[:, :count]
-        doubts_of(numbers, sizes, doubts)
+        where, per_row = address(upper[head]), address(scales[head])
         for query in range(amount):
+            start, half, unsure = glancing(numbers[query], starts[query], sizes[query])
+            mine = address(numbers) + query * slices * DEEP
+            for pair in range(pairs):
+                glance_on(
+                    where, slices, mine, start, half, unsure, per_row, np.float32(NOTHING), address(room), pair,
+                    pair + 1,
+                )  # fmt: skip
+                begin = 2 * LANES * pair
+                few = min(2 * LANES, count - begin)
+                likely[head, query, begin : begin + few] = room[:few]
             for n in range(count):
-                doubt[head, query, n] = doubts[query] * scales[head, n]
+                doubt[head, query, n] = unsure * scales[head, n]

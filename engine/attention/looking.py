@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cache import LANES, SECTION, BlockIndex
+from cache import FIRST, LANES, SECTION, BlockIndex
 from engine.attention.base import RetrievalSettings
 from engine.attention.rows import Rows
 
@@ -72,19 +72,19 @@ def looked_at_closely(
 ) -> Tensor | None:
     """Which blocks a query may choose after a glance at all of them: bool (H, T, N), None for all.
 
-    Those of each tile of 16 of which one may well be as good as the `taken` likeliest, and of the first ones.
+    Those of each tile of 16 of which one may well be as good as the `taken` likeliest, and the first ones.
 
     Args:
         ends: for each query the first block that it may not choose any more (T,)
         hidden: bool (T, N), blocks that a query may not choose
     """
-    beyond = settings.glances_beyond(rows.queries.shape[2])
-    if beyond is None or hidden.shape[1] <= beyond:
+    beyond, glanced = settings.glances_beyond(rows.queries.shape[2]), hidden[:, FIRST:]
+    if beyond is None or hidden.shape[1] <= max(beyond, FIRST + taken):
         return None
     looking = settings.rule.look(rows.far_queries, rows.own)[:, :, 0]  # (H, T, W)
-    likely, doubt = index.glances(looking, hidden.shape[1])
-    likely = likely.masked_fill(hidden, -torch.inf)
+    likely, doubt = index.glances(looking, hidden.shape[1])  # (H, T, N - FIRST) each
+    likely = likely.masked_fill(glanced, -torch.inf)
     bar = likely.topk(taken, dim=-1).values[..., -1:]
-    within = torch.nn.functional.pad(likely + doubt >= bar, (0, -hidden.shape[1] % LANES))
-    tiles = within.unflatten(2, (-1, LANES)).any(-1).repeat_interleave(LANES, dim=2)[..., : hidden.shape[1]]
-    return tiles | (ends <= beyond)[:, None]
+    within = torch.nn.functional.pad(likely + doubt >= bar, (0, -glanced.shape[1] % LANES))
+    tiles = within.unflatten(2, (-1, LANES)).any(-1).repeat_interleave(LANES, dim=2)[..., : glanced.shape[1]]
+    return torch.nn.functional.pad(tiles, (FIRST, 0), value=True) | (ends <= beyond)[:, None]
