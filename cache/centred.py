@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.four_bits import FourBits
 from cache.layout import Bytes
 from cache.pages import Slab
+from cache.planes import Planes, coarse
 from cache.rows import CPU, Rows
 from cache.vectors import FIRST_SEGMENT, Meter, Segment, Vectors
 
@@ -46,10 +46,10 @@ class Centred:
     def add(self, rows: Tensor) -> None:
         """Append rows (H, N, D)."""
         early, late = rows.split_with_sizes(self._cut(rows.shape[1]), dim=1)
-        self._first.add(early)
+        self._first.add(coarse(early))
         self._settle()
         if late.shape[1]:
-            self._others.add(late - self._there[:, None])
+            self._others.add(coarse(late - self._there[:, None]))
 
     def _cut(self, count: int) -> list[int]:
         """How many of the next rows are first ones, and how many are not."""
@@ -137,6 +137,6 @@ class Centred:
 
 
 def _addresses(piece: Segment, centre: int) -> list[int]:
-    assert isinstance(piece.storage, FourBits)
+    assert isinstance(piece.storage, Planes)
     upper, scales, lower = piece.storage.addresses
     return [piece.storage.capacity, piece.count, upper, scales, lower, centre]

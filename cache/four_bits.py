@@ -16,6 +16,7 @@ channels.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ LARGEST = 7
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
 Numbers = NDArray[np.int64]
+Floats = NDArray[np.float32]
+ALL = slice(None)
 
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +51,8 @@ class FourBits(Rows):
 
     deep: int
     """Channels must be padded to a multiple of this."""
+    scale: np.dtype[Any] = np.dtype(np.float32)
+    """In what a row's scale is kept."""
 
     def __init__(
         self, heads: int, capacity: int, width: int, take: Take = zero_bytes, device: torch.device = CPU
@@ -58,8 +63,8 @@ class FourBits(Rows):
         self._padded = -(-width // self.deep) * self.deep
         shape = self._words_shape(heads)
         self.words: Words = take(math.prod(shape)).reshape(shape)
-        self.scales = take(4 * heads * capacity).view(np.float32).reshape(heads, capacity)
-        self.addresses = (self.words.ctypes.data, self.scales.ctypes.data)
+        self.scales = take(self.scale.itemsize * heads * capacity).view(self.scale).reshape(heads, capacity)
+        self.addresses: tuple[int, ...] = (self.words.ctypes.data, self.scales.ctypes.data)
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         raise NotImplementedError
@@ -80,24 +85,32 @@ class FourBits(Rows):
         """Numbers (H, N, padded width) of rows `at` (H or 1, N) of heads (H, 1)."""
         raise NotImplementedError
 
+    def _scales(self, heads: slice | Numbers, at: slice | Numbers) -> Floats:
+        """Scales of rows of heads, as indices tell them."""
+        return self.scales[heads, at]
+
+    def _put_scales(self, first: int, scales: Floats) -> None:
+        """Write scales (H, N)."""
+        self.scales[:, first : first + scales.shape[1]] = scales
+
     def largest(self, count: int) -> Tensor:
-        return torch.from_numpy(self.scales[:, :count] * LARGEST)
+        return torch.from_numpy(self._scales(ALL, slice(count)) * np.float32(LARGEST))
 
     def pick(self, numbers: Tensor) -> Tensor:
         heads, at = np.arange(len(numbers))[:, None], numbers.numpy()
-        return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self.scales[heads, at, None])
+        return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self._scales(heads, at)[..., None])
 
     def put(self, first: int, rows: Tensor) -> None:
         numbers, scales = rounded(rows)
         self._write(first, numbers.numpy(), scales.numpy())
 
-    def _write(self, first: int, numbers: Small, scales: NDArray[np.float32]) -> None:
-        self.scales[:, first : first + scales.shape[1]] = scales
+    def _write(self, first: int, numbers: Small, scales: Floats) -> None:
+        self._put_scales(first, scales)
         self._put(first, np.pad(numbers, ((0, 0), (0, 0), (0, self._padded - self._width))))
 
     def rows(self, last: int, first: int = 0) -> Tensor:
         numbers = self._get(first, last)[..., : self._width]
-        return torch.from_numpy(numbers * self.scales[:, first:last, None])
+        return torch.from_numpy(numbers * self._scales(ALL, slice(first, last))[..., None])
 
     def pack(self, first: int, last: int) -> Bytes:
         numbers = self._get(first, last)[..., : self._width].transpose(1, 0, 2)  # (N, H, D)
@@ -105,12 +118,12 @@ class FourBits(Rows):
             numbers = np.pad(numbers, ((0, 0), (0, 0), (0, 1)))
         nibbles = numbers.view(np.uint8) & 15
         halves = (nibbles[..., ::2] | nibbles[..., 1::2] << 4).reshape(last - first, -1)
-        scales = np.ascontiguousarray(self.scales[:, first:last].T).view(np.uint8)
+        scales = np.ascontiguousarray(self._scales(ALL, slice(first, last)).T).view(np.uint8)
         return np.concatenate((halves, scales), axis=1)
 
     def unpack(self, first: int, packed: Bytes) -> None:
         heads = len(self.scales)
-        border = packed.shape[1] - heads * self.scales.itemsize
+        border = packed.shape[1] - heads * np.dtype(np.float32).itemsize
         halves: Bytes = packed[:, :border].reshape(len(packed), heads, -1)
         nibbles = np.stack((halves & 15, halves >> 4), axis=-1).reshape(len(packed), heads, -1)
         scales = np.ascontiguousarray(packed[:, border:]).view(np.float32)

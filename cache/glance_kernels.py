@@ -19,7 +19,7 @@ from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, round_queries
 from cache.lane_kernels import F32, LANES, NOTHING, REALS, address, call, highest, load, prefetch, spread, store
-from cache.plane_kernels import DEEP, glance_on, glancing, multiply_closely
+from cache.plane_kernels import DEEP, SCALE_BYTES, glance_on, glancing, load_scales, multiply_closely
 from cache.walk_kernels import steps_of
 
 Floats = NDArray[np.float32]
@@ -39,7 +39,7 @@ def reach(context: Any, products: Any, scales: Any, doubt: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         products, scales, doubt = arguments
-        far = b.fmul(load(b, scales, REALS), spread(b, doubt, REALS))
+        far = b.fmul(load_scales(b, scales), spread(b, doubt, REALS))
         far = b.fadd(load(b, products, REALS), far)
         return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, far)
 
@@ -100,9 +100,9 @@ def closely(
     row: Integers, head: int, inside: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, start: int,
     count: int,
 ) -> None:  # fmt: skip
-    """`multiply_closely` of `count` landmarks of one segment, a row of the table, from `inside` on, a multiple of 16."""
+    """`multiply_closely` of `count` landmarks of one segment, a row of the table, from a multiple of 16 on."""
     offset = (head * row[CAPACITY] + inside) // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
-    scales = row[SCALES] + 4 * (head * row[CAPACITY] + inside)
+    scales = row[SCALES] + SCALE_BYTES * (head * row[CAPACITY] + inside)
     multiply_closely(numbers, starts, sizes, row[UPPER] + offset, row[LOWER] + offset, scales, products, start, count)
 
 
@@ -173,7 +173,7 @@ def sift(
     """
     there, slices = min(row[COUNT], end - first), len(numbers) // DEEP
     upper = row[UPPER] + head * row[CAPACITY] // LANES * slices * SLICE_BYTES
-    scales, room = row[SCALES] + 4 * head * row[CAPACITY], np.empty(2 * LANES, np.float32)
+    scales, room = row[SCALES] + SCALE_BYTES * head * row[CAPACITY], np.empty(2 * LANES, np.float32)
     begin, half, doubt = glancing(numbers, start, size)
     pair, pairs = 0, (there + 2 * LANES - 1) // (2 * LANES)
     while pair < pairs:
@@ -184,7 +184,7 @@ def sift(
             for tile in range(2 * pair, 2 * pair + 2):
                 at = address(room) + 4 * LANES * (tile - 2 * pair)
                 offer_tile(bar, blocks, at, first + LANES * tile, sinks, end)
-                high = reach(at, scales + 4 * LANES * tile, doubt)
+                high = reach(at, scales + SCALE_BYTES * LANES * tile, doubt)
                 if high >= bar[0]:
                     places[found], likely[found] = segment << 16 | tile, high
                     found += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -37,7 +38,10 @@ from cache.planes import DOUBT, FIELDS, MIDDLE
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
+Halves = NDArray[np.uint16]
 Starts = NDArray[np.int32]
+HALVES = ir.VectorType(I16, LANES)
+SCALE_BYTES = 2
 DEEP = 16
 """Numbers of a lane in a slice."""
 TWICE_MIDDLE = int(2 * MIDDLE)
@@ -74,7 +78,7 @@ def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
                         total = mine[field % ways]
                         four = four_of(b, one, loop.index, field)
                         b.store(add_bytes(b, b.load(total), numbers, four, vnni=vnni), total)
-            per_row = load(b, scales, REALS)
+            per_row = load_scales(b, scales)
             for i, mine in enumerate(sums):
                 whole = b.load(mine[0]) if ways == 1 else b.add(b.load(mine[0]), b.load(mine[1]))
                 start, size = load(b, b.add(starts, I64(4 * i)), I32), load(b, b.add(sizes, I64(4 * i)), F32)
@@ -85,6 +89,12 @@ def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
         return types.void(*[types.intp] * 10), generate
 
     return near
+
+
+def load_scales(builder: Any, place: Any) -> Any:
+    """16 of them in fp32."""
+    wide = builder.zext(load(builder, place, HALVES, 2), WHOLES)
+    return builder.bitcast(builder.shl(wide, same(WHOLES, 16)), REALS)
 
 
 def shifted(builder: Any, words: Any, bits: int, mask: int) -> Any:
@@ -141,7 +151,7 @@ def glance_kernel(*, vnni: bool = VNNI) -> Any:
                 reached = []
                 for tile, mine in enumerate(sums):
                     row = b.add(b.mul(pair, I64(2 * LANES)), I64(LANES * tile))
-                    per_row = load(b, b.add(scales, b.mul(row, I64(4))), REALS)
+                    per_row = load_scales(b, b.add(scales, b.mul(row, I64(2))))
                     parts = [b.ashr(b.load(one), same(WHOLES, 2 * field)) for field, one in enumerate(mine)]
                     whole = b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
                     total = b.sitofp(b.add(b.shl(whole, same(WHOLES, 3)), start), REALS)
@@ -181,7 +191,7 @@ def multiply_closely(
     apart, row_apart = numbers.shape[1], 4 * products.shape[1]
     results = address(products) + 4 * start
     for tile in range((count + LANES - 1) // LANES):
-        offset, per_row = tile * slices * SLICE_BYTES, scales + 4 * tile * LANES
+        offset, per_row = tile * slices * SLICE_BYTES, scales + SCALE_BYTES * tile * LANES
         high, low, query = upper + offset, lower + offset, 0
         while query < queries:
             left, place = queries - query, 4 * query
@@ -207,7 +217,7 @@ def glancing(numbers: Small, start: int, size: float) -> tuple[np.int32, np.floa
 
     A product at a glance is 2 * (4 * upper - MIDDLE), so that it stays a whole number, times half the scale.
     """
-    total = 0
+    total = np.int64(0)
     for d in range(len(numbers)):
         total += np.int64(numbers[d]) * np.int64(numbers[d])
     half = np.float32(0.5) * np.float32(size)
@@ -217,7 +227,7 @@ def glancing(numbers: Small, start: int, size: float) -> tuple[np.int32, np.floa
 
 @compiled
 def multiply(
-    queries: Floats, upper: Words, lower: Words, scales: Floats, products: Floats, start: int, count: int, first: int,
+    queries: Floats, upper: Words, lower: Words, scales: Halves, products: Floats, start: int, count: int, first: int,
     last: int,
 ) -> None:  # fmt: skip
     """`multiply_closely` of heads first, …, last - 1: queries (H, Q, D), everything with heads in front."""
@@ -232,8 +242,8 @@ def multiply(
 
 
 @compiled
-def glance(queries: Floats, upper: Words, scales: Floats, likely: Floats, doubt: Floats, count: int) -> None:
-    """What `Planes.glances` gives: likely and doubt (H, Q, count)."""
+def glance(queries: Floats, upper: Words, scales: Halves, likely: Floats, doubt: Floats, count: int) -> None:
+    """What `Planes.glances` gives: likely (H, Q, count); and doubt where scales are 1 (H, Q)."""
     amount, slices = queries.shape[1], upper.shape[2]
     numbers, starts = np.empty((amount, slices * DEEP), np.int8), np.empty(amount, np.int32)
     sizes, room = np.empty(amount, np.float32), np.empty(2 * LANES, np.float32)
@@ -252,5 +262,4 @@ def glance(queries: Floats, upper: Words, scales: Floats, likely: Floats, doubt:
                 begin = 2 * LANES * pair
                 few = min(2 * LANES, count - begin)
                 likely[head, query, begin : begin + few] = room[:few]
-            for n in range(count):
-                doubt[head, query, n] = unsure * scales[head, n]
+            doubt[head, query] = unsure

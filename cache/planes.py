@@ -2,7 +2,8 @@
 
 A number from -7 to 7 plus 8 is 4 * upper + lower. Both halves lie as `cache.four_bits` lets rows lie, lanes being rows,
 with four numbers in a byte. A *glance* at rows reads the upper halves alone and takes the middle for the lower ones: of
-a product with a query it tells most, and how far off it may well be. Letters as in `cache.four_bits`.
+a product with a query it tells most, and how far off it may well be. Scales are kept in bf16: rows that were `coarse`
+before have no others. Letters as in `cache.four_bits`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cache.compiling import kernels
-from cache.four_bits import BYTES, LANES, FourBits, Numbers, Small, Words
+from cache.four_bits import BYTES, LANES, LARGEST, Floats, FourBits, Numbers, Small, Words
 from cache.layout import Bytes
 from cache.pages import zero_bytes
 from cache.rows import CPU, Take
@@ -29,10 +30,18 @@ DOUBT = 2 * math.sqrt(1.25)
 """Two deviations of what a lower half may be, all of 0, …, 3 being as likely."""
 
 
+def coarse(rows: Tensor) -> Tensor:
+    """Rows (…, D) in 4 bits, in fp32, of the least scales in bf16 that bear them; such rows stay as they are."""
+    scales = (rows.abs().amax(-1, keepdim=True) / LARGEST).contiguous()
+    scales = (((scales.view(torch.int32) + 0xFFFF) >> 16) << 16).view(torch.float32)
+    return (rows / scales.clamp(min=torch.finfo(scales.dtype).tiny)).round() * scales
+
+
 class Planes(FourBits):
-    """To multiply with queries. Words (H, N / 16, D / 16, 16, 4), twice."""
+    """To multiply with queries. Words (H, N / 16, D / 16, 16, 4), twice; rows must be `coarse`."""
 
     deep = FIELDS * BYTES
+    scale = np.dtype(np.uint16)
 
     def __init__(
         self, heads: int, capacity: int, width: int, take: Take = zero_bytes, device: torch.device = CPU
@@ -44,6 +53,14 @@ class Planes(FourBits):
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // LANES, self._padded // self.deep, LANES, BYTES
 
+    def _scales(self, heads: slice | Numbers, at: slice | Numbers) -> Floats:
+        return (self.scales[heads, at].astype(np.uint32) << 16).view(np.float32)
+
+    def _put_scales(self, first: int, scales: Floats) -> None:
+        bits = np.ascontiguousarray(scales).view(np.uint32)
+        assert not (bits & 0xFFFF).any(), "these scales would be others"
+        self.scales[:, first : first + scales.shape[1]] = bits >> 16
+
     def _put(self, first: int, numbers: Small) -> None:
         raised = (numbers + 8).view(np.uint8).reshape(*numbers.shape[:2], -1, FIELDS, BYTES)
         tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), LANES)
@@ -52,13 +69,14 @@ class Planes(FourBits):
 
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
         upper, lower = (self._halves(words, heads, at) for words in (self.words, self.lower))
-        return (upper << 2 | lower).view(np.int8) - np.int8(8)
+        raised: Small = (upper << 2 | lower).view(np.int8)
+        return raised - np.int8(8)
 
     @staticmethod
     def _halves(words: Words, heads: Numbers, at: Numbers) -> Bytes:
         """Two bits each (H, N, padded width) of rows `at` of heads."""
         tiles, lanes = np.divmod(at, LANES)
-        mine = words.swapaxes(2, 3)[heads, tiles, lanes][..., None, :] >> SHIFTS & 3  # (H, N, slices, fields, bytes)
+        mine: Bytes = words.swapaxes(2, 3)[heads, tiles, lanes][..., None, :] >> SHIFTS & np.uint8(3)
         return mine.reshape(*mine.shape[:2], -1)
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
@@ -67,7 +85,7 @@ class Planes(FourBits):
 
     def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Products of queries (H, Q, D) with the first rows at a glance, and how far off they may well be (H, Q, N)."""
-        likely, doubt = (np.empty((*queries.shape[:2], count), np.float32) for _ in range(2))
-        arrays = (queries.contiguous().numpy(), self.words, self.scales, likely, doubt)
-        kernels("plane").glance(*arrays, count)
-        return torch.from_numpy(likely), torch.from_numpy(doubt)
+        likely, doubt = np.empty((*queries.shape[:2], count), np.float32), np.empty(queries.shape[:2], np.float32)
+        kernels("plane").glance(queries.contiguous().numpy(), self.words, self.scales, likely, doubt, count)
+        scales = self._scales(slice(None), slice(count))
+        return torch.from_numpy(likely), torch.from_numpy(doubt[..., None] * scales[:, None])

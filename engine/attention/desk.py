@@ -210,8 +210,8 @@ class Desk:
         far, result = (x.reshape(heads, -1, x.shape[3]) for x in (self.far, self.result))  # (H, T * G, D)
         asked, ends = (far, plan.borders), (settings.sink_blocks, plan.ends)
         if settings.gated:
-            arguments = (*asked, *tables[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
-            return [kernels("landmark").shared_choose().task(arguments, heads)]
+            landmarks = (*asked, *tables[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
+            return [kernels("landmark").shared_choose().task(landmarks, heads)]
         most = EVERYTHING if settings.few_blocks is None else settings.few_blocks
         how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
         arguments = (*asked, *tables[1, TABLES], *tables[1, SECTION_TABLES], *ends, *how, room, self.chosen)
@@ -238,7 +238,8 @@ class Desk:
     @property
     def _glance_beyond(self) -> int:
         """Of more blocks than so many landmarks are looked at closely only where a glance leaves a doubt."""
-        return self._settings.glances_beyond(self.queries.shape[2]) or EVERYTHING
+        beyond = self._settings.glances_beyond(self.queries.shape[2])
+        return EVERYTHING if beyond is None else beyond
 
     @property
     def _look_work(self) -> int:

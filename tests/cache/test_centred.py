@@ -11,7 +11,7 @@ from torch import Tensor
 from cache import ByRow, Vectors, landmark_kernels
 from cache.centred import Centred
 from cache.packed import Packed
-from cache.planes import DOUBT, MIDDLE, Planes
+from cache.planes import DOUBT, MIDDLE, Planes, coarse
 from cache.rows import Rows
 from tests.pretended import CARD, Card
 
@@ -30,8 +30,10 @@ def queries(count: int, seed: int = 1) -> Tensor:
 
 
 def four(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as whole numbers from -7 to 7, and their scales (…, 1)."""
+    """Rows as whole numbers from -7 to 7, and their scales (…, 1), the next ones of 8 bits above."""
     scales = rows.abs().amax(-1, keepdim=True) / 7
+    parts, powers = torch.frexp(scales)
+    scales = torch.ldexp((parts * 256).ceil() / 256, powers)
     return (rows / scales).round(), scales
 
 
@@ -57,7 +59,9 @@ def test_what_is_kept_is_the_difference_from_the_mean_of_the_first(storage: type
     asked = queries(3)
     for count in (1, 64, 65, 300):
         expected = asked @ vectors.rows(count).mT
-        torch.testing.assert_close(vectors.scores(asked, count), expected, atol=0.02 * float(expected.abs().max()), rtol=0)
+        torch.testing.assert_close(
+            vectors.scores(asked, count), expected, atol=0.02 * float(expected.abs().max()), rtol=0
+        )
 
 
 def test_the_centre_leaves_more_of_the_bits_to_what_tells_landmarks_apart() -> None:
@@ -112,7 +116,7 @@ def test_halves_say_what_their_bits_say(width: int, amount: int) -> None:
     generator = torch.Generator().manual_seed(2)
     rows, asked = torch.randn(1, 160, width, generator=generator), torch.randn(1, amount, width, generator=generator)
     planes = Planes(1, 160, width)
-    planes.put(0, rows)
+    planes.put(0, coarse(rows))
     numbers, scales = four(rows)
     assert torch.equal(planes.rows(160), numbers * scales)
     size = asked.abs().amax(-1, keepdim=True) / 127
@@ -138,7 +142,12 @@ def chosen_of(vectors: Centred, asked: Tensor, sinks: int, ends: list[int], fetc
 
 
 def chosen_by(
-    likely: NDArray[np.float32], doubt: NDArray[np.float32], exact: NDArray[np.float32], sinks: int, end: int, fetch: int
+    likely: NDArray[np.float32],
+    doubt: NDArray[np.float32],
+    exact: NDArray[np.float32],
+    sinks: int,
+    end: int,
+    fetch: int,
 ) -> set[int]:
     glanced = range(max(sinks, FIRST), end)
     best = sorted((likely[n - FIRST] for n in glanced), reverse=True)

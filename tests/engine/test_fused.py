@@ -130,6 +130,23 @@ def test_trained_landmarks_gate_their_blocks(fetch: int, landmark_folder: Path, 
     assert len(counted) > 3 * (LENGTH + DRAWN), "with landmarks between the tokens"
 
 
+@pytest.mark.parametrize("glanced_at", [0, 120, None])
+def test_many_trained_landmarks_are_glanced_at_as_by_the_reference(
+    glanced_at: int | None, landmark_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a prompt and one by one; every query chooses what it chose in other pieces."""
+    monkeypatch.setattr("engine.config.GLANCED_AT", glanced_at)
+    tokens, found = random_tokens(1500), []
+    pieces = [700, 770, *[1] * 30]
+    for fused, cuts in ((False, pieces), (True, pieces), (True, [1490, *[1] * 10]), (True, [*[300] * 5])):
+        bench = Bench(landmark_folder, fused=fused, landmark_dtype="int4")
+        assert bench.settings.glances_beyond(1) == glanced_at
+        assert bench.settings.glances_beyond(2) is None
+        found.append(bench.logits(bench.session(), tokens, cuts, 3))
+    for others in found[1:]:
+        alike(others, found[0])
+
+
 @pytest.mark.parametrize("window", [None, 100], ids=["at once", "as a tier bears it"])
 @pytest.mark.parametrize("kind", ["the rest", "bounded", "copies and the rest", "trained"])
 def test_sessions_that_decode_together_read_what_each_reads_alone(
