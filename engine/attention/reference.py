@@ -194,7 +194,8 @@ class ReferenceAttention:
     def _looks_per_block(self) -> int:
         """Numbers that a far block takes for each query while blocks are chosen."""
         parts = len(self.settings.rule.widths(self.layout.head_dim))
-        return self.settings.landmarks_per_block * 2 * parts + (4 if self.settings.estimate_rest else 0)
+        further = (4 if self.settings.estimate_rest else 0) + (4 if self.settings.centred else 0)
+        return self.settings.landmarks_per_block * 2 * parts + further
 
     def _fetches(self, layer: int, span: Span, far_blocks: int) -> int:
         """How many of the far blocks a query of the span may read, at most."""

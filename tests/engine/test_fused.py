@@ -138,8 +138,8 @@ def test_many_trained_landmarks_are_glanced_at_as_by_the_reference(
     monkeypatch.setattr("engine.config.GLANCED_AT", glanced_at)
     tokens, found = random_tokens(1500), []
     pieces = [700, 770, *[1] * 30]
-    for fused, cuts in ((False, pieces), (True, pieces), (True, [1490, *[1] * 10]), (True, [*[300] * 5])):
-        bench = Bench(landmark_folder, fused=fused, landmark_dtype="int4")
+    for quick, cuts in ((False, pieces), (True, pieces), (True, [1490, *[1] * 10]), (True, [300] * 5)):
+        bench = Bench(landmark_folder, fused=quick, landmark_dtype="int4")
         assert bench.settings.glances_beyond(1) == glanced_at
         assert bench.settings.glances_beyond(2) is None
         found.append(bench.logits(bench.session(), tokens, cuts, 3))
