@@ -41,7 +41,7 @@ class Sweep:
         self._given = np.array([[start, 0] for start, _ in ranges], np.int64)
         function, given = job(reading_kernels.read_some), self._given.ctypes.data
         places = range(given, given + self._given.nbytes, self._given.strides[0])
-        jobs = [(function, at, 0, end - start, PIECE_BYTES) for at, (start, end) in zip(places, ranges, strict=True)]
+        jobs = [(function, at, 0, end - start, PIECE_BYTES, 0) for at, (start, end) in zip(places, ranges, strict=True)]
         self._jobs = np.array(jobs, np.int64)
 
     def seconds(self) -> float:

@@ -26,7 +26,7 @@ from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
 from cache.sections import SECTION
 from cache.session import Session
-from cache.sharing import Shared, Task, Tasks
+from cache.sharing import InRow, Shared, SideBySide, Task, Tasks
 from cache.slopes import slopes
 from cache.store import BlockStore
 from cache.summary import Summary
@@ -54,6 +54,7 @@ __all__ = [
     "DamagedBlock",
     "DeviceTier",
     "DiskTier",
+    "InRow",
     "IndexShape",
     "LandmarkRule",
     "LowerTier",
@@ -68,6 +69,7 @@ __all__ = [
     "Session",
     "SessionRegistry",
     "Shared",
+    "SideBySide",
     "StoreError",
     "Summary",
     "Task",

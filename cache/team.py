@@ -25,8 +25,8 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self._kernels = kernels("team")
-        self._helpers = threads - 1
-        self._words = np.zeros(7 * self._kernels.LINE // 8, np.int64)
+        self._count, self._helpers = threads, threads - 1
+        self._words = np.zeros((self._kernels.PARTS + (threads + 1) * self._kernels.LINE) // 8, np.int64)
         self._box = -(-self._words.ctypes.data // self._kernels.LINE) * self._kernels.LINE
         self._words[(self._box - self._words.ctypes.data + self._kernels.STATE) // 8] = self._kernels.CLOSED
         self._busy = threading.Lock()
@@ -36,8 +36,8 @@ class Team:
         """Do jobs, given by their address, one after the other; those of several threads take turns."""
         with self._busy:
             for _ in range(self._kernels.call_up(self._box, self._helpers)):
-                self._threads.submit(self._kernels.stand_by, self._box, PATIENCE)
-            self._kernels.lead(self._box, jobs, count)
+                self._threads.submit(self._kernels.stand_by, self._box, PATIENCE, self._count)
+            self._kernels.lead(self._box, jobs, count, self._count)
 
 
 @cache

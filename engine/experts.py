@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cache import Task, Tasks
 from engine.linear import LANES, SHORT, WideProduct, native
-from engine.pairs import FEW, PairProduct, multiply_job, piece_of
+from engine.pairs import FEW, PairProduct, ask_job, multiply_job, piece_of
 from engine.rounded import rounded
 
 SCALES = "_scales"
@@ -71,7 +71,8 @@ class ExpertProduct:
         outputs, channels = weight.shape[1:]
         experts, starts, stops = np.array(few).T
         words = (0, outputs, channels, 0, 0, 0, 0, 0)  # as `pair_kernels.multiply` takes them
-        task = Task(multiply_job(weight.dtype), words, range(len(words)), outputs, piece_of(weight[0]))
+        piece, ask = piece_of(weight[0]), ask_job(weight.dtype)
+        task = Task(multiply_job(weight.dtype), words, range(len(words)), outputs, piece, ask)
         tasks = Tasks([task], len(few))
         for place, each, numbers in (
             (0, weight, experts),

@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from cache import compiled, job, kernels
+from engine.asking_kernels import ask_job
 from engine.linear_kernels import multiply
 from engine.pair_kernels import Bfloat
 from engine.pairs import multiply_job
@@ -194,12 +195,13 @@ def multiply_bytes(arguments: int, first: int, last: int) -> None:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Addresses of the kernels for one type of numbers."""
+    """Addresses of the kernels for one type of numbers; `ask` asks for what `multiply` reads first."""
 
     norm: int
     add: int
     swish: int
     multiply: int
+    ask: int
 
 
 @functools.cache
@@ -209,6 +211,6 @@ def jobs(width: int, weights: torch.dtype) -> Jobs:
     No others are compiled: for bf16 a processor may lack the instructions.
     """
     if width == 2:
-        return Jobs(job(norm_short), job(add_short), job(swish_short), multiply_job(weights))
+        return Jobs(job(norm_short), job(add_short), job(swish_short), multiply_job(weights), ask_job(weights))
     product = multiply_bytes if weights == torch.int8 else multiply_wide
-    return Jobs(job(norm_wide), job(add_wide), job(swish_wide), job(product))
+    return Jobs(job(norm_wide), job(add_wide), job(swish_wide), job(product), ask_job(weights))

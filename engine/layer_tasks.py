@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache import Task, Tasks
+from cache import SideBySide, Task, Tasks
 from engine.pairs import FEW, piece_of
 from engine.rounded import RoundedLinear, matrix_of
 from engine.usual import LANES, Parts, Product, epsilon_of
 
 PRODUCT_OUTPUT = 5
 """Word of a product's job."""
-STEPS = 64
-"""Times 16 numbers that a thread claims at once."""
+ADDED, GATED = 128, 32
+"""Times 16 numbers that a thread claims at once, where it adds or gates them."""
 
 
 class Rooms(threading.local):
@@ -52,23 +53,28 @@ class RowTasks:
         words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
         return Task(self._jobs.norm, words, range(len(words)), rows)
 
+    def _products(self, x: Tensor, *all_layers: tuple[Product, Tensor]) -> SideBySide:
+        """What layers make of the same input, each in its place."""
+        piece = piece_of(*(matrix_of(layer) for layer, _ in all_layers))
+        return SideBySide([replace(self._product(layer, x, to), piece=piece) for layer, to in all_layers])
+
     def _product(self, layer: Product, x: Tensor, to: Tensor) -> Task:
         weight, scales = self._keep(matrix_of(layer)), layer.scales if isinstance(layer, RoundedLinear) else None
         outputs, channels = weight.shape
         more = [0 if each is None else self._keep(each).data_ptr() for each in (layer.bias, scales)]
         words = (weight.data_ptr(), outputs, channels, x.data_ptr(), self.rows, to.data_ptr(), *more)
-        return Task(self._jobs.multiply, words, range(len(words)), outputs, piece_of(weight))
+        return Task(self._jobs.multiply, words, range(len(words)), outputs, piece_of(weight), self._jobs.ask)
 
     def _keep(self, weight: Tensor) -> Tensor:
         self._kept.append(weight.detach())
         return self._kept[-1]
 
     def _add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
-        return self._elementwise(self._jobs.add, one, other, to)
+        return self._elementwise(self._jobs.add, one, other, to, ADDED)
 
-    def _elementwise(self, job: int, one: Tensor, other: Tensor, to: Tensor) -> Task:
+    def _elementwise(self, job: int, one: Tensor, other: Tensor, to: Tensor, piece: int) -> Task:
         words = (one.data_ptr(), other.data_ptr(), to.data_ptr())
-        return Task(job, words, range(len(words)), other.numel() // LANES, STEPS)
+        return Task(job, words, range(len(words)), other.numel() // LANES, piece)
 
 
 class LayerTasks(RowTasks):
@@ -89,16 +95,15 @@ class LayerTasks(RowTasks):
         of_heads = (parts.q_norm, q), (parts.k_norm, k)
         self.before = Tasks([
             self._norm(parts.before, given, normed, rows),
-            *(self._product(layer, normed, to) for layer, to in ((parts.q, q), (parts.k, k), (parts.v, v))),
+            self._products(normed, (parts.q, q), (parts.k, k), (parts.v, v)),
             *(self._norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
         ])  # fmt: skip
         self.after = Tasks([
             self._product(parts.o, attended, normed),
             self._add(given, normed, room["stream"]),
             self._norm(parts.after, room["stream"], normed, rows),
-            self._product(parts.gate, normed, gate),
-            self._product(parts.up, normed, up),
-            self._elementwise(self._jobs.swish, gate, up, gate),
+            self._products(normed, (parts.gate, gate), (parts.up, up)),
+            self._elementwise(self._jobs.swish, gate, up, gate, GATED),
             self._product(parts.down, gate, normed),
             self._add(room["stream"], normed, given),
         ])  # fmt: skip

@@ -20,22 +20,21 @@ WIDTHS = {torch.bfloat16: 32, torch.int8: 64}
 """Channels must be a multiple of it, for weights of a type."""
 FEATURES = {torch.bfloat16: ("avx512bf16",), torch.int8: ("avx512bf16", "avx512vbmi")}
 """What a processor must have for kernels of such weights."""
-Words = c_int64 * 13
+Words = c_int64 * 14
 """Arguments of the kernel, and behind them a job of theirs."""
 WIDE_BYTES = 4 << 20
 """Of a matrix of 8 bits that is widened at once for many rows: what a cache holds."""
-PIECE_BYTES = 1 << 20
-"""Of the matrix, which a thread claims at once, or about so many: two cores read 54 GB/s in pieces of 128 KiB and 63 in
-such of 2 MiB."""
+PIECE_BYTES = 1 << 16
+"""Of a matrix, which a thread claims at once: pieces of its own part of it lie side by side."""
 WHOLE_BYTES = 1 << 17
-"""A smaller matrix is not divided."""
+"""Less than that is not divided."""
 
 
-def piece_of(weight: Tensor) -> int:
-    """Rows of a matrix that a thread claims at once; as many pieces for each, so that none waits for the last."""
-    threads = torch.get_num_threads() if weight.nbytes >= WHOLE_BYTES else 1
-    pieces = threads * max(1, round(weight.nbytes / PIECE_BYTES / threads))
-    return max(4, -(-len(weight) // pieces // 4) * 4)
+def piece_of(*weights: Tensor) -> int:
+    """Rows that a thread claims at once of a matrix, or of several of as many channels."""
+    if sum(weight.nbytes for weight in weights) < WHOLE_BYTES:
+        return sum(map(len, weights))
+    return max(4, round(PIECE_BYTES / (weights[0].itemsize * weights[0].shape[1]) / 4) * 4)
 
 
 def multiply_job(dtype: torch.dtype) -> int:
@@ -47,6 +46,13 @@ def multiply_job(dtype: torch.dtype) -> int:
     from engine import pair_kernels
 
     return pair_kernels.multiply_job()
+
+
+def ask_job(dtype: torch.dtype) -> int:
+    """Address of what asks for the first rows that such a kernel reads."""
+    from engine import asking_kernels
+
+    return asking_kernels.ask_job(dtype)
 
 
 class PairProduct:
@@ -85,7 +91,7 @@ class PairProduct:
         words = Words(weight.data_ptr(), self._outputs, self._channels, x.data_ptr(), rows, product.data_ptr())
         words[6] = 0 if bias is None else bias.data_ptr()
         words[7] = 0 if scales is None else scales.data_ptr()
-        words[8:] = [self._multiply, addressof(words), 0, self._outputs, self._piece]
+        words[8:] = [self._multiply, addressof(words), 0, self._outputs, self._piece, 0]
         together(addressof(words) + 64)
         return product
 

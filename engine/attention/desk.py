@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import BlockIndex, BlockStore, CacheLayout, Task, Tasks, expected_largest, kernels, threads_for
+from cache import BlockIndex, BlockStore, CacheLayout, InRow, Task, Tasks, expected_largest, kernels, threads_for
 from engine.attention.base import RetrievalSettings
 from engine.attention.plans import Floats, Numbers, Plan, padded
 from engine.attention.rows import Rows
@@ -141,7 +141,7 @@ class Desk:
             self._room = scratch.of(*self._room_shape)
         if tasks is None:
             looking = self._looking(tables[0], self._room) if looks else []
-            tasks = Tasks([self._placing(given[0], *pools[0]), *looking], len(layers))
+            tasks = Tasks([InRow([self._placing(given[0], *pools[0]), *looking])], len(layers))
         for place, name in zip(GIVEN, ("q", "k", "v"), strict=True):
             tasks.put(0, place, [getattr(each, name).data_ptr() for each in given])
         tasks.put(0, SCALE, [row.ctypes.data for row in self._scales])
@@ -272,7 +272,8 @@ class Desk:
         """
         task = int(direct)
         if tasks is None:
-            tasks = Tasks([*([self._spotting()] if direct else []), *self._reading(given[0], *pools[0])], len(given))
+            each = [*([self._spotting()] if direct else []), *self._reading(given[0], *pools[0])]
+            tasks = Tasks([InRow(each)], len(given))
         for place, each_pool in zip(POOLS, zip(*pools, strict=True), strict=True):
             tasks.put(task, place, [pool.data_ptr() for pool in each_pool])
         tasks.put(task + 1, OUTPUT, [each.output.data_ptr() for each in given])
