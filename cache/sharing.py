@@ -138,14 +138,14 @@ class Tasks:
         """Change a number, or the address of an array of the same shape: for all lists, or one for each."""
         self._words[:, self._places[task][argument]] = words
 
-    def put_rows(self, task: int, argument: int, arrays: Sequence[NDArray[Any]]) -> None:
-        """Change an array, one for each list, for one of the same type that may be longer or shorter.
+    def put_arrays(self, task: int, argument: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """Change an array for one of the same type and as many dimensions: one for all lists, or one for each.
 
         They must live on.
         """
         place = self._places[task][argument]
-        self._words[:, place] = [array.__array_interface__["data"][0] for array in arrays]
-        self._words[:, place + 1] = [len(array) for array in arrays]
+        told = [(array.__array_interface__["data"][0], *array.shape) for array in arrays]
+        self._words[:, place : place + len(told[0])] = told
 
     def do(self, threads: int | None = None) -> None:
         """All lists, with so many threads, or as many as torch may use."""

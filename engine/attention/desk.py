@@ -8,6 +8,8 @@ addresses, and asks for two lists of jobs; or who has all layers to do takes the
 from __future__ import annotations
 
 import math
+import operator
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,22 +22,24 @@ from torch import Tensor
 
 from cache import BlockIndex, BlockStore, CacheLayout, InRow, Task, Tasks, expected_largest, kernels, threads_for
 from engine.attention.base import RetrievalSettings
-from engine.attention.plans import Floats, Numbers, Plan, padded
+from engine.attention.plans import Floats, Numbers, Plan, Standing, padded
 from engine.attention.rows import Rows
-from engine.step import Span
 
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
-GIVEN, SCALE, PLACED, TABLES, SECTION_TABLES, POOLS, OUTPUT = (0, 1, 2), 4, (8, 9), 2, 4, (2, 3), 1
-"""Arguments that change from layer to layer: of placing q, k, v, their scale, and the cache's keys and values; of
-choosing, and reading copies, the indexes' tables, and of choosing those of sections, each with their borders behind; of
-attending keys and values; of finishing."""
+GIVEN, SCALE, PLACED, OUTPUT = (0, 1, 2), 4, (8, 9), 1
+POOLS, SLOTS, STARTS = (2, 3), 2, 8
+TABLES, SECTION_TABLES = 2, 4
+"""Arguments that change from layer to layer, or from step to step: of placing q, k, v, their scale, and the cache's
+keys and values; of finishing; of attending keys and values; of telling where blocks lie their slots; of attending where
+blocks start; of choosing, and reading copies, the indexes' tables, and of choosing those of sections, each with their
+borders behind."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
 Jobs = NDArray[np.int64]
-Tables = dict[tuple[int, int], tuple[Numbers, Numbers]]
-"""Where indexes lie, and which part is whose, by task and place among its arguments."""
+Tables = dict[tuple[int, int], list[list[Numbers]]]
+"""Where indexes of sessions lie in each layer, by task and place among its arguments."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Given:
         return self.scale if isinstance(self.scale, float) else self.scale[rows]
 
 
-class Scratch:
-    """Room that is used again and again."""
+class Scratch(threading.local):
+    """Room that is used again and again; each thread has its own."""
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.float32)
@@ -94,29 +98,41 @@ class Desk:
         self, plan: Plan, layout: CacheLayout, settings: RetrievalSettings, groups: int, window: int | None,
         starts: Floats, *, chooses: bool, writes: bool,
     ) -> None:  # fmt: skip
-        self.plan, self._layout, self._settings = plan, layout, settings
-        self._window, self._starts, self._writes = window or EVERYTHING, starts, writes
+        self._layout, self._settings = layout, settings
+        self._window, self._writes = window or EVERYTHING, writes
         self.chooses = chooses and plan.reach.fetch is not None
         shape = (layout.kv_heads, len(plan.positions), groups, layout.head_dim)
         self.queries, self.far, self.result = (np.empty(shape, np.float32) for _ in range(3))
         self.weight = np.empty(shape[:3], np.float32)
         self.fetched = plan.reach.fetch or 0
         self.chosen = np.full((*shape[:2], self.fetched + (settings.copied_blocks if self.chooses else 0)), -1)
-        if self.fetched and not self.chooses:
-            latest = plan.ends[:, None] - 1 - np.arange(self.fetched)
-            self.chosen[:] = np.where(latest >= settings.sink_blocks, latest, -1)
         read = (*shape[:2], plan.fixed.shape[1] + self.fetched)
         self._numbers, self._places = np.empty(read, np.int64), np.empty(read, np.int64)
         self._room = np.empty(0, np.float32)
         self._kernels = kernels("recall"), kernels("copy")
         self._first: Tasks | None = None
         self._second: Tasks | None = None
+        self._known: dict[str, Sequence[object]] = {}
+        self._lying: dict[tuple[int, int], object] = {}
+        self._standing = Standing(plan, layout.kv_heads)
+        self.plan = plan
+        self._sit(starts)
 
-    @cached_property
-    def _own(self) -> Numbers:
-        """Places of the queries' own blocks (H, T); where a tier has no pools they are filled anew for each layer."""
-        heads = np.arange(self._layout.kv_heads)[:, None]
-        return self.plan.own_slots.numpy()[None] * self._layout.kv_heads + heads
+    def take(self, plan: Plan, starts: Floats) -> None:
+        """Queries of another plan of the same shape, and where its blocks start."""
+        self.plan = plan
+        self._standing.take(plan)
+        self._sit(starts)
+
+    def leave(self) -> None:
+        """Hold nothing of the plan's sessions until another one is taken."""
+        del self.plan, self._slots
+
+    def _sit(self, starts: Floats) -> None:
+        self._starts, (self._slots, _) = starts, self.plan.tables
+        if self.fetched and not self.chooses:
+            latest = self.plan.ends[:, None] - 1 - np.arange(self.fetched)
+            self.chosen[:] = np.where(latest >= self._settings.sink_blocks, latest, -1)
 
     # -- choosing --------------------------------------------------------------------------------------------
 
@@ -127,33 +143,50 @@ class Desk:
             by_scores: who asks looks at landmarks itself afterwards
         """
         looks = self.chooses and not by_scores
-        self._first = self._choosing(self._first, [layer], [given], scratch, looks=looks)
-        self._first.do(threads_for(self._layout.kv_heads, self._look_work))
+        tasks = self._choosing([layer], [given], scratch, looks=looks)
+        tasks.do(threads_for(self._layout.kv_heads, self._look_work))
 
-    def _choosing(
-        self, tasks: Tasks | None, layers: Sequence[int], given: Sequence[Given], scratch: Scratch, *, looks: bool
-    ) -> Tasks:
-        """What `choose` does for each of the layers; the tasks that it did before, if any, for others."""
-        self._scales = np.stack([self._scale_of(each) for each in given])  # (layers, T)
+    def _choosing(self, layers: Sequence[int], given: Sequence[Given], scratch: Scratch, *, looks: bool) -> Tasks:
+        """What `choose` does for each of the layers, as many as ever."""
         pools = [self._cache(layer) for layer in layers]
-        tables = [self._tables(self.indexes(layer)) for layer in layers] if looks else []
+        indexes = [self.indexes(layer) for layer in layers] if looks else []
         if looks:
             self._room = scratch.of(*self._room_shape)
+        tasks = self._first
         if tasks is None:
-            looking = self._looking(tables[0], self._room) if looks else []
-            tasks = Tasks([InRow([self._placing(given[0], *pools[0]), *looking])], len(layers))
-        for place, name in zip(GIVEN, ("q", "k", "v"), strict=True):
-            tasks.put(0, place, [getattr(each, name).data_ptr() for each in given])
-        tasks.put(0, SCALE, [row.ctypes.data for row in self._scales])
-        for place, each_pool in zip(PLACED, zip(*pools, strict=True), strict=True):
-            tasks.put(0, place, [pool.data_ptr() for pool in each_pool])
+            self._scales = np.stack([self._scale_of(each) for each in given])
+            looking = self._looking(self._tables(indexes[:1]), self._room) if looks else []
+            tasks = self._first = Tasks([InRow([self._placing(given[0], *pools[0]), *looking])], len(layers))
+        if self._others("given", given):
+            self._scales = np.stack([self._scale_of(each) for each in given])  # (layers, T)
+            for place, name in zip(GIVEN, ("q", "k", "v"), strict=True):
+                tasks.put(0, place, [getattr(each, name).data_ptr() for each in given])
+            tasks.put(0, SCALE, [row.ctypes.data for row in self._scales])
+        if self._others("written", pools):
+            for place, each_pool in zip(PLACED, zip(*pools, strict=True), strict=True):
+                tasks.put(0, place, [pool.data_ptr() for pool in each_pool])
         if looks:
             tasks.put(1, self._room_argument, self._room.ctypes.data)
-            self._lying = tables  # as long as their addresses are used
-            for task, place in tables[0]:
-                for argument, arrays in enumerate(zip(*(each[task, place] for each in tables), strict=True), place):
-                    tasks.put_rows(task, argument, arrays)
+            self._aim_tables(tasks, indexes)
         return tasks
+
+    def _aim_tables(self, tasks: Tasks, indexes: Sequence[list[BlockIndex]]) -> None:
+        """Tell where indexes of layers lie, if they lie elsewhere than they did."""
+        tables = self._tables(indexes)
+        for (task, place), of_layers in tables.items():
+            if self._others(f"tables of {task}, {place}", [table for some in of_layers for table in some]):
+                lying = [joined(some) for some in of_layers]
+                self._lying[task, place] = lying  # as long as their addresses are used
+                for argument, arrays in enumerate(zip(*lying, strict=True), place):
+                    tasks.put_arrays(task, argument, arrays)
+
+    def _others(self, name: str, things: Sequence[object]) -> bool:
+        """Whether what has this name are others now than when it was last asked, which live on until then."""
+        before = self._known.get(name, ())
+        if len(before) == len(things) and all(map(operator.is_, before, things)):
+            return False
+        self._known[name] = things
+        return True
 
     def _scale_of(self, given: Given) -> Floats:
         """Of the plan's queries (T,)."""
@@ -167,7 +200,7 @@ class Desk:
         pools = self.pools(layer)
         if pools is None and self._writes:
             located = self.store.locate(layer, self.plan.own_slots.expand(self._layout.kv_heads, -1))
-            self._own[:] = located.at.numpy()
+            self._standing.own[:] = located.at.numpy()
             return located.keys, located.values
         return pools or (self._nothing, self._nothing)
 
@@ -179,45 +212,42 @@ class Desk:
         """Of the plan's sessions."""
         return [index for span in self.plan.spans if (index := span.session.indexes[layer]) is not None]
 
-    def _tables(self, indexes: list[BlockIndex]) -> Tables:
-        """Where indexes lie, and which part is whose, by task and place among its arguments."""
-        tables = {(1, TABLES): joined([index.table for index in indexes])}
+    def _tables(self, indexes: Sequence[list[BlockIndex]]) -> Tables:
+        """Where the indexes of each layer lie."""
+        tables = {(1, TABLES): [[index.table for index in some] for some in indexes]}
         if not self._settings.gated:
-            sections = [index.sections.table if index.sections else NO_TABLE for index in indexes]
-            tables[1, SECTION_TABLES] = joined(sections)
+            tables[1, SECTION_TABLES] = [[sections_table(index) for index in some] for some in indexes]
         if self._settings.copied_blocks:
-            tables[2, TABLES] = joined([index.copies_table for index in indexes])
+            tables[2, TABLES] = [[index.copies_table for index in some] for some in indexes]
         return tables
 
     def _placing(self, given: Given, keys: Tensor, values: Tensor) -> Task:
         from engine.attention import place_kernels
 
-        plan, q = self.plan, bits(given.q)
-        rows = np.arange(len(q))[plan.rows] if isinstance(plan.rows, slice) else plan.rows.numpy()
-        self._rows = np.ascontiguousarray(rows)
-        self._turns = [torch.stack(turns)[:, :, 0].numpy() for turns in (plan.far_turns, plan.own_turns)]
-        own, kept = self._own if self._writes else np.empty((0, 0), np.int64), pool_bits(keys)
+        q, stands, plan = bits(given.q), self._standing, self.plan
+        own, kept = stands.own if self._writes else np.empty((0, 0), np.int64), pool_bits(keys)
         arguments = (
-            q, bits(given.k), bits(given.v), self._rows, self._scales[0], *self._turns, plan.rotation.interleaved,
-            kept, pool_bits(values), own, plan.offsets.numpy(), plan.size, self.queries, self.far, self.weight,
-            self.result,
+            q, bits(given.k), bits(given.v), stands.rows, self._scales[0], stands.far_turns, stands.own_turns,
+            plan.rotation.interleaved, kept, pool_bits(values), own, stands.offsets, plan.size, self.queries, self.far,
+            self.weight, self.result,
         )  # fmt: skip
         return place_kernels.shared_place(q.dtype, kept.dtype).task(arguments, self._layout.kv_heads)
 
     def _looking(self, tables: Tables, room: Floats) -> list[Task]:
-        settings, plan, heads, size = self._settings, self.plan, self._layout.kv_heads, self._layout.block_size
+        settings, stands, heads, size = self._settings, self._standing, self._layout.kv_heads, self._layout.block_size
         recall, copies = self._kernels
         far, result = (x.reshape(heads, -1, x.shape[3]) for x in (self.far, self.result))  # (H, T * G, D)
-        asked, ends = (far, plan.borders), (settings.sink_blocks, plan.ends)
+        asked, ends = (far, stands.borders), (settings.sink_blocks, stands.ends)
+        lying = {key: joined(some[0]) for key, some in tables.items()}
         if settings.gated:
-            landmarks = (*asked, *tables[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
+            landmarks = (*asked, *lying[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
             return [kernels("landmark").shared_choose().task(landmarks, heads)]
         most = EVERYTHING if settings.few_blocks is None else settings.few_blocks
         how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
-        arguments = (*asked, *tables[1, TABLES], *tables[1, SECTION_TABLES], *ends, *how, room, self.chosen)
+        arguments = (*asked, *lying[1, TABLES], *lying[1, SECTION_TABLES], *ends, *how, room, self.chosen)
         tasks = [recall.shared_recall().task((*arguments, self.weight, result), heads)]
         if settings.copied_blocks:
-            copied = (*asked, *tables[2, TABLES], size, self.chosen, self.fetched, self.weight, result)
+            copied = (*asked, *lying[2, TABLES], size, self.chosen, self.fetched, self.weight, result)
             tasks.append(copies.shared_attend().task(copied, heads))
         return tasks
 
@@ -228,12 +258,12 @@ class Desk:
 
     @property
     def _room_shape(self) -> tuple[int, int, int]:
-        groups, blocks = self.queries.shape[2], self.plan.choosable
+        groups, room = self.queries.shape[2], self.plan.room
         if self._settings.gated:
-            rows, blocks = kernels("landmark").choose_rows(groups), min(blocks, self._glance_beyond)
+            rows, room = kernels("landmark").choose_rows(groups), min(room, padded(self._glance_beyond))
         else:
             rows = self._kernels[0].recall_rows(groups)
-        return self._layout.kv_heads, rows, padded(blocks)
+        return self._layout.kv_heads, rows, room
 
     @property
     def _glance_beyond(self) -> int:
@@ -258,45 +288,49 @@ class Desk:
             located = self.store.locate(layer, self.plan.slots(self._numbers))
             self._places[:] = np.where(self._numbers >= 0, located.at.numpy(), -1)
             pools = located.keys, located.values
-        self._second = self._attending(self._second, [pools], [given], direct=direct)
+        tasks = self._attending([pools], [given], direct=direct)
         work = COLD * len(self.plan.positions) * self.queries.shape[2] * self._numbers.shape[2]
-        self._second.do(threads_for(self._layout.kv_heads, work * self._layout.block_size))
+        tasks.do(threads_for(self._layout.kv_heads, work * self._layout.block_size))
 
-    def _attending(
-        self, tasks: Tasks | None, pools: Sequence[tuple[Tensor, Tensor]], given: Sequence[Given], *, direct: bool
-    ) -> Tasks:
+    def _attending(self, pools: Sequence[tuple[Tensor, Tensor]], given: Sequence[Given], *, direct: bool) -> Tasks:
         """What `attend` does for each of the layers with such keys and values.
 
         Args:
             direct: it is for jobs to find out where blocks lie
         """
-        task = int(direct)
+        task, tasks = int(direct), self._second
         if tasks is None:
             each = [*([self._spotting()] if direct else []), *self._reading(given[0], *pools[0])]
-            tasks = Tasks([InRow(each)], len(given))
-        for place, each_pool in zip(POOLS, zip(*pools, strict=True), strict=True):
-            tasks.put(task, place, [pool.data_ptr() for pool in each_pool])
-        tasks.put(task + 1, OUTPUT, [each.output.data_ptr() for each in given])
+            tasks = self._second = Tasks([InRow(each)], len(given))
+        if self._others("read", pools):
+            for place, each_pool in zip(POOLS, zip(*pools, strict=True), strict=True):
+                tasks.put(task, place, [pool.data_ptr() for pool in each_pool])
+        if self._others("output", given):
+            tasks.put(task + 1, OUTPUT, [each.output.data_ptr() for each in given])
+        if direct:
+            tasks.put_arrays(0, SLOTS, [self._slots])
+        if self._others("starts", [self._starts]):
+            tasks.put_arrays(task, STARTS, [self._starts])
         return tasks
 
     def _spotting(self) -> Task:
         from engine.attention import place_kernels
 
-        table, starts = self.plan.tables
-        arguments = (self.plan.fixed, self.chosen, table, starts, self._layout.kv_heads, self._numbers, self._places)
-        return place_kernels.shared_spot().task(arguments, self._layout.kv_heads)
+        stands, heads = self._standing, self._layout.kv_heads
+        arguments = (stands.fixed, self.chosen, self._slots, stands.begins, heads, self._numbers, self._places)
+        return place_kernels.shared_spot().task(arguments, heads)
 
     def _reading(self, given: Given, keys: Tensor, values: Tensor) -> list[Task]:
         from engine.attention import attend_kernels, place_kernels
 
-        plan, settings, heads = self.plan, self._settings, self._layout.kv_heads
+        plan, stands, settings, heads = self.plan, self._standing, self._settings, self._layout.kv_heads
         kept, output = pool_bits(keys), bits(given.output)
-        stride, apart = (2, 1) if plan.rotation.interleaved else (1, plan.turns.shape[2])
-        blocks = (plan.size, self._places, self._numbers, plan.turns, self._starts, stride, apart)
-        seen = (settings.gated, settings.bounded, plan.positions, plan.reach.recent, self._window)
+        stride, apart = (2, 1) if plan.rotation.interleaved else (1, stands.turns.shape[2])
+        blocks = (plan.size, self._places, self._numbers, stands.turns, self._starts, stride, apart)
+        seen = (settings.gated, settings.bounded, stands.positions, plan.reach.recent, self._window)
         arguments = (self.queries, self.far, kept, pool_bits(values), *blocks, *seen, self.weight, self.result)
         attending = attend_kernels.shared_attend(kept.dtype).task(arguments, heads)
-        finishing = place_kernels.shared_finish(output.dtype).task((self.result, output, self._rows), heads)
+        finishing = place_kernels.shared_finish(output.dtype).task((self.result, output, stands.rows), heads)
         return [attending, finishing]
 
     # -- all layers at once ----------------------------------------------------------------------------------
@@ -304,12 +338,12 @@ class Desk:
     def jobs(self, layers: Sequence[int], given: Sequence[Given], scratch: Scratch) -> tuple[Jobs, Jobs]:
         """What these layers do to choose and to attend, for who does it (layers, jobs, JOB_WORDS).
 
-        A tier has pools of each layer, and indexes are in 4 bits. It holds until the desk is asked again.
+        A tier has pools of each layer, and indexes are in 4 bits. A desk is asked for the same layers always, and the
+        jobs are the same arrays: who has them tells the desk of each step and has them do what is new.
         """
         pools = [found for layer in layers if (found := self.pools(layer)) is not None]
-        self._first = self._choosing(None, layers, given, scratch, looks=self.chooses)
-        self._second = self._attending(None, pools, given, direct=True)
-        return self._first.jobs, self._second.jobs
+        first = self._choosing(layers, given, scratch, looks=self.chooses)
+        return first.jobs, self._attending(pools, given, direct=True).jobs
 
     def pools(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """See Tier.pools."""
@@ -318,9 +352,9 @@ class Desk:
     @property
     def store(self) -> BlockStore:
         """Of the plan's sessions."""
-        return self.plan.spans[0].session.store
+        return self.plan.store
 
-    @cached_property
+    @property
     def selected(self) -> int:
         """Heads of far blocks that are fetched in a layer."""
         there = np.maximum(0, self.plan.ends - self._settings.sink_blocks)
@@ -337,19 +371,9 @@ class Desk:
         return mine, Rows(queries, positions, plan.size, plan.rotation, plan.far_distance[mine], session)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A step as the layers of one kind go through it.
-
-    Attributes:
-        alone: spans that attend by themselves, in their order, for one may read what another one of its session writes;
-            which positions of the step are theirs, and desks for one piece after the other, or None for the
-            reference's way
-        together: spans of one position, as many at once as read alike and a tier bears
-    """
-
-    alone: tuple[tuple[Span, slice, tuple[Desk, ...] | None], ...]
-    together: tuple[Desk, ...]
+def sections_table(index: BlockIndex) -> Numbers:
+    """Where its sections lie, if it has any."""
+    return index.sections.table if index.sections else NO_TABLE
 
 
 def joined(tables: Sequence[Numbers]) -> tuple[Numbers, Numbers]:

@@ -8,17 +8,18 @@ that is tallied, stopped by a top-p or squashed by a softcap goes the reference'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, Tasks, kernels, over_heads
+from cache import BlockIndex, CacheLayout, kernels, over_heads
 from engine.attention.base import LayerGeometry, Listed, RetrievalSettings
 from engine.attention.choosing import Choice
-from engine.attention.desk import Desk, Given, Jobs, Planned, Scratch, bits
+from engine.attention.desk import Desk, Given, Scratch, bits
 from engine.attention.exact import Read
+from engine.attention.lists import MOST, Kind, Lists, Planned
 from engine.attention.parts import Scoring
 from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, padded, sines
 from engine.attention.reference import WORKING_BYTES, ReferenceAttention
@@ -40,7 +41,8 @@ class FusedAttention(ReferenceAttention):
         self._keeps_scores = settings.landmark_dtype != "int4"
         self._alike = first_alike(layers, settings)
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
-        self._scratch, self._watch = Scratch(), Stopwatch()
+        self._scratch = Scratch()
+        self._lists: dict[object, Lists] = {}  # of steps that were done, by their shapes
         self._warm_up()
 
     @staticmethod
@@ -66,7 +68,7 @@ class FusedAttention(ReferenceAttention):
                 super()._attend(layer, span, q[rows].float() * given.scale_of(rows), scoring, step, given.output[rows])
             for desk in desks or ():
                 self._read(layer, desk, given, scoring, step)
-        for desk in planned.together:
+        for desk in self._seated(layer, planned, groups):
             self._read(layer, desk, given, scoring, step)
             self._index_together(layer, desk.plan)
         self._foresight.hint(layer, step.spans)
@@ -82,35 +84,57 @@ class FusedAttention(ReferenceAttention):
         planned = {layer: self._planned(layer, step, groups, squashed=False) for layer in scalings}
         if not all(self._plain(layer, mine) for layer, mine in planned.items()):
             return None
-        watch = self._watch
-        jobs: dict[int, list[Jobs]] = {layer: [] for layer in scalings}
-        for kind in {id(each): each for each in planned.values()}.values():
-            layers = [layer for layer, mine in planned.items() if mine is kind]
-            given = [Given(q, k, v, self._scale(layer, step, scalings[layer], q.device), output) for layer in layers]
-            for desk in kind.together:
-                for layer, choosing, attending in zip(layers, *desk.jobs(layers, given, self._scratch), strict=True):
-                    timed = [watch.start, choosing, watch.stop] if desk.plan.reach.fetch is not None else [choosing]
-                    jobs[layer] += [*timed, attending]
+        alike = {id(mine): mine for mine in planned.values()}.values()
+        kinds = [Kind(tuple(each for each in planned if planned[each] is mine), mine.together) for mine in alike]
+        scales = {layer: self._scale(layer, step, scaling, q.device) for layer, scaling in scalings.items()}
+        shape = q.dtype, groups, *((kind.layers, *(plan.shape for plan in kind.plans)) for kind in kinds)
+        lists = self._laid(shape, kinds, groups)
+        jobs = lists.jobs(kinds, scales, (q, k, v, output), self._scratch)
 
         def done() -> None:
-            step.report.retrieval_seconds += watch.taken()
-            for layer, mine in planned.items():
-                for desk in mine.together:
-                    self._count(desk, step)
-                    self._index_together(layer, desk.plan)
+            step.report.retrieval_seconds += lists.watch.taken()
+            for kind, desks in zip(kinds, lists.desks, strict=True):
+                for layer in kind.layers:
+                    for desk in desks:
+                        self._count(desk, step)
+                        self._index_together(layer, desk.plan)
+            lists.leave()
+            self._keep(shape, lists)
 
-        return Listed([np.concatenate(each) for each in jobs.values()], done)
+        return Listed(jobs, done)
+
+    def _laid(self, shape: object, kinds: Sequence[Kind], groups: int) -> Lists:
+        """Lists of jobs for such plans: those of an earlier step, which nobody else has meanwhile, or new ones."""
+        lists = self._lists.pop(shape, None)
+        if lists is None:
+            return Lists([tuple(self._desk(kind.layers[0], plan, groups) for plan in kind.plans) for kind in kinds])
+        for kind, desks in zip(kinds, lists.desks, strict=True):
+            for plan, desk in zip(kind.plans, desks, strict=True):
+                desk.take(plan, self._starts_for(kind.layers[0], plan))
+        return lists
+
+    def _keep(self, shape: object, lists: Lists) -> None:
+        self._lists[shape] = lists
+        while len(self._lists) > MOST:
+            self._lists.pop(next(iter(self._lists)), None)
 
     def _plain(self, layer: int, planned: Planned) -> bool:
         """Whether a layer goes through a step without anybody looking between choosing and attending."""
         if planned.alone or self.layers[layer].void is not None:
             return False
-        for desk in planned.together:
-            if desk.pools(layer) is None or (self._keeps_scores and desk.chooses):
+        for plan in planned.together:
+            looks = self._looks(layer) and plan.reach.fetch is not None
+            if plan.store.tier.pools(layer) is None or (self._keeps_scores and looks):
                 return False
-            if any(span.audit_rate and span.samples for span in desk.plan.spans):
+            if any(span.audit_rate and span.samples for span in plan.spans):
                 return False
         return True
+
+    def _seated(self, layer: int, planned: Planned, groups: int) -> tuple[Desk, ...]:
+        """Desks of a step whose layers come one after the other."""
+        if planned.desks is None:
+            planned.desks = tuple(self._desk(layer, plan, groups) for plan in planned.together)
+        return planned.desks
 
     def _index_together(self, layer: int, plan: Plan) -> None:
         """Index the blocks that spans of one position have filled."""
@@ -146,12 +170,8 @@ class FusedAttention(ReferenceAttention):
                 together.setdefault(self._reach(layer, span, span.first // self.layout.block_size), []).append(
                     (rows.start, span)
                 )
-        desks = [
-            self._desk(layer, plan, groups, writes=True)
-            for reach, found in together.items()
-            for plan in self._at_once(layer, reach, found)
-        ]
-        return Planned(tuple(alone), tuple(desks))
+        plans = [plan for reach, found in together.items() for plan in self._at_once(layer, reach, found)]
+        return Planned(tuple(alone), tuple(plans))
 
     def _pieces(self, layer: int, span: Span, rows: slice, groups: int) -> Iterator[Plan]:
         """The queries of one span, as many at once as working memory and tier bear."""
@@ -178,10 +198,16 @@ class FusedAttention(ReferenceAttention):
         rotation, size = self.layers[layer].rotation, self.layout.block_size
         return Plan(rows, spans, positions, reach, rotation, size, self.settings.bounded)
 
-    def _desk(self, layer: int, plan: Plan, groups: int, *, writes: bool) -> Desk:
-        chooses, window = not (self.settings.gated and layer == 0), self.layers[layer].window
-        starts = self._block_starts(layer, int(plan.own.max()) + 1)
+    def _desk(self, layer: int, plan: Plan, groups: int, *, writes: bool = True) -> Desk:
+        chooses, window, starts = self._looks(layer), self.layers[layer].window, self._starts_for(layer, plan)
         return Desk(plan, self.layout, self.settings, groups, window, starts, chooses=chooses, writes=writes)
+
+    def _looks(self, layer: int) -> bool:
+        """Whether a layer looks at landmarks where it has a choice: in the first one of a gated model all are alike."""
+        return not (self.settings.gated and layer == 0)
+
+    def _starts_for(self, layer: int, plan: Plan) -> Floats:
+        return self._block_starts(layer, int(plan.own.max()) + 1)
 
     def _serves(self, layer: int, span: Span) -> bool:
         """Whether a span asks for nothing that kernels do not know, and reads what a tier can locate at once."""
@@ -323,25 +349,3 @@ def lose(void: Tensor, weight: Floats, output: Tensor) -> None:
     after = torch.logaddexp(before, void[:, None])
     output *= (before - after).exp()[..., None]
     before.copy_(after)
-
-
-class Stopwatch:
-    """Jobs that take the time of what others do between them.
-
-    Attributes:
-        start, stop: lists of one job (1, JOB_WORDS), to be done any number of times
-    """
-
-    def __init__(self) -> None:
-        from engine.attention.clock_kernels import shared_clock
-
-        self._passed = np.zeros(1, np.int64)  # nanoseconds
-        at = self._passed.ctypes.data
-        self._tasks = [Tasks([shared_clock().task((at, times), 1)]) for times in (-1, 1)]
-        self.start, self.stop = (tasks.jobs[0] for tasks in self._tasks)
-
-    def taken(self) -> float:
-        """Seconds since it was last asked."""
-        seconds = int(self._passed[0]) / 1e9
-        self._passed[0] = 0
-        return seconds

@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache import BlockStore
 from engine.rotation import Rotation
 from engine.step import Span
 
 LANES = 16
+ROOM = 256
+"""Blocks by which the room to choose from them grows."""
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -56,6 +59,11 @@ class Plan:
     rotation: Rotation
     size: int
     bounded: bool
+
+    @property
+    def store(self) -> BlockStore:
+        """Of the spans' sessions."""
+        return self.spans[0].session.store
 
     @cached_property
     def borders(self) -> Numbers:
@@ -111,6 +119,16 @@ class Plan:
         """Blocks before the last of these ends."""
         return max(0, int(self.ends.max()))
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What plans share that can stand in the same arrays."""
+        return len(self.positions), len(self.spans), self.reach, self.room
+
+    @property
+    def room(self) -> int:
+        """What kernels need to choose: it grows by steps, so that sessions outgrow it seldom."""
+        return padded(-(-self.choosable // ROOM) * ROOM)
+
     @cached_property
     def fixed(self) -> Numbers:
         """The blocks that each query reads whatever it chooses, shared and near ones: (T, F), below 0 for none."""
@@ -143,6 +161,61 @@ class Plan:
     def own_slots(self) -> Tensor:
         """Slots of the queries' own blocks (T,)."""
         return self.slots(self.own[:, None])[:, 0]
+
+
+class Standing:
+    """A plan as kernels read it, in arrays that stay where they are while plans of the same shape come and go.
+
+    Args:
+        heads: of a block
+
+    Attributes:
+        rows, positions, offsets, ends: of each query which of the step's positions it is, and see `Plan` (T,)
+        borders: see `Plan` (spans + 1,)
+        fixed: see `Plan` (T, F)
+        begins: where each query's blocks begin in the plan's table of slots (T,)
+        own: places of the queries' own blocks in a tier's pools (H, T)
+        far_turns, own_turns, turns: see `Plan` (2, T, S), (2, T, S) and (T, 2, R)
+    """
+
+    rows: Numbers
+    positions: Numbers
+    offsets: Numbers
+    ends: Numbers
+    borders: Numbers
+    fixed: Numbers
+    begins: Numbers
+    own: Numbers
+    far_turns: Floats
+    own_turns: Floats
+    turns: Floats
+
+    def __init__(self, plan: Plan, heads: int) -> None:
+        self._heads = np.arange(heads)[:, None]
+        for name, values in self._of(plan).items():
+            setattr(self, name, np.array(values, order="C"))
+
+    def take(self, plan: Plan) -> None:
+        """Another plan of the same shape."""
+        for name, values in self._of(plan).items():
+            getattr(self, name)[...] = values
+
+    def _of(self, plan: Plan) -> dict[str, Numbers | Floats]:
+        rows = plan.rows
+        far_turns, own_turns = (torch.stack(turns)[:, :, 0].numpy() for turns in (plan.far_turns, plan.own_turns))
+        return {
+            "rows": np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.numpy(),
+            "positions": plan.positions,
+            "offsets": plan.offsets.numpy(),
+            "ends": plan.ends,
+            "borders": plan.borders,
+            "fixed": plan.fixed,
+            "begins": plan.tables[1],
+            "own": plan.own_slots.numpy() * len(self._heads) + self._heads,
+            "far_turns": far_turns,
+            "own_turns": own_turns,
+            "turns": plan.turns,
+        }
 
 
 def padded(blocks: int) -> int:

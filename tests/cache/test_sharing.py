@@ -85,7 +85,7 @@ def test_arguments_may_be_changed_between_two_times(job: Shared) -> None:
     np.testing.assert_allclose(fresh[:, 0], others.astype(float).sum(1), rtol=1e-6, atol=1e-6)
     assert (sums[:, 2] == 5).all()
     assert (fresh[:, 2] == 7).all()
-    tasks.put_rows(0, 0, [longer])
+    tasks.put_arrays(0, 0, [longer])
     tasks.do()
     np.testing.assert_allclose(sums[:, 0], (rows + longer[:HEADS]).astype(float).sum(1), rtol=1e-6, atol=1e-6)
 

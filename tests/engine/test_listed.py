@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,61 @@ def test_by_two_threads(tiny_folder: Path, listed: list[int]) -> None:
     torch.set_num_threads(2)
     same(tiny_folder, listed, **BLOCKS | SETTINGS["the rest"])
     torch.set_num_threads(1)
+
+
+def in_turns(folder: Path, *, at_once: bool) -> tuple[list[Tensor], Bench]:
+    """Logits of two sessions of which now one decodes and now the other; then the first one is forgotten."""
+    bench = Bench(folder, fused=True, **BLOCKS, **SETTINGS["the rest"])
+    if not at_once:
+        bench.runner._attention.listed = lambda *given: None  # type: ignore[method-assign]
+    sessions = [bench.session(str(length)) for length in (601, 640)]
+    for session in sessions:
+        bench.logits(session, random_tokens(int(session.id)), [int(session.id)], 3)
+    found = []
+    for token in random_tokens(2 * DRAWN, seed=1):
+        session = sessions[len(found) % 2]
+        session.append([token])
+        found.append(bench.runner.run(Step([bench.span(session, len(session.tokens), 3)])))
+    return found, bench
+
+
+def test_sessions_that_take_turns_use_the_same_jobs(tiny_folder: Path) -> None:
+    expected, _ = in_turns(tiny_folder, at_once=False)
+    found, bench = in_turns(tiny_folder, at_once=True)
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+    attention = bench.runner._attention
+    assert isinstance(attention, FusedAttention)
+    assert len(attention._lists) == 1
+
+
+def test_nothing_of_a_session_is_held_when_its_step_is_done(tiny_folder: Path, listed: list[int]) -> None:
+    bench = Bench(tiny_folder, fused=True, **BLOCKS)
+    session = bench.session()
+    bench.logits(session, random_tokens(61), [60, 1], 3)
+    assert listed[-1] == 3
+    there = weakref.ref(session)
+    del session
+    gc.collect()
+    assert there() is None
+
+
+def test_of_two_passes_at_once_each_has_jobs_of_its_own(tiny_folder: Path) -> None:
+    bench = Bench(tiny_folder, fused=True, **BLOCKS, **SETTINGS["the rest"])
+    drawn, texts = dict[str, Tensor](), [random_tokens(400 + DRAWN, seed=seed) for seed in range(2)]
+
+    def draw(name: str, text: list[int]) -> None:
+        with torch.inference_mode():
+            drawn[name] = bench.logits(bench.session(name), text, [400, *[1] * DRAWN], 3)
+
+    for each, text in enumerate(texts):
+        draw(f"alone {each}", text)
+    threads = [threading.Thread(target=draw, args=(f"beside {each}", text)) for each, text in enumerate(texts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in range(2):
+        assert torch.equal(drawn[f"beside {each}"], drawn[f"alone {each}"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
