@@ -66,7 +66,7 @@ class QuickLayer:
         return alike(self(seen.hidden, **seen.told), seen)
 
     def _tasks(self, rows: int) -> LayerTasks:
-        tasks: LayerTasks | None = getattr(self._mine, "tasks", None)
-        if tasks is None or tasks.rows != rows:
-            tasks = self._mine.tasks = LayerTasks(self.parts, self.head_dim, self.rooms, rows)
-        return tasks
+        known: dict[int, LayerTasks] = vars(self._mine).setdefault("tasks", {})
+        if rows not in known:
+            known[rows] = LayerTasks(self.parts, self.head_dim, self.rooms, rows)
+        return known[rows]

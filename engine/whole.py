@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cache import together
-from engine.attention.base import Attention
+from engine.attention.base import Attention, Jobs
 from engine.layer_tasks import EndTasks, LayerTasks
 from engine.pairs import FEW
 from engine.quick import QuickLayer
@@ -35,16 +35,28 @@ class Output:
     logits: Tensor
 
 
-@dataclass(frozen=True)
 class Laid:
-    """Tasks for so many rows, on one thread; the rooms that they work in are the same."""
+    """Tasks for so many rows, on one thread; the rooms that they work in are the same.
 
-    layers: list[LayerTasks]
-    end: EndTasks
+    Attributes:
+        rows: as many
+        layers: of each what it does
+        end: what follows them, for the same rows
+    """
 
-    @property
-    def rows(self) -> int:
-        return self.end.rows
+    def __init__(self, layers: list[LayerTasks], end: EndTasks) -> None:
+        self.rows, self.layers, self.end = end.rows, layers, end
+        self._attention: list[Jobs] = []
+        self._program: Jobs = np.empty((0, 0), np.int64)
+
+    def do_layers(self, attention: list[Jobs], *, end: bool) -> None:
+        """All layers with these jobs of theirs in attention, and what follows them if that is wanted."""
+        if attention is not self._attention:  # they come again step after step
+            each = zip(self.layers, attention, strict=True)
+            jobs = [part for mine, its in each for part in (mine.before.jobs[0], its, mine.after.jobs[0])]
+            self._program, self._attention = np.concatenate((*jobs, self.end.tasks.jobs[0])), attention
+        count = len(self._program) - (0 if end else len(self.end.tasks.jobs[0]))
+        together(self._program.ctypes.data, count)
 
 
 class QuickModel:
@@ -90,36 +102,41 @@ class QuickModel:
     def _logits(self, ids: Tensor, wanted: Tensor | None, attention: Attention, step: Step) -> Tensor:
         """Of tokens (1, positions), at rows that are wanted, or all: (rows, vocabulary)."""
         x = self._ends.embedding(ids)
-        if wanted is not None:
-            return self._by_layer(x, wanted, attention, step)
         laid = self._laid(ids.shape[1])
         first = laid.layers[0]
         listed = attention.listed(self._scalings, first.q, first.k, first.v, first.attended, step)
         if listed is None:
-            return self._by_layer(x, None, attention, step)
+            for layer in self._layers:
+                x = layer.run(x, attention, step)
+            return self._ended(x[0], wanted)
         first.given.copy_(x[0])
+        if wanted is not None:
+            laid.do_layers(listed.jobs, end=False)
+            listed.done()
+            return self._ended(first.given, wanted)
         logits = laid.end.aimed()
-        each = zip(laid.layers, listed.jobs, strict=True)
-        jobs = [part for mine, its in each for part in (mine.before.jobs[0], its, mine.after.jobs[0])]
-        program = np.concatenate((*jobs, laid.end.tasks.jobs[0]))
-        together(program.ctypes.data, len(program))
+        laid.do_layers(listed.jobs, end=True)
         listed.done()
         return logits
 
-    def _by_layer(self, x: Tensor, wanted: Tensor | None, attention: Attention, step: Step) -> Tensor:
-        for layer in self._layers:
-            x = layer.run(x, attention, step)
-        rows = x[0] if wanted is None else x[0, wanted]
-        end = self._laid(len(rows)).end
+    def _ended(self, x: Tensor, wanted: Tensor | None) -> Tensor:
+        """Logits (rows, vocabulary) of what came out of the layers (positions, channels), at rows that are wanted."""
+        rows = x if wanted is None else x[wanted]
+        end = self._end(len(rows))
         end.given.copy_(rows)
         logits = end.aimed()
         end.tasks.do()
         return logits
 
     def _laid(self, rows: int) -> Laid:
-        laid: Laid | None = getattr(self._mine, "laid", None)
-        if laid is None or laid.rows != rows:
+        known: dict[int, Laid] = vars(self._mine).setdefault("laid", {})
+        if rows not in known:
             made = [LayerTasks(each.parts, each.head_dim, each.rooms, rows) for each in self._layers]
-            end = EndTasks(self._ends.norm, self._ends.head, self._layers[0].rooms, rows)
-            laid = self._mine.laid = Laid(made, end)
-        return laid
+            known[rows] = Laid(made, self._end(rows))
+        return known[rows]
+
+    def _end(self, rows: int) -> EndTasks:
+        known: dict[int, EndTasks] = vars(self._mine).setdefault("ends", {})
+        if rows not in known:
+            known[rows] = EndTasks(self._ends.norm, self._ends.head, self._layers[0].rooms, rows)
+        return known[rows]

@@ -127,16 +127,20 @@ class RetrievalSettings:
         return self.positions == "bounded"
 
 
+Jobs = NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Listed:
     """What attention of several layers does, for who does it with all that lies between.
 
     Attributes:
-        jobs: of each layer (jobs, JOB_WORDS), in the order in which layers were given
+        jobs: of each layer (jobs, JOB_WORDS), in the order in which layers were given; if it is the list of an earlier
+            step nothing in it has changed
         done: to be called when all of them are done
     """
 
-    jobs: list[NDArray[np.int64]]
+    jobs: list[Jobs]
     done: Callable[[], None]
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import BlockIndex, BlockStore, CacheLayout, InRow, Task, Tasks, expected_largest, kernels, threads_for
-from engine.attention.base import RetrievalSettings
+from engine.attention.base import Jobs, RetrievalSettings
 from engine.attention.plans import Floats, Numbers, Plan, Standing, padded
 from engine.attention.rows import Rows
 
@@ -37,7 +37,6 @@ borders behind."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
-Jobs = NDArray[np.int64]
 Tables = dict[tuple[int, int], list[list[Numbers]]]
 """Where indexes of sessions lie in each layer, by task and place among its arguments."""
 

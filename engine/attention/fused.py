@@ -8,6 +8,7 @@ that is tallied, stopped by a top-p or squashed by a softcap goes the reference'
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -137,11 +138,12 @@ class FusedAttention(ReferenceAttention):
         return planned.desks
 
     def _index_together(self, layer: int, plan: Plan) -> None:
-        """Index the blocks that spans of one position have filled."""
+        """Index the blocks that short spans have filled."""
         for span in plan.spans:
             index = span.session.indexes[layer]
             if index is not None:
-                self._index(layer, span.session, index, (span.first + 1) // self.layout.block_size)
+                filled = (span.first + len(span.token_ids)) // self.layout.block_size
+                self._index(layer, span.session, index, filled)
 
     # -- planning --------------------------------------------------------------------------------------------
 
@@ -156,20 +158,19 @@ class FusedAttention(ReferenceAttention):
 
     def _plan(self, layer: int, step: Step, groups: int, *, squashed: bool) -> Planned:
         alone: list[tuple[Span, slice, tuple[Desk, ...] | None]] = []
-        together: dict[Reach, list[tuple[int, Span]]] = {}
-        start = 0
+        together: dict[Reach, list[tuple[slice, Span]]] = {}
+        start, spans_of = 0, Counter(span.session for span in step.spans)
         for span in step.spans:
             rows = slice(start, start + len(span.token_ids))
             start = rows.stop
             if squashed or not self._serves(layer, span):
                 alone.append((span, rows, None))
-            elif len(span.token_ids) > 1:
+            elif spans_of[span.session] > 1 or not self._short(span):
                 pieces = self._pieces(layer, span, rows, groups)
                 alone.append((span, rows, tuple(self._desk(layer, plan, groups, writes=False) for plan in pieces)))
             else:
-                together.setdefault(self._reach(layer, span, span.first // self.layout.block_size), []).append(
-                    (rows.start, span)
-                )
+                reach = self._reach(layer, span, span.first // self.layout.block_size)
+                together.setdefault(reach, []).append((rows, span))
         plans = [plan for reach, found in together.items() for plan in self._at_once(layer, reach, found)]
         return Planned(tuple(alone), tuple(plans))
 
@@ -183,14 +184,22 @@ class FusedAttention(ReferenceAttention):
             at = slice(rows.start + start, rows.start + start + len(mine))
             yield self._stand(layer, at, (span,), mine, reach)
 
-    def _at_once(self, layer: int, reach: Reach, found: list[tuple[int, Span]]) -> Iterator[Plan]:
-        """Queries of spans of one position each, given with their rows, as many at once as the tier bears."""
-        most = max(1, found[0][1].session.store.tier.window // (self.layout.kv_heads * reach.blocks))
+    def _short(self, span: Span) -> bool:
+        """Whether it is one position, or a token and the landmark that closes its block."""
+        size, count = self.layout.block_size, len(span.token_ids)
+        return count == 1 or (count == 2 and span.first % size == size - 2)
+
+    def _at_once(self, layer: int, reach: Reach, found: list[tuple[slice, Span]]) -> Iterator[Plan]:
+        """Queries of short spans, given with their rows, as many at once as the tier bears."""
+        each = found[0][1].session.store.tier.window // (self.layout.kv_heads * reach.blocks)
+        most = max(1, each // max(rows.stop - rows.start for rows, _ in found))
         for begin in range(0, len(found), most):
-            at, spans = zip(*found[begin : begin + most], strict=True)
+            rows, spans = zip(*found[begin : begin + most], strict=True)
+            at = [row for some in rows for row in range(some.start, some.stop)]
             side_by_side = at[-1] - at[0] == len(at) - 1
-            rows = slice(at[0], at[-1] + 1) if side_by_side else torch.tensor(at)
-            yield self._stand(layer, rows, spans, np.array([span.first for span in spans]), reach)
+            positions = [span.first + i for span in spans for i in range(len(span.token_ids))]
+            where = slice(at[0], at[-1] + 1) if side_by_side else torch.tensor(at)
+            yield self._stand(layer, where, spans, np.array(positions), reach)
 
     def _stand(
         self, layer: int, rows: slice | Tensor, spans: tuple[Span, ...], positions: Numbers, reach: Reach

@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from cache import Tasks
-from engine.attention.desk import Desk, Given, Jobs, Scratch
+from engine.attention.base import Jobs
+from engine.attention.desk import Desk, Given, Scratch
 from engine.attention.plans import Plan
 from engine.step import Span
 
@@ -53,7 +54,8 @@ class Planned:
         alone: spans that attend by themselves, in their order, for one may read what another one of its session writes;
             which positions of the step are theirs, and desks for one piece after the other, or None for the
             reference's way
-        together: plans of spans of one position, as many at once as read alike and a tier bears
+        together: plans of spans of one position, or of a token and the landmark behind it, as many at once as read
+            alike and a tier bears
         desks: for these plans, once a layer needs them by itself
     """
 

@@ -40,7 +40,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Plan:
-    """Queries that attend together: consecutive ones of one span, or one of each span.
+    """Queries that attend together: consecutive ones of one span, or all of several spans.
 
     Attributes:
         rows: which of the step's positions they are, a slice where they lie side by side
@@ -68,7 +68,9 @@ class Plan:
     @cached_property
     def borders(self) -> Numbers:
         """Queries borders[i], …, borders[i + 1] - 1 are those of spans[i] (spans + 1,)."""
-        return np.array([0, len(self.positions)]) if len(self.spans) == 1 else np.arange(len(self.spans) + 1)
+        if len(self.spans) == 1:
+            return np.array([0, len(self.positions)])
+        return np.cumsum([0, *(len(span.token_ids) for span in self.spans)])
 
     # -- where they stand ------------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class Plan:
     @property
     def shape(self) -> tuple[object, ...]:
         """What plans share that can stand in the same arrays."""
-        return len(self.positions), len(self.spans), self.reach, self.room
+        return len(self.positions), tuple(self.borders), self.reach, self.room
 
     @property
     def room(self) -> int:

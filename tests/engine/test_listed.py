@@ -72,7 +72,7 @@ def same(folder: Path, listed: list[int], **settings: Any) -> None:
     expected, told = drawn(folder, at_once=False, **settings)
     assert not any(listed)
     found, reports = drawn(folder, at_once=True, **settings)
-    assert listed.count(3) >= DRAWN - len(LENGTHS), "with landmarks not all steps are of single positions"
+    assert listed[-DRAWN + 1 :] == [3] * (DRAWN - 1), "steps with landmarks among them, but one in which a fork begins"
     assert torch.equal(found, expected)
     for mine, theirs in zip(reports, told, strict=True):
         assert (mine.queries, mine.blocks_selected, mine.hits) == (theirs.queries, theirs.blocks_selected, theirs.hits)
@@ -82,6 +82,24 @@ def same(folder: Path, listed: list[int], **settings: Any) -> None:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_whatever_the_settings(kind: str, tiny_folder: Path, listed: list[int]) -> None:
     same(tiny_folder, listed, **BLOCKS | SETTINGS[kind])
+
+
+def test_tokens_with_landmarks_behind_them(tmp_path: Path, listed: list[int]) -> None:
+    folder = save_model("llama", tmp_path / "trained", landmarks=True)
+    same(folder, listed, landmark_dtype="int4")
+
+
+def test_rows_that_are_wanted(tmp_path: Path, listed: list[int]) -> None:
+    folder, text = save_model("llama", tmp_path / "trained", landmarks=True), random_tokens(230)
+    bench = Bench(folder, fused=True, landmark_dtype="int4")
+    found, whole = bench.session(), bench.session("whole")
+    bench.logits(found, text, [200], 3)
+    expected = bench.logits(whole, text, [200, *[1] * 30], 3)[200:]
+    listed.clear()
+    for each in range(30):
+        span = bench.span(found, 201 + each, 3)
+        assert torch.equal(bench.runner.run(Step([span]), [len(span.token_ids) - 1])[0], expected[each])
+    assert listed == [3] * 30
 
 
 def test_by_two_threads(tiny_folder: Path, listed: list[int]) -> None:
@@ -98,7 +116,7 @@ def in_turns(folder: Path, *, at_once: bool) -> tuple[list[Tensor], Bench]:
     sessions = [bench.session(str(length)) for length in (601, 640)]
     for session in sessions:
         bench.logits(session, random_tokens(int(session.id)), [int(session.id)], 3)
-    found = []
+    found: list[Tensor] = []
     for token in random_tokens(2 * DRAWN, seed=1):
         session = sessions[len(found) % 2]
         session.append([token])
