@@ -25,7 +25,7 @@ from bench.reading import Sweep
 from bench.report import write_json
 from bench.shapes import add_model, made, served
 from bench.turns import around, take_turns
-from cache import SECTION, BlockIndex
+from cache import PAIR, SECTION, BlockIndex
 from engine import EngineConfig, LoadedModel, RetrievalSettings
 from engine.rounded import RoundedLinear
 
@@ -69,18 +69,17 @@ def cache_bytes(cairn: Cairn) -> tuple[int, int]:
     indexes = [index for index in cairn.session.indexes if index is not None]
     read = settings.recent_blocks + 1 + settings.sink_blocks + settings.blocks_per_head
     blocks = min(read, len(cairn.session.blocks))
-    return sum(index.count * looked_at(index, settings) for index in indexes), blocks * layout.block_bytes
+    return round(sum(index.count * looked_at(index, settings) for index in indexes)), blocks * layout.block_bytes
 
 
-def looked_at(index: BlockIndex, settings: RetrievalSettings) -> int:
-    """Bytes that a token reads of a block's summary: behind many blocks its mean and its slope, and of sections all."""
-    if index.sections is None or index.count <= (settings.few_blocks or 0):
+def looked_at(index: BlockIndex, settings: RetrievalSettings) -> float:
+    """Bytes that a token reads of a block's summary: behind many blocks its part of its pair's and of its section's.
+
+    Means, slopes and sizes of opened pairs come on top, fewer bytes than 64 KB for each head.
+    """
+    if index.pairs is None or index.sections is None or index.count <= (settings.few_blocks or 0):
         return index.block_bytes
-    sections = index.sections.block_bytes  # as much as a block's variances, values and slopes
-    vector = sections // (4 if settings.rest_slopes else 2)
-    scales = vector // (index.sections.shape.values // 2 + 4) * 4  # of variances, which tell their sizes
-    slope = vector if settings.rest_slopes else 0  # each block has its own
-    return index.block_bytes - sections + slope + scales + sections // SECTION
+    return index.pairs.block_bytes / PAIR + index.sections.block_bytes / SECTION
 
 
 def in_turns(cairn: Cairn, sweep: Sweep, tokens: int) -> tuple[list[float], list[float]]:

@@ -24,7 +24,7 @@ from cache.parallel import over_heads, threads_for
 from cache.patience import Patience
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
-from cache.sections import SECTION
+from cache.sections import PAIR, SECTION, pairs_opened
 from cache.session import Session
 from cache.sharing import InRow, Shared, SideBySide, Task, Tasks
 from cache.slopes import slopes
@@ -40,6 +40,7 @@ __all__ = [
     "FIRST",
     "LANES",
     "MOST_TURNS",
+    "PAIR",
     "RULES",
     "SECTION",
     "SERVER",
@@ -89,6 +90,7 @@ __all__ = [
     "large_pages",
     "outlying",
     "over_heads",
+    "pairs_opened",
     "slopes",
     "threads_for",
     "together",

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.centred import Centred
-from cache.four_bits import ByChannel, ByRow, FourBits
+from cache.four_bits import ByChannel, ByPair, ByRow, FourBits
 from cache.layout import Bytes
 from cache.packed import Packed
 from cache.pages import Slab
 from cache.planes import Planes
 from cache.rows import CPU, Rows
-from cache.sections import SECTION
+from cache.sections import PAIR, PAIRS, SECTION
 from cache.summary import Summary
 from cache.vectors import Meter, Segment, Vectors
 
 Numbers = NDArray[np.int64]
-GATHERED = 1024
+GATHERED = 256
 """Sections whose blocks are widened at once."""
 
 
@@ -43,8 +43,8 @@ class IndexShape:
             none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
         centred: whether of rounded landmarks, each of one part, what they differ in is kept; then they have glances
-        gather: makes what stands for sections from what stands for their blocks, to be kept as well
-        section_widths: channels of a section's landmark, in parts as those of a block
+        gather: makes what stands for pairs and for sections from what stands for their blocks, to be kept as well
+        pair_widths, section_widths: channels of their landmarks, in parts as those of a block
     """
 
     widths: tuple[int, ...]
@@ -55,22 +55,36 @@ class IndexShape:
     copies: tuple[int, int] = (0, 0)
     rounded: bool = False
     centred: bool = False
-    gather: Callable[[Summary], Summary] | None = None
+    gather: Callable[[Summary], tuple[Summary, Summary]] | None = None
+    pair_widths: tuple[int, ...] = ()
     section_widths: tuple[int, ...] = ()
+
+    @property
+    def of_pairs(self) -> IndexShape:
+        """What is kept of a pair."""
+        return IndexShape(self.pair_widths, rounded=self.rounded)
 
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
-        return replace(self, widths=self.section_widths, section_widths=(), gather=None, copies=(0, 0), outlying=False)
+        return IndexShape(self.section_widths, values=self.values, slopes=self.slopes, rounded=self.rounded)
+
+    @property
+    def opened(self) -> IndexShape:
+        """What is kept of a block once more, to be read with the other one of its pair: its mean and its slope."""
+        return IndexShape((self.widths[0],) * 2, rounded=self.rounded)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that a block takes in memory, its part of a section's summary included, per KV head."""
-        return self.block_bytes + (-(-self.of_sections.block_bytes // SECTION) if self.gather else 0)
+        """Bytes that a block takes in memory, its part of what stands for pairs and sections included, per KV head."""
+        if self.gather is None:
+            return self.block_bytes
+        pair, section = -(-self.of_pairs.block_bytes // PAIR), -(-self.of_sections.block_bytes // SECTION)
+        return self.block_bytes + self.opened.block_bytes * self.rounded + pair + section
 
     @property
     def block_bytes(self) -> int:
-        """Bytes that are kept of a block, per KV head; sections follow from them."""
+        """Bytes that are kept of a block, per KV head; pairs and sections follow from them."""
         return BlockIndex(1, self).block_bytes
 
     @property
@@ -89,7 +103,8 @@ class BlockIndex:
         device: where it lies: where attention computes
 
     Attributes:
-        sections: mean values and slopes of sections of blocks, if the shape asks for them
+        pairs: what is looked at of pairs of blocks, if the shape asks for it
+        sections: profiles of variances, mean values and slopes of sections of blocks, if the shape asks for them
     """
 
     def __init__(
@@ -117,7 +132,11 @@ class BlockIndex:
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
         self._copies = [vectors(shape.copies[1], kind) for kind in (ByRow, ByChannel) if shape.copies[0]]
         gathers = shape.gather is not None
+        self.pairs = BlockIndex(kv_heads, shape.of_pairs, meter, device) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, meter, device) if gathers else None
+        opens = gathers and shape.rounded and device.type == "cpu"
+        of_pairs = (kv_heads, shape.widths[0], ByPair, meter, self._slab, device, PAIR)
+        self._opened = Vectors(*of_pairs) if opens else None
         self._table: Numbers | None = None
         self._copies_table: Numbers | None = None
 
@@ -145,13 +164,18 @@ class BlockIndex:
         self._forget_addresses()
 
     def _gather(self) -> None:
-        """Summarise the sections that have become full, a bounded number at a time."""
-        if self.sections is None:
+        """Summarise the pairs and sections of those that have become full, a bounded number at a time."""
+        if self.sections is None or self.pairs is None:
             return
         assert self.shape.gather is not None
         while (first := self.sections.count) < self.count // SECTION:
             last = min(self.count // SECTION, first + GATHERED)
-            self.sections.add(self.shape.gather(self._summary(first * SECTION, last * SECTION)))
+            pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION))
+            self.pairs.add(pairs)
+            self.sections.add(sections)
+        if self._opened is not None and (first := self._opened.count // PAIR) < self.count:
+            kept = self._landmarks[0].rows(self.count, first), self._slopes[0].rows(self.count, first)
+            self._opened.add(torch.stack(kept, 2).flatten(1, 2))
 
     def _summary(self, first: int, last: int) -> Summary:
         """What stands for blocks first, …, last - 1, as it is kept; of one landmark each, and without copies."""
@@ -196,11 +220,12 @@ class BlockIndex:
         """Where an index in 4 bits lies on a CPU, for kernels: (segments, 2 + 2 * parts).
 
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
-        addresses of its words and scales; parts are those of a landmark, mean values, and both vectors of their slopes.
-        Of centred landmarks see `Centred.table`.
+        addresses of its words and scales; parts are those of a landmark, mean values, both vectors of their slopes, and
+        what is kept to open pairs, a mean and a slope for each row of the others. Of centred landmarks see
+        `Centred.table`.
         """
         if self._table is None:
-            kept = [vectors for vectors, _ in self._summaries]
+            kept = [*(vectors for vectors, _ in self._summaries), *([self._opened] if self._opened else [])]
             self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(kept)
         return self._table
 
@@ -296,6 +321,8 @@ class BlockIndex:
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         fork.sections = self.sections and self.sections.fork(count // SECTION)
+        fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS)
+        fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork
 
 
@@ -310,6 +337,7 @@ def addresses(pieces: tuple[Segment, ...]) -> list[int]:
     row = [pieces[0].storage.capacity, pieces[0].count]
     for piece in pieces:
         assert isinstance(piece.storage, FourBits)
-        assert (piece.storage.capacity, piece.count) == tuple(row[:2]), "parts grow together"
+        rows = piece.storage.capacity // row[0]
+        assert (piece.storage.capacity, piece.count) == (rows * row[0], rows * row[1]), "parts grow together"
         row += piece.storage.addresses
     return row

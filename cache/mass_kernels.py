@@ -35,7 +35,7 @@ from cache.lane_kernels import (
     store,
     times_power,
 )
-from cache.sections import SECTION
+from cache.sections import PAIRS
 
 LOWEST = -100.0
 """Power of two, beside the reference, below which masses are not told apart."""
@@ -43,7 +43,7 @@ NEAR_POWER = (0.999999261, 0.693121815, 0.240247449, 0.0559178602, 0.00957010059
 """Coefficients of 2**x, right to 2.6e-6 of it for x in [-0.5, 0.5]: the least that a polynomial of this degree can."""
 
 
-def pairs(builder: Any, one: Any, other: Any) -> Any:
+def neighbours(builder: Any, one: Any, other: Any) -> Any:
     """Sums of neighbours: 16 of twice as many numbers."""
     even, odd = (
         builder.shuffle_vector(one, other, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
@@ -51,9 +51,9 @@ def pairs(builder: Any, one: Any, other: Any) -> Any:
     return builder.fadd(even, odd, FAST)
 
 
-def of_blocks(builder: Any, of_sections: Any, part: int) -> Any:
-    """Of 16 sections' numbers those of the 16 blocks of one part of them, each as often as its section has blocks."""
-    mine = [LANES // SECTION * part + lane // SECTION for lane in range(LANES)]
+def of_pairs(builder: Any, of_sections: Any, part: int) -> Any:
+    """Of 16 sections' numbers those of the 16 pairs of one part of them, each as often as its section has pairs."""
+    mine = [LANES // PAIRS * part + lane // PAIRS for lane in range(LANES)]
     return builder.shuffle_vector(of_sections, ir.Constant(REALS, ir.Undefined), ir.Constant(WHOLES, mine))
 
 
@@ -66,43 +66,52 @@ def moved_power(builder: Any, power: Any, reference: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def masses_beside(
-    context: Any, means: Any, along: Any, sizes: Any, profiles: Any, reach: Any, reference: Any, to: Any, pooled: Any,
-    totals: Any, steps: Any,
+    context: Any, means: Any, along: Any, sizes: Any, profiles: Any, reach: Any, reference: Any, to: Any, totals: Any,
+    steps: Any,
 ) -> Any:  # fmt: skip
-    """Masses of 64 * steps blocks beside 2**reference, less what all have in common; see `cache.landmarks.moments`.
+    """Masses of 64 * steps pairs beside 2**reference, less what all have in common; see `cache.landmarks.moments`.
 
     Takes addresses: of products with means (for logarithms of base 2), and along slopes, of sizes of variances and of
-    what these are multiplied with (16 * steps, one for each section); of where 64 * steps masses and their 16 * steps
-    sums by sections go, and of sums of these in 16 lanes, behind which the new ones are written.
+    what these are multiplied with (16 * steps, one for each section); of where 64 * steps masses go, and of sums of
+    these in 16 lanes, behind which the new ones are written.
 
     Returns the largest power; where it is far above the reference, nothing else that was written means anything.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        means, along, sizes, profiles, reach, reference, to, pooled, totals, steps = arguments
+        means, along, sizes, profiles, reach, reference, to, totals, steps = arguments
         square, reach = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
         reference = spread(b, reference, REALS)
         total = cgutils.alloca_once_value(b, load(b, totals, REALS))
         best = cgutils.alloca_once_value(b, same(REALS, NOTHING))
         with cgutils.for_range(b, steps) as loop:
             of_sections, masses = load(b, at(b, profiles, loop.index), REALS), []
-            for part in range(SECTION):
-                place = b.add(b.mul(loop.index, I64(SECTION)), I64(part))
+            for part in range(PAIRS):
+                place = b.add(b.mul(loop.index, I64(PAIRS)), I64(part))
                 mean, further, size = (load(b, at(b, x, place), REALS) for x in (means, along, sizes))
-                scatter = b.fmul(size, of_blocks(b, of_sections, part), FAST)
+                scatter = b.fmul(size, of_pairs(b, of_sections, part), FAST)
                 scatter = b.fadd(b.fadd(scatter, square, FAST), b.fmul(further, further, FAST), FAST)
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
                 power = b.fadd(mean, b.fmul(reach, root, FAST), FAST)
                 b.store(larger(b, power, b.load(best)), best)
                 masses.append(moved_power(b, power, reference))
                 store(b, masses[-1], at(b, to, place))
-            four = pairs(b, pairs(b, *masses[:2]), pairs(b, *masses[2:]))
-            store(b, four, at(b, pooled, loop.index))
+            four = b.fadd(b.fadd(*masses[:2], FAST), b.fadd(*masses[2:], FAST), FAST)
             b.store(b.fadd(b.load(total), four), total)
         store(b, b.load(total), b.add(totals, I64(4 * LANES)))
         return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, b.load(best))
 
-    return types.float32(*[types.intp] * 4, types.float32, types.float32, *[types.intp] * 4), generate
+    return types.float32(*[types.intp] * 4, types.float32, types.float32, *[types.intp] * 3), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def inverse_of(context: Any, x: Any) -> Any:
+    """1 / x, to the nearest: by itself the compiler takes an estimate here and a division there."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.fdiv(F32(1.0), arguments[0])
+
+    return types.float32(types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -110,7 +119,7 @@ def add_shares(
     context: Any, masses: Any, apart: Any, groups: Any, factors: Any, factors_apart: Any, floors: Any, to: Any,
     steps: Any,
 ) -> Any:  # fmt: skip
-    """Sums, over query heads, of the masses of 64 * steps blocks times a factor, each at least a floor.
+    """Sums, over query heads, of the masses of 64 * steps pairs times a factor, each at least a floor.
 
     Takes addresses, and strides in bytes: of the first query head's masses, the stride to the next one's and how many
     there are; of its factors, one for each step, and the stride; of the floors, one for each query head; and of where
@@ -139,22 +148,24 @@ def add_shares(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def scale_sections(context: Any, x: Any, factors: Any, least: Any, steps: Any) -> Any:
-    """Multiply 16 * steps numbers in their place, each 16 with a factor of theirs, and tell their sum.
+def pool_sections(context: Any, masses: Any, factors: Any, least: Any, to: Any, steps: Any) -> Any:
+    """Of the masses of 64 * steps pairs, each 64 times a factor of theirs, the sums by sections, and the sum of all.
 
-    What is less than the least becomes nothing.
+    Takes addresses. Of a section that has less than the least nothing is left.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, factors, least, steps = arguments
+        masses, factors, least, to, steps = arguments
         total, least = cgutils.alloca_once_value(b, same(REALS, 0.0)), spread(b, least, REALS)
         with cgutils.for_range(b, steps) as loop:
-            place = at(b, x, loop.index)
+            first = b.mul(loop.index, I64(PAIRS))
+            four = [load(b, at(b, masses, b.add(first, I64(part))), REALS) for part in range(PAIRS)]
+            value = neighbours(b, neighbours(b, *four[:2]), neighbours(b, *four[2:]))
             factor = load(b, b.add(factors, b.mul(loop.index, I64(4))), F32)
-            value = b.fmul(load(b, place, REALS), spread(b, factor, REALS))
+            value = b.fmul(value, spread(b, factor, REALS))
             value = b.select(b.fcmp_ordered("<", value, least), same(REALS, 0.0), value)
-            store(b, value, place)
-            b.store(b.fadd(b.load(total), value, FAST), total)
+            store(b, value, at(b, to, loop.index))
+            b.store(b.fadd(b.load(total), value), total)
         return call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
 
-    return types.float32(types.intp, types.intp, types.float32, types.intp), generate
+    return types.float32(types.intp, types.intp, types.float32, types.intp, types.intp), generate

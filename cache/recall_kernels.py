@@ -9,6 +9,7 @@ next multiple of 16 and 64 more, K fetched blocks, D channels.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import TOGETHER, chunks_of, round_queries
 from cache.lane_kernels import CHUNK, address, judge
 from cache.section_kernels import SECTION_SLOPES, SECTION_VALUES, recall_sections
-from cache.sections import SECTION
+from cache.sections import PAIR, SECTION
 from cache.sharing import Shared
 from cache.sharing_kernels import FLAG, REAL, WHOLE, array, shared, unpacker
 from cache.walk_kernels import (
@@ -82,9 +83,10 @@ def first_beyond(ends: Integers, start: int, stop: int, most: int) -> int:
 
 @compiled
 def recall_moments(
-    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, section_tables: Integers,
-    section_borders: Integers, sinks: int, ends: Integers, most: int, reach: float, log_size: float, estimates: bool,
-    slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats, first: int, last: int,
+    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, pair_tables: Integers,
+    pair_borders: Integers, section_tables: Integers, section_borders: Integers, sinks: int, ends: Integers, most: int,
+    reach: float, log_size: float, pair_reach: float, estimates: bool, slopes: bool, room: Floats, blocks: Integers,
+    weight: Floats, rest: Floats, first: int, last: int,
 ) -> None:  # fmt: skip
     """What heads first, …, last - 1 fetch, and what they estimate of the rest; see `cache.landmarks.moments`.
 
@@ -95,11 +97,12 @@ def recall_moments(
         borders: queries borders[i], …, borders[i + 1] - 1 are those of session i (sessions + 1,)
         tables: of the sessions' indexes in 4 bits, one after the other, as `BlockIndex.table`
         table_borders: which rows of them are whose (sessions + 1,)
-        section_tables, section_borders: the same of their sections
+        pair_tables, pair_borders, section_tables, section_borders: the same of their pairs and sections
         sinks, ends: as in `choose_head`; in order for each session
-        most: of more blocks than so many the rest is estimated by sections
+        most: of more blocks than so many pairs are looked at first, and the rest is estimated by sections
         reach, log_size: the largest of a block's keys is expected so many deviations above their mean; log of a block's
             positions
+        pair_reach: as `reach`, of a pair's keys
         estimates: whether to estimate what is not read
         slopes: whether mean values turn with the query
         room: (H, `recall_rows`, R), of which only that of head `first` is used
@@ -111,6 +114,7 @@ def recall_moments(
     few = max(1, TOGETHER // groups)
     for i in range(len(borders) - 1):
         table = tables[table_borders[i] : table_borders[i + 1]]
+        pairs = pair_tables[pair_borders[i] : pair_borders[i + 1]]
         sections = section_tables[section_borders[i] : section_borders[i + 1]]
         far = first_beyond(ends, borders[i], borders[i + 1], most)
         for head in range(first, last):
@@ -129,14 +133,14 @@ def recall_moments(
             if far < borders[i + 1]:
                 count = ends[borders[i + 1] - 1] // SECTION
                 scales_of(sections, SECTION_VALUES, head, count, room[first, 1])
-                if slopes:
-                    scales_of(sections, SECTION_SLOPES, head, count, room[first, 2])
+                scales_of(sections, SECTION_SLOPES, head, count, room[first, 2])
             for begin in range(far, borders[i + 1], few):
                 end = min(begin + few, borders[i + 1])
                 rows = slice(begin * groups, end * groups)
                 recall_sections(
-                    queries[head, rows], table, sections, head, sinks, ends[begin:end], reach, log_size, slopes,
-                    room[first], blocks[head, begin:end], weight[head, begin:end], rest[head, rows],
+                    queries[head, rows], table, pairs, sections, head, sinks, ends[begin:end], (reach, pair_reach),
+                    (log_size, log_size + math.log(PAIR)), room[first], blocks[head, begin:end],
+                    weight[head, begin:end], rest[head, rows],
                 )  # fmt: skip
 
 
@@ -161,8 +165,8 @@ def choose(scores: Floats, sinks: int, ends: Integers, blocks: Integers, room: F
 REALS, INTEGERS = np.float32, np.int64
 RECALL = (
     array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1),
-    WHOLE, array(INTEGERS, 1), WHOLE, REAL, REAL, FLAG, FLAG, array(REALS, 3), array(INTEGERS, 3), array(REALS, 3),
-    array(REALS, 3),
+    array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), WHOLE, REAL, REAL, REAL, FLAG, FLAG,
+    array(REALS, 3), array(INTEGERS, 3), array(REALS, 3), array(REALS, 3),
 )  # fmt: skip
 """Kinds of the arguments of `recall_moments` before the range."""
 unpack_recall = unpacker(*RECALL)

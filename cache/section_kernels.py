@@ -1,30 +1,42 @@
-"""CPU kernels for many blocks: of each one only its mean and its slope are asked, all else of its section.
+"""CPU kernels for many blocks: pairs of them are looked at first, the best ones opened, the others told by sections.
 
-Of every block its mass is estimated. Whose is largest is read; of what is left each section's mean value stands for its
-blocks. Blocks that no whole section holds, for it reaches into the sinks or beyond a query's end, have values of their
-own. Compiled by Numba when first called. Letters in shapes: T queries, G query heads per KV head, Q = T * G, R room for
-all blocks (`cache.recall_kernels`), K chosen blocks, D channels.
+Of every pair that a whole section holds its mass is estimated. The best ones are opened (`cache.opening_kernels`), and
+so are pairs at the edges, which no whole section holds, for it reaches into the sinks or beyond a query's end. Of their
+blocks those with the largest masses are read; of what is left each section's mean value stands for its blocks, but
+blocks at the edges have values of their own. Compiled by Numba when first called. Letters in shapes: T queries, G query
+heads per KV head, F fours of these, Q = T * G, R room for all blocks (`cache.recall_kernels`), P opened pairs, K chosen
+blocks, D channels.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from cache.choice_kernels import best_blocks
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, round_queries
 from cache.four_bits import DEEP, LANES, LARGEST
 from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, address, copy, shorten_tile
-from cache.mass_kernels import add_shares, masses_beside, scale_sections
-from cache.sections import SECTION
+from cache.mass_kernels import add_shares, inverse_of, masses_beside, pool_sections
+from cache.opening_kernels import (
+    ABOVE,
+    HIGH,
+    LOW,
+    choose_opened,
+    edges,
+    find_pairs,
+    give_back,
+    list_pairs,
+    room_for,
+    two_to,
+    weigh_opened,
+    whole_sections,
+)
+from cache.pair_kernels import HEADS, LYING, WIDE
+from cache.sections import PAIRS, SECTION
 from cache.walk_kernels import (
-    MEAN,
     SLOPE_KEYS,
     SLOPE_VALUES,
     VALUES,
-    VARIANCE,
     Floats,
     Integers,
     Small,
@@ -37,10 +49,9 @@ from cache.walk_kernels import (
 )
 
 PIECE = 512
-"""Blocks of which everything that is asked about them stays in the nearest cache."""
-HIGH, LOW = 40.0, 64.0
-"""Powers of two: masses are told beside one that is at most so much below the largest of them; those so much below the
-largest one count as equal."""
+"""Pairs of which everything that is asked about them stays in the nearest cache."""
+PAIR_MEANS, PAIR_SLOPES, PAIR_SIZES = range(3)
+"""Parts of an index of pairs, in its table's order."""
 SECTION_PROFILES, SECTION_VALUES, SECTION_KEYS, SECTION_SLOPES = range(4)
 """Parts of an index of sections, in its table's order."""
 
@@ -67,16 +78,10 @@ def look_at_sections(queries: Floats, table: Integers, head: int, ends: Integers
 
 
 @compiled
-def two_to(power: float) -> np.float32:
-    """2**power of a whole number, 0 if it is too small."""
-    return np.float32(0.0) if power < -126 else np.float32(math.ldexp(1.0, int(power)))
-
-
-@compiled
-def hide(near: Floats, first: int, few: int, sinks: int, end: int) -> None:
-    """Of a piece's means (R,), those of blocks first, …, first + few - 1, hide what is no choice for a query."""
-    near[: max(0, min(few, sinks - first))] = NOTHING
-    near[max(0, min(few, end - first)) : chunks_of(few) * CHUNK] = NOTHING
+def hide(near: Floats, first: int, few: int, start: int, stop: int) -> None:
+    """Of a piece's means (R,), those of pairs first, …, first + few - 1, hide what is not among start, …, stop - 1."""
+    near[: max(0, min(few, start - first))] = NOTHING
+    near[max(0, min(few, stop - first)) : chunks_of(few) * CHUNK] = NOTHING
 
 
 @compiled
@@ -89,10 +94,10 @@ def rise(beside: Floats, row: int, best: float, lanes: Floats) -> None:
 
 @compiled
 def weigh_piece(
-    of_all: tuple[int, int, int, int], reach: float, row: int, first: int, steps: int, to: tuple[int, int],
-    lanes: Floats, beside: Floats, peaks: Floats,
+    of_all: tuple[int, int, int, int], reach: float, row: int, first: int, steps: int, to: int, lanes: Floats,
+    beside: Floats, peaks: Floats,
 ) -> None:  # fmt: skip
-    """Masses of 64 * steps blocks of one query head beside a power of two, which rises if it must.
+    """Masses of 64 * steps pairs of one query head beside a power of two, which rises if it must.
 
     Whole arrays and a row's number, for a view of a row takes as long as a tile.
 
@@ -100,14 +105,14 @@ def weigh_piece(
         of_all, to: addresses that `masses_beside` takes
         first: the first one, a multiple of 64
         lanes: sums of masses so far (Q, 32), of which the second half is room
-        beside: the power beside which each 64 blocks are told (Q, R / 64); the last one is the present one
+        beside: the power beside which each 64 pairs are told (Q, R / 64); the last one is the present one
         peaks: (Q,), the largest power so far
     """
     sums = address(lanes) + 4 * 2 * LANES * row
-    best = masses_beside(*of_all, np.float32(reach), beside[row, -1], *to, sums, steps)
+    best = masses_beside(*of_all, np.float32(reach), beside[row, -1], to, sums, steps)
     if best > beside[row, -1] + HIGH:
         rise(beside, row, best, lanes)
-        masses_beside(*of_all, np.float32(reach), beside[row, -1], *to, sums, steps)
+        masses_beside(*of_all, np.float32(reach), beside[row, -1], to, sums, steps)
     copy(sums + 4 * LANES, sums, 1)
     for step in range(steps):
         beside[row, first // CHUNK + step] = beside[row, -1]
@@ -115,114 +120,104 @@ def weigh_piece(
 
 
 @compiled
-def weigh_blocks(
+def weigh_pairs(
     numbers: Small, starts: Starts, sizes: Floats, table: Integers, head: int, sinks: int, ends: Integers, reach: float,
-    slopes: bool, profiles: Floats, masses: Floats, pooled: Floats, beside: Floats, peaks: Floats, totals: Floats,
+    profiles: Floats, masses: Floats, beside: Floats, peaks: Floats, totals: Floats,
 ) -> None:  # fmt: skip
-    """Masses (Q, R) of blocks, and their sums by sections (Q, R); arguments as `weigh_piece`.
+    """Masses (Q, R) of pairs of whole sections; arguments as `weigh_piece`.
 
     Args:
         numbers, starts, sizes: the queries in 8 bits, by `round_queries`
+        table: of the index of pairs
         profiles: by `look_at_sections`
         totals: (Q,), filled: the sums of all masses, beside the last power
     """
-    rows, groups, start, apart = len(masses), len(masses) // len(ends), 0, 4 * masses.shape[1]
+    rows, groups, begun, apart = len(masses), len(masses) // len(ends), 0, 4 * masses.shape[1]
     means, along = np.zeros((rows, PIECE), np.float32), np.zeros((rows, PIECE), np.float32)
     lanes, of_base_2 = np.zeros((rows, 2 * LANES), np.float32), sizes * np.float32(LOG2_E)
     beside[:, -1] = peaks[:] = NOTHING
     for segment in range(len(table)):
-        taken = min(table[segment, 1], ends[-1] - start)
+        taken = min(table[segment, 1], ends[-1] // SECTION * PAIRS - begun)
         for inside in range(0, taken, PIECE):
-            few, first = min(PIECE, taken - inside), start + inside
-            multiply_at(table[segment], MEAN, head, inside, numbers, starts, of_base_2, means, 0, few)
-            if slopes:
-                multiply_at(table[segment], SLOPE_KEYS, head, inside, numbers, starts, sizes, along, 0, few)
-            scales = scales_at(table[segment], VARIANCE, head, inside)
+            few, first = min(PIECE, taken - inside), begun + inside
+            multiply_at(table[segment], PAIR_MEANS, head, inside, numbers, starts, of_base_2, means, 0, few)
+            multiply_at(table[segment], PAIR_SLOPES, head, inside, numbers, starts, sizes, along, 0, few)
+            of_sizes = scales_at(table[segment], PAIR_SIZES, head, inside)
             for row in range(rows):
-                if first < sinks or few < PIECE or first + few > ends[row // groups]:
-                    hide(means[row], first, few, sinks, ends[row // groups])
-                near, far = 4 * PIECE * row, apart * row + first
-                of_all = address(means) + near, address(along) + near, scales, address(profiles) + far
-                to = address(masses) + far + 3 * first, address(pooled) + far
-                weigh_piece(of_all, reach, row, first, chunks_of(few), to, lanes, beside, peaks)
-        start += max(0, taken)
+                start, stop = whole_sections(sinks, ends[row // groups])
+                if first < PAIRS * start or few < PIECE or first + few > PAIRS * stop:
+                    hide(means[row], first, few, PAIRS * start, PAIRS * stop)
+                near, far = 4 * PIECE * row, apart * row + 4 * first
+                of_sections = address(profiles) + apart * row + 4 * (first // PAIRS)
+                of_all = address(means) + near, address(along) + near, of_sizes, of_sections
+                steps = chunks_of(few)
+                weigh_piece(of_all, reach, row, first, steps, address(masses) + far, lanes, beside, peaks)
+        begun += max(0, taken)
     for row in range(rows):
         totals[row] = lanes[row, :LANES].sum()
 
 
 @compiled
 def share_out(
-    masses: Floats, beside: Floats, peaks: Floats, totals: Floats, sinks: int, end: int, whole: Floats,
-    blocks: Integers,
-) -> None:  # fmt: skip
-    """Choose one query's blocks by the mean of its query heads' shares.
+    masses: Floats, beside: Floats, peaks: Floats, totals: Floats, end: int, factors: Floats, whole: Floats
+) -> None:
+    """The sums, over one query's heads, of the shares that pairs have of all pairs.
 
     Args:
         masses: (G, R)
-        beside: (G, R / 64), of 64 blocks each replaced by what makes shares of their masses
-        peaks: (G,), replaced by the least share that counts
-        totals: (G,)
-        whole: room (R,)
-        blocks: (K,), filled, the best ones first; -1 where there was nothing left
+        beside: (G, R / 64)
+        peaks, totals: (G,)
+        factors: room (G, R / 64)
+        whole: (R,), filled
     """
-    groups, stretches = len(masses), chunks_of(end)
+    groups, stretches = len(masses), chunks_of(end // SECTION * PAIRS)
+    floors = np.empty(groups, np.float32)
     for group in range(groups):
-        inverse, now = np.float32(1.0) / totals[group], beside[group, -1]
-        last, factor = now, inverse
-        for stretch in range(stretches):
-            if beside[group, stretch] != last:
-                last = beside[group, stretch]
-                factor = two_to(last - now) * inverse
-            beside[group, stretch] = factor
-        peaks[group] = two_to(np.rint(peaks[group]) - LOW - now) * inverse
-    of_masses, factors = (address(masses), 4 * masses.shape[1]), (address(beside), 4 * beside.shape[1])
-    add_shares(*of_masses, groups, *factors, address(peaks), address(whole), stretches)
-    best_blocks(whole, sinks, end, np.empty(len(blocks), np.float32), blocks)
+        inverse, now = inverse_of(totals[group]), beside[group, -1]
+        scale(beside[group], now, inverse, stretches, factors[group])
+        floors[group] = two_to(np.rint(peaks[group]) - LOW - now) * inverse
+    of_masses, of_factors = (address(masses), 4 * masses.shape[1]), (address(factors), 4 * factors.shape[1])
+    add_shares(*of_masses, groups, *of_factors, address(floors), address(whole), stretches)
 
 
 @compiled
-def leave_out(blocks: Integers, masses: Floats, pooled: Floats) -> None:
-    """Make nothing of the masses (G, R) of blocks (K,) that are read, in the sums of their sections (G, R), too."""
-    for block in blocks:
-        if block >= 0:
-            masses[:, block] = 0.0
-    for block in blocks:
-        if block >= 0:
-            first = block // SECTION * SECTION
-            for group in range(len(masses)):
-                mine = masses[group, first : first + SECTION]
-                pooled[group, block // SECTION] = (mine[0] + mine[1]) + (mine[2] + mine[3])
+def scale(beside: Floats, now: float, factor: float, stretches: int, factors: Floats) -> None:
+    """What makes masses beside other powers (R / 64,) masses beside the present one, times a factor: (R / 64,)."""
+    last, mine = now, np.float32(factor)
+    for stretch in range(stretches):
+        if beside[stretch] != last:
+            last = beside[stretch]
+            mine = two_to(last - now) * np.float32(factor)
+        factors[stretch] = mine
 
 
 @compiled
-def edges(sinks: int, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last blocks, each first, …, stop - 1, that no whole section between the sinks and an end holds."""
-    first = (sinks + SECTION - 1) // SECTION * SECTION
-    return (sinks, min(first, end)), (max(first, end // SECTION * SECTION), end)
-
-
-@compiled
-def rest_of(masses: Floats, pooled: Floats, factors: Floats, least: float, sinks: int, end: int, padded: int) -> float:
-    """Replace one query head's masses, those of blocks which no section holds (R,) and sums (R,), by shares of all.
+def leave_out(
+    masses: Floats, beside: Floats, now: float, pairs: Integers, count: int, sinks: int, end: int, least: float,
+    factors: Floats, pooled: Floats, padded: int,
+) -> float:  # fmt: skip
+    """Sums by sections (R,) of one query head's pairs (R,) that were not opened, and what they are together.
 
     Args:
-        factors: (R / 64,), which make them shares
-        least: of smaller ones nothing is left
-        padded: sections up to which sums are written; nothing is left of those that are not whole
-
-    Returns:
-        What they are together.
+        beside: (R / 64,)
+        now: the power beside which they are told
+        pairs: that were opened, `count` of them
+        least: of smaller sums nothing is left
+        factors: room (R / 64,)
+        padded: sections up to which sums are written
     """
-    front, back = edges(sinks, end)
-    pooled[: (sinks + SECTION - 1) // SECTION] = 0.0
-    pooled[back[0] // SECTION : padded] = 0.0
-    total = scale_sections(address(pooled), address(factors), np.float32(least), chunks_of(end))
-    for start, stop in (front, back):
-        for block in range(start, stop):
-            share = masses[block] * factors[block // CHUNK]
-            masses[block] = share if share >= least else 0.0
-            total += masses[block]
-    return total
+    start, stop = whole_sections(sinks, end)
+    if stop <= start:
+        pooled[:padded] = np.float32(0.0)
+        return 0.0
+    stretches = chunks_of(PAIRS * stop)
+    masses[: PAIRS * start] = np.float32(0.0)
+    masses[PAIRS * stop : CHUNK * stretches] = np.float32(0.0)
+    for place in range(count):
+        masses[pairs[place]] = np.float32(0.0)
+    scale(beside, now, np.float32(1.0), stretches, factors)
+    pooled[CHUNK // PAIRS * stretches : padded] = np.float32(0.0)
+    return pool_sections(address(masses), address(factors), np.float32(least), address(pooled), stretches)
 
 
 @compiled
@@ -238,9 +233,9 @@ def row_of(table: Integers, block: int) -> tuple[int, int]:
 @compiled
 def add_edge(
     numbers: Small, starts: Starts, sizes: Floats, table: Integers, head: int, weights: Floats, start: int, stop: int,
-    slopes: bool, rest: Floats,
+    rest: Floats,
 ) -> None:  # fmt: skip
-    """Add values of blocks start, …, stop - 1, fewer than a section, to rest (G, D), times weights (G, R).
+    """Add values of blocks start, …, stop - 1, fewer than a section, to rest (G, D), times weights (G, SECTION).
 
     Args:
         numbers, starts, sizes: the queries (G, D) in 8 bits, by `round_queries`
@@ -250,12 +245,11 @@ def add_edge(
     groups, tile = len(numbers), start // LANES * LANES
     segment, inside = row_of(table, tile)
     mine, along = np.zeros((groups, CHUNK), np.float32), np.empty((groups, CHUNK), np.float32)
-    mine[:, start - tile : stop - tile] = weights[:, start:stop]
+    mine[:, start - tile : stop - tile] = weights[:, : stop - start]
     add_tile(table[segment], VALUES, head, inside, mine, rest)
-    if slopes:
-        multiply_at(table[segment], SLOPE_KEYS, head, inside, numbers, starts, sizes, along, 0, LANES)
-        by_turn(along, mine, LANES, LANES)
-        add_tile(table[segment], SLOPE_VALUES, head, inside, along, rest)
+    multiply_at(table[segment], SLOPE_KEYS, head, inside, numbers, starts, sizes, along, 0, LANES)
+    by_turn(along, mine, LANES, LANES)
+    add_tile(table[segment], SLOPE_VALUES, head, inside, along, rest)
 
 
 @compiled
@@ -276,10 +270,9 @@ def add_tile(row: Integers, part: int, head: int, inside: int, weights: Floats, 
 @compiled
 def add_rest(
     numbers: Small, starts: Starts, sizes: Floats, table: Integers, section_table: Integers, head: int, sinks: int,
-    ends: Integers, slopes: bool, masses: Floats, pooled: Floats, turned: Floats, short: Floats, scales: Floats,
-    rest: Floats,
+    ends: Integers, apart: Floats, pooled: Floats, turned: Floats, short: Floats, scales: Floats, rest: Floats,
 ) -> None:  # fmt: skip
-    """Values of what is not read, by weights: masses (Q, R) of single blocks and pooled (Q, R) of sections.
+    """Values of what is not read, by weights: apart (Q, 2, SECTION) of blocks at edges and pooled (Q, R) of sections.
 
     Args:
         turned, short: room (Q, R)
@@ -289,47 +282,97 @@ def add_rest(
     groups, count = len(numbers) // len(ends), ends[-1] // SECTION
     rest[:] = 0.0
     add_up_part(section_table, SECTION_VALUES, head, pooled, scales[0], short, rest, count)
-    if slopes:
-        multiply_part(section_table, SECTION_KEYS, head, numbers, starts, sizes, turned, count)
-        by_turn(turned, pooled, count, CHUNK * chunks_of(count))
-        add_up_part(section_table, SECTION_SLOPES, head, turned, scales[1], short, rest, count)
+    multiply_part(section_table, SECTION_KEYS, head, numbers, starts, sizes, turned, count)
+    by_turn(turned, pooled, count, CHUNK * chunks_of(count))
+    add_up_part(section_table, SECTION_SLOPES, head, turned, scales[1], short, rest, count)
     for query in range(len(ends)):
         mine = slice(query * groups, (query + 1) * groups)
         asked = numbers[mine], starts[mine], sizes[mine]
-        for start, stop in edges(sinks, ends[query]):
-            add_edge(*asked, table, head, masses[mine], start, stop, slopes, rest[mine])
+        front, back = edges(sinks, ends[query])
+        add_edge(*asked, table, head, apart[mine, 0], front[0], front[1], rest[mine])
+        add_edge(*asked, table, head, apart[mine, 1], back[0], back[1], rest[mine])
+
+
+@compiled
+def widened(numbers: Small, starts: Starts, sizes: Floats, groups: int) -> tuple[Small, Starts, Floats]:
+    """Queries (Q, D) in 8 bits with channels and heads as `weigh_opened` takes them: T * F * 4 rows."""
+    queries, heads = len(numbers) // groups, (groups + HEADS - 1) // HEADS * HEADS
+    channels = (numbers.shape[1] + WIDE - 1) // WIDE * WIDE
+    wide, begun = np.zeros((queries * heads, channels), np.int8), np.zeros(queries * heads, np.int32)
+    scales = np.zeros(queries * heads, np.float32)
+    for query in range(queries):
+        for group in range(groups):
+            to, row = query * heads + group, query * groups + group
+            wide[to, : numbers.shape[1]] = numbers[row]
+            begun[to], scales[to] = starts[row], sizes[row]
+    return wide, begun, scales
 
 
 @compiled
 def recall_sections(
-    queries: Floats, table: Integers, section_table: Integers, head: int, sinks: int, ends: Integers, reach: float,
-    log_size: float, slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats,
+    queries: Floats, table: Integers, pair_table: Integers, section_table: Integers, head: int, sinks: int,
+    ends: Integers, reaches: tuple[float, float], log_sizes: tuple[float, float], room: Floats, blocks: Integers,
+    weight: Floats, rest: Floats,
 ) -> None:  # fmt: skip
-    """What queries fetch, and what they estimate of the rest by sections; arguments as `recall_few`.
+    """What queries fetch, and what they estimate of the rest by pairs and sections; arguments as `recall_few`.
 
     Args:
-        section_table: of the index of sections
+        pair_table, section_table: of the indexes of pairs and of sections
         ends: (T,), at least a section each
+        reaches, log_sizes: of a block and of a pair
     """
     rows, groups = len(queries), len(queries) // len(ends)
     numbers, starts, sizes = np.empty(queries.shape, np.int8), np.empty(rows, np.int32), np.empty(rows, np.float32)
     masses, pooled = room[3:][:rows], room[3 + rows :][:rows]
     turned, short = room[3 + 2 * rows :][:rows], room[3 + 3 * rows :][:rows]
     beside, peaks = np.empty((rows, room.shape[1] // CHUNK + 1), np.float32), np.empty(rows, np.float32)
+    factors, apart = np.empty((groups, beside.shape[1]), np.float32), np.empty((rows, 2, SECTION), np.float32)
     totals, padded = np.empty(rows, np.float32), CHUNK * chunks_of(ends[-1] // SECTION + CHUNK // SECTION)
+    hiding = np.array([[0.0, 0.0], [NOTHING, 0.0], [0.0, NOTHING], [NOTHING, NOTHING]], np.float32)
+    pairs, lying = np.empty(room_for(blocks.shape[1]), np.int64), np.empty((room_for(blocks.shape[1]), LYING), np.int64)
+    fours = (groups + HEADS - 1) // HEADS
+    base = log_sizes[1] - reaches[1] * reaches[1]
+    shift = (log_sizes[0] - reaches[0] * reaches[0] - base) * LOG2_E
     look_at_sections(queries, section_table, head, ends, turned)
     round_queries(queries, numbers, starts, sizes)
+    wide, begun, scales = widened(numbers, starts, sizes, groups)
     asked = numbers, starts, sizes
-    weigh_blocks(*asked, table, head, sinks, ends, reach, slopes, turned, masses, pooled, beside, peaks, totals)
+    weigh_pairs(*asked, pair_table, head, sinks, ends, reaches[1], turned, masses, beside, peaks, totals)
     for query in range(len(ends)):
-        mine = slice(query * groups, (query + 1) * groups)
-        share_out(masses[mine], beside[mine], peaks[mine], totals[mine], sinks, ends[query], room[0], blocks[query])
-        leave_out(blocks[query], masses[mine], pooled[mine])
-        for row in range(query * groups, (query + 1) * groups):
-            left = rest_of(masses[row], pooled[row], beside[row], peaks[row], sinks, ends[query], padded)
-            whole = beside[row, -1] / np.float32(LOG2_E) + np.log(totals[row]) + log_size - reach * reach
-            weight[query, row - query * groups] = whole + np.log(left) if left > 0 else NOTHING
-            totals[row] = np.float32(1.0) / left if left > 0 else np.float32(0.0)
-    add_rest(*asked, table, section_table, head, sinks, ends, slopes, masses, pooled, turned, short, room[1:3], rest)
+        mine, end = slice(query * groups, (query + 1) * groups), ends[query]
+        left, least, best = totals[mine], np.empty(groups, np.float32), np.empty(groups, np.float32)
+        if end <= sinks:
+            blocks[query], weight[query] = -1, NOTHING
+            apart[mine], pooled[mine, :padded], left[:] = 0.0, 0.0, 0.0
+            continue
+        share_out(masses[mine], beside[mine], peaks[mine], left, end, factors, room[0])
+        count = list_pairs(room[0], groups, sinks, end, blocks.shape[1], pairs)
+        find_pairs(table, head, wide.shape[1], pairs, count, sinks, end, hiding, lying)
+        steps, of_query = (count + 1) // 2, slice(query * HEADS * fours, (query + 1) * HEADS * fours)
+        opened = np.empty((fours, steps + 1, LANES), np.float32)
+        of_opened = wide[of_query], begun[of_query], scales[of_query], turned[mine], lying, count, steps
+        weigh_opened(*of_opened, reaches[0], shift, beside[mine], opened, best)
+        moved = False
+        for group in range(groups):
+            row = query * groups + group
+            peak, now = max(peaks[row], best[group]), beside[row, -1]
+            if best[group] > now + HIGH:
+                now, moved = np.rint(best[group]), True
+            asked_for = pairs, count, sinks, end, two_to(np.rint(peak) - LOW - now)
+            left[group] = leave_out(masses[row], beside[row], now, *asked_for, factors[group], pooled[row], padded)
+            if left[group] == 0:  # pairs had seemed to weigh more than their blocks
+                peak = best[group]
+                if now > peak + ABOVE:
+                    now, moved = np.rint(peak), True
+            beside[row, -1], least[group] = now, two_to(np.rint(peak) - LOW - now)
+        if moved:
+            weigh_opened(*of_opened, reaches[0], shift, beside[mine], opened, best)
+        choose_opened(opened, steps, pairs, count, sinks, end, left, least, blocks[query])
+        give_back(opened, pairs, count, sinks, end, least, pooled[mine], apart[mine], left)
+        for group in range(groups):
+            whole = beside[query * groups + group, -1] / np.float32(LOG2_E) + base
+            weight[query, group] = whole + np.log(left[group]) if left[group] > 0 else NOTHING
+            left[group] = inverse_of(left[group]) if left[group] > 0 else np.float32(0.0)
+    add_rest(*asked, table, section_table, head, sinks, ends, apart, pooled, turned, short, room[1:3], rest)
     for row in range(rows):
         rest[row] *= totals[row]

@@ -1,32 +1,77 @@
-"""Sections of neighbouring blocks: one mean value, and one slope of it, for all that is not read of them.
+"""Pairs of neighbouring blocks, and sections of pairs: what stands for many blocks that are not read.
 
-What is estimated of a block that is not read is little beside what is read, and of thousands of blocks it costs most of
-looking through an index. A section's keys and values are those of its blocks, so what its mean value is, and how that
-turns with a query (`cache.slopes`), follows from what is kept of these, and is the same after a restart and in a fork.
+Of thousands of blocks a query looks at pairs first: a pair has a landmark as a block has one. Only the best pairs are
+opened: their two blocks are told apart, and of them come the blocks that are read. What is estimated of all others is
+little beside what is read, and costs most of looking: one mean value and one slope of it stand for a section. The keys
+and values of a pair and of a section are those of their blocks, so what stands for them follows from what is kept of
+these, and is the same after a restart and in a fork.
 
-Letters in shapes: H KV heads, N sections, S blocks of a section, D channels.
+Letters in shapes: H KV heads, N groups of S members, D channels.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cache.slopes import main_direction
 
-SECTION = 4
-"""Blocks of a section: sections of 16 make the divergence from full attention a sixth larger, of 4 a twentieth."""
+PAIR = 2
+"""Blocks of a pair: of fours a quarter must be opened, which costs more than what they save."""
+PAIRS = 4
+"""Pairs of a section."""
+SECTION = PAIR * PAIRS
+"""Blocks of a section: with sections of 16 the divergence from full attention is a sixth larger, of 8 a tenth."""
+OPENED = 8
+"""Pairs that are opened for each block that is to be chosen."""
+LEAST_OPENED = 16
+"""So many pairs are opened, however few blocks are to be chosen."""
 NUDGE = 1e-4
 """Means of four numbers of 4 bits often lie between two such numbers: the last bit must not decide between these."""
+
+
+def pairs_opened(chosen: int) -> int:
+    """How many pairs are opened where so many blocks are to be chosen."""
+    return max(LEAST_OPENED, OPENED * chosen)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What keys and values of blocks are like, or of what is put together from them; (H, N, D) each.
+
+    Attributes:
+        means: of keys
+        variances: of keys, channel by channel, without what the slope tells
+        values: mean values
+        along, turning: both vectors of their slope (`cache.slopes`)
+    """
+
+    means: Tensor
+    variances: Tensor
+    values: Tensor
+    along: Tensor
+    turning: Tensor
+
+    def together(self, count: int) -> Gathered:
+        """Of each `count` neighbours together."""
+        each = (self.means, self.variances, self.values, self.along, self.turning)
+        means, variances, values, along, turning = (x.unflatten(1, (-1, count)) for x in each)
+        slope, turn = gathered_slopes(means, variances, values, (along, turning))
+        apart = means - means.mean(2, keepdim=True)
+        whole = (apart.square() + along.square() + variances).mean(2)
+        left = (whole - slope.square()).clamp(min=0)
+        return Gathered(means.mean(2), left, values.mean(2), slope, turn)
 
 
 def gathered_slopes(
     means: Tensor, variances: Tensor, values: Tensor, slopes: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The slopes of sections, two vectors (H, N, D) as those of blocks.
+    """The slopes of groups, two vectors (H, N, D) as those of their members.
 
     Args:
-        means, variances: of the blocks' keys, variances without what their slopes tell
+        means, variances: of the members' keys, variances without what their slopes tell
         values: their mean values
         slopes: theirs; (H, N, S, D) each
     """
@@ -43,6 +88,6 @@ def gathered_slopes(
 
 
 def gathered_profile(variances: Tensor) -> Tensor:
-    """How variances of blocks (H, N, S, D), each divided by its largest channel, spread over channels: (H, N, D)."""
+    """How variances of members (H, N, S, D), each divided by its largest channel, spread over channels: (H, N, D)."""
     largest = variances.amax(-1, keepdim=True).clamp(min=torch.finfo(variances.dtype).tiny)
     return (variances / largest).mean(2) + NUDGE

@@ -77,6 +77,7 @@ class Vectors:
         meter: counts their memory
         slab: where rows lie that are many
         device: whose memory they lie in
+        side_by_side: rows that are added together: storage grows by as many times more rows
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Vectors:
         meter: Meter | None = None,
         slab: Slab | None = None,
         device: torch.device = CPU,
+        side_by_side: int = 1,
     ) -> None:
         self._shape = (kv_heads, width)
         self._storage = storage
@@ -95,6 +97,7 @@ class Vectors:
         self._meter = meter or Meter()
         self._segments: list[Segment] = []
         self._owned = False
+        self._side_by_side = side_by_side
         self.count = 0
 
     def add(self, rows: Tensor) -> None:
@@ -118,8 +121,8 @@ class Vectors:
     def _open_segment(self) -> Segment:
         """A segment of our own with room: the last one, or a new one twice as large; a fork's first one is small."""
         if not self._owned or not self._segments[-1].room:
-            capacity = 2 * self._segments[-1].storage.capacity if self._owned else FIRST_SEGMENT
-            capacity = min(capacity, LARGEST_SEGMENT)
+            capacity = 2 * self._segments[-1].storage.capacity if self._owned else self._first_segment
+            capacity = min(capacity, LARGEST_SEGMENT * self._side_by_side)
             take = self._slab.take if capacity >= MANY else zero_bytes
             storage = self._storage(self._shape[0], capacity, self._shape[1], take, self._device)
             use = self._meter.watch(storage)
@@ -130,13 +133,17 @@ class Vectors:
         return self._segments[-1]
 
     @property
+    def _first_segment(self) -> int:
+        return FIRST_SEGMENT * self._side_by_side
+
+    @property
     def _backed_when_written(self) -> bool:
         """Whether storage takes memory row by row; a device gives it all at once."""
         return self._device.type == "cpu"
 
     def _take_over(self, storage: Rows, use: Callable[[int], None]) -> int:
         """Move the rows behind a border of 64, which others share, to the storage that goes on; how many there are."""
-        left = 0 if self._owned else self.count % FIRST_SEGMENT
+        left = 0 if self._owned else self.count % self._first_segment
         if left:
             last = self._segments.pop()
             storage.unpack(0, last.storage.pack(last.count - left, last.count))
@@ -249,7 +256,7 @@ class Vectors:
 
     def fork(self, count: int, slab: Slab | None = None) -> Vectors:
         """Vectors that are the first `count` rows and share their storage; they go on in a slab of their own."""
-        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device)
+        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device, self._side_by_side)
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:

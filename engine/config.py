@@ -59,8 +59,8 @@ class EngineConfig:
         estimate_rest: what is not read still counts, as its landmarks and mean values estimate it; None does so
             with the default rule
         rest_slopes: with it, mean values turn with the query; None lets them
-        own_values: with `estimate_rest`, of up to so many far blocks each has a mean value of its own, of more each
-            section of four; None is OWN_VALUES where the rule can tell
+        own_values: with `estimate_rest` and `rest_slopes`, up to so many far blocks are looked at one by one; of more,
+            pairs first, and each section of eight has one mean value; None is OWN_VALUES where the rule can tell
         landmark_dtype: in which landmarks are kept, `int4` or `float32`; None is `int4` where the rule bears it
         dense_layers: in the first layers every block is read
         positions: `absolute` or `bounded`
@@ -160,14 +160,16 @@ class EngineConfig:
             settings = replace(settings, own_values=choose(self.own_values, OWN_VALUES))
         elif self.own_values is not None:
             fit = ", ".join(name for name, rule in RULES.items() if rule.gathers)
-            raise InvalidParameter("own_values", f"needs estimate_rest and one landmark a block of {fit}; leave it out")
+            raise InvalidParameter(
+                "own_values", f"needs estimate_rest, rest_slopes and one landmark a block of {fit}; leave it out"
+            )
         self._check(settings, self._block_size)
         return settings
 
     @staticmethod
     def _gathers(settings: RetrievalSettings) -> bool:
         """Whether sections can stand for their blocks."""
-        return settings.rule.gathers and settings.estimate_rest and settings.landmarks_per_block == 1
+        return settings.rule.gathers and settings.judges_by_slopes
 
     def _trained(self, trained: Landmarks) -> RetrievalSettings:
         """What is read by a model that was trained with landmarks."""

@@ -94,7 +94,7 @@ class Settings:
     least_blocks: int = _setting(1, "with retrieval_top_p, fetch at least so many", 0)
     estimate_rest: bool | None = _setting(None, "estimate what is not read from its landmarks")
     rest_slopes: bool | None = _setting(None, "with estimate_rest, let a block's mean value turn with the query")
-    own_values: int | None = _setting(None, "blocks up to which each has a mean value of its own (default: 1024)", 0)
+    own_values: int | None = _setting(None, "blocks up to which each is looked at by itself (default: 1024)", 0)
     landmark_dtype: str | None = _setting(None, "int4 or float32 (default: int4 where the rule bears it)")
     dense_layers: int | None = _setting(None, "first layers in which every block is read", 0)
     audit_rate: float = _setting(0.0003, "share of the tokens that are compared with exact attention", 0.0, 1.0)

@@ -67,19 +67,31 @@ class LandmarkRule(ABC):
         """
         raise NotImplementedError
 
+    def pair_widths(self, head_dim: int) -> tuple[int, ...]:
+        """Channels of the landmark of a pair of blocks, in parts; only if the rule `gathers`."""
+        return ()
+
     def section_widths(self, head_dim: int) -> tuple[int, ...]:
         """Channels of a section's landmark, in parts; only if the rule `gathers`."""
         return ()
 
-    def gather(self, blocks: Summary) -> Summary:
-        """What stands for sections, from what stands for their blocks.
+    def gather(self, blocks: Summary) -> tuple[Summary, Summary]:
+        """What stands for pairs, and for sections, from what stands for their blocks.
 
-        Each block has one landmark; only if the rule `gathers`.
+        Each block has one landmark, a mean value and slopes; only if the rule `gathers`.
         """
         raise NotImplementedError
 
+    def look_at_pairs(self, queries: Tensor) -> Tensor:
+        """Vectors (…, W of a pair) of queries (…, D), as `encode`."""
+        raise NotImplementedError
+
+    def look_at_sections(self, queries: Tensor) -> Tensor:
+        """Vectors (…, W of a section) of queries (…, D), as `encode`."""
+        raise NotImplementedError
+
     def by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
-        """Products (H, Q, N, P) where what sections say takes the place of what only blocks themselves know.
+        """Products (H, Q, N, P) of blocks where what sections say takes the place of what only blocks themselves know.
 
         Args:
             of_sections: products of the queries, by `look_at_sections`, with the landmark of each block's section
@@ -88,8 +100,8 @@ class LandmarkRule(ABC):
         """
         raise NotImplementedError
 
-    def look_at_sections(self, queries: Tensor) -> Tensor:
-        """Vectors (…, W of a section) of queries (…, D), as `encode`."""
+    def pairs_by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+        """The same of pairs, as `judge` takes it, of their products with queries by `look_at_pairs`."""
         raise NotImplementedError
 
     def look(self, queries: Tensor, own: Tensor) -> Tensor:

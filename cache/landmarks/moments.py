@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cache.landmarks.base import LandmarkRule
-from cache.sections import SECTION, gathered_profile, gathered_slopes
+from cache.sections import PAIR, PAIRS, Gathered, gathered_profile
 from cache.summary import Summary
 
 
@@ -46,18 +46,25 @@ class Moments(LandmarkRule):
         mean, variance = landmarks.chunk(2, dim=-1)
         return torch.cat((mean, (variance - along[:, :, None].square()).clamp(min=0)), dim=-1)
 
+    def pair_widths(self, head_dim: int) -> tuple[int, ...]:
+        return head_dim, head_dim, 1
+
     def section_widths(self, head_dim: int) -> tuple[int, ...]:
         return (head_dim,)
 
-    def gather(self, blocks: Summary) -> Summary:
+    def gather(self, blocks: Summary) -> tuple[Summary, Summary]:
         assert blocks.values is not None
-        values = blocks.values.unflatten(1, (-1, SECTION))  # (H, N, S, D)
-        means, variances = blocks.landmarks[:, :, 0].unflatten(1, (-1, SECTION)).chunk(2, dim=-1)
-        profile = gathered_profile(variances)[:, :, None]
-        if blocks.slopes is None:
-            return Summary(profile, values.mean(2))
-        along, turning = (x.unflatten(1, (-1, SECTION)) for x in blocks.slopes)
-        return Summary(profile, values.mean(2), gathered_slopes(means, variances, values, (along, turning)))
+        assert blocks.slopes is not None
+        means, variances = blocks.landmarks[:, :, 0].chunk(2, dim=-1)
+        pairs = Gathered(means, variances, blocks.values, *blocks.slopes).together(PAIR)
+        size = pairs.variances.amax(-1, keepdim=True)
+        landmarks = torch.cat((pairs.means, pairs.along, size), dim=-1)[:, :, None]
+        profile = gathered_profile(pairs.variances.unflatten(1, (-1, PAIRS)))[:, :, None]
+        sections = pairs.together(PAIRS)
+        return Summary(landmarks), Summary(profile, sections.values, (sections.along, sections.turning))
+
+    def look_at_pairs(self, queries: Tensor) -> Tensor:
+        return torch.cat((queries, queries, torch.zeros_like(queries[..., :1])), dim=-1)
 
     def look_at_sections(self, queries: Tensor) -> Tensor:
         return queries.square()
@@ -65,6 +72,10 @@ class Moments(LandmarkRule):
     def by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
         mean, _, *along = products.unbind(-1)
         return torch.stack((mean, largest[:, None, :, 1] * of_sections[..., 0], *along), dim=-1)
+
+    def pairs_by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+        mean, along, _ = products.unbind(-1)
+        return torch.stack((mean, largest[:, None, :, 2] * of_sections[..., 0], along), dim=-1)
 
     def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
         mean, variance, *along = products.unbind(-1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import RULES, SECTION, IndexShape, LandmarkRule
+from cache import PAIR, RULES, SECTION, IndexShape, LandmarkRule, expected_largest
 from engine.rotation import Rotation
 from engine.step import Step
 from engine.temperature import Temperature
@@ -102,6 +102,11 @@ class RetrievalSettings:
         """What landmarks differ in is kept: trained ones are keys of one token."""
         return self.gated and self.landmark_dtype == "int4"
 
+    @staticmethod
+    def reaches(block_size: int) -> tuple[float, float]:
+        """So many deviations above their mean the largest of a block's keys is expected, and of a pair's."""
+        return expected_largest(block_size), expected_largest(PAIR * block_size)
+
     @property
     def gated(self) -> bool:
         """Landmarks are tokens that gate their block."""
@@ -119,6 +124,7 @@ class RetrievalSettings:
             rounded=self.landmark_dtype == "int4",
             centred=self.centred,
             gather=None if self.own_values is None else self.rule.gather,
+            pair_widths=() if self.own_values is None else self.rule.pair_widths(head_dim),
             section_widths=() if self.own_values is None else self.rule.section_widths(head_dim),
         )
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import BlockIndex, BlockStore, CacheLayout, InRow, Task, Tasks, expected_largest, kernels, threads_for
+from cache import BlockIndex, BlockStore, CacheLayout, InRow, Task, Tasks, kernels, threads_for
 from engine.attention.base import Jobs, RetrievalSettings
 from engine.attention.plans import Floats, Numbers, Plan, Standing, padded
 from engine.attention.rows import Rows
@@ -29,11 +29,11 @@ COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
 GIVEN, SCALE, PLACED, OUTPUT = (0, 1, 2), 4, (8, 9), 1
 POOLS, SLOTS, STARTS = (2, 3), 2, 8
-TABLES, SECTION_TABLES = 2, 4
+TABLES, PAIR_TABLES, SECTION_TABLES = 2, 4, 6
 """Arguments that change from layer to layer, or from step to step: of placing q, k, v, their scale, and the cache's
 keys and values; of finishing; of attending keys and values; of telling where blocks lie their slots; of attending where
-blocks start; of choosing, and reading copies, the indexes' tables, and of choosing those of sections, each with their
-borders behind."""
+blocks start; of choosing, and reading copies, the indexes' tables, and of choosing those of pairs and of sections, each
+with their borders behind."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
@@ -215,7 +215,8 @@ class Desk:
         """Where the indexes of each layer lie."""
         tables = {(1, TABLES): [[index.table for index in some] for some in indexes]}
         if not self._settings.gated:
-            tables[1, SECTION_TABLES] = [[sections_table(index) for index in some] for some in indexes]
+            tables[1, PAIR_TABLES] = [[table_of(index.pairs) for index in some] for some in indexes]
+            tables[1, SECTION_TABLES] = [[table_of(index.sections) for index in some] for some in indexes]
         if self._settings.copied_blocks:
             tables[2, TABLES] = [[index.copies_table for index in some] for some in indexes]
         return tables
@@ -242,8 +243,11 @@ class Desk:
             landmarks = (*asked, *lying[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
             return [kernels("landmark").shared_choose().task(landmarks, heads)]
         most = EVERYTHING if settings.few_blocks is None else settings.few_blocks
-        how = (most, expected_largest(size), math.log(size), settings.estimate_rest, settings.rest_slopes)
-        arguments = (*asked, *lying[1, TABLES], *lying[1, SECTION_TABLES], *ends, *how, room, self.chosen)
+        reach, pair_reach = settings.reaches(size)
+        how = (most, reach, math.log(size), pair_reach)
+        estimated = settings.estimate_rest, settings.rest_slopes
+        told = (*lying[1, TABLES], *lying[1, PAIR_TABLES], *lying[1, SECTION_TABLES])
+        arguments = (*asked, *told, *ends, *how, *estimated, room, self.chosen)
         tasks = [recall.shared_recall().task((*arguments, self.weight, result), heads)]
         if settings.copied_blocks:
             copied = (*asked, *lying[2, TABLES], size, self.chosen, self.fetched, self.weight, result)
@@ -253,7 +257,7 @@ class Desk:
     @property
     def _room_argument(self) -> int:
         """Where the kernels that choose take their room."""
-        return 8 if self._settings.gated else 13
+        return 8 if self._settings.gated else 16
 
     @property
     def _room_shape(self) -> tuple[int, int, int]:
@@ -370,9 +374,9 @@ class Desk:
         return mine, Rows(queries, positions, plan.size, plan.rotation, plan.far_distance[mine], session)
 
 
-def sections_table(index: BlockIndex) -> Numbers:
-    """Where its sections lie, if it has any."""
-    return index.sections.table if index.sections else NO_TABLE
+def table_of(index: BlockIndex | None) -> Numbers:
+    """Where an index of pairs or sections lies, if there is one."""
+    return index.table if index else NO_TABLE
 
 
 def joined(tables: Sequence[Numbers]) -> tuple[Numbers, Numbers]:

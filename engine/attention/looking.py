@@ -1,32 +1,48 @@
-"""What the landmarks of an index say to queries, and which blocks sections stand for. Plain torch.
+"""What the landmarks of an index say to queries, and which blocks pairs and sections stand for. Plain torch.
 
-Letters in shapes: H KV heads, T queries, G query heads per KV head, N far blocks.
+Letters in shapes: H KV heads, T queries, G query heads per KV head, N far blocks, P pairs of those of whole sections.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from cache import FIRST, LANES, SECTION, BlockIndex
+from cache import FIRST, LANES, PAIR, SECTION, BlockIndex, pairs_opened
 from engine.attention.base import RetrievalSettings
+from engine.attention.choosing import shares
 from engine.attention.rows import Rows
 
 
-def judged(
-    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """How promising each far block is, what it weighs if the rule can tell, and which ones sections stand for.
+@dataclass(frozen=True)
+class Judged:
+    """How promising far blocks are.
 
-    For queries with many blocks both are the same: one number for each then tells whether it is read and what it weighs
-    if it is not.
+    Attributes:
+        scores, gauges: by which they are chosen, and what they weigh if the rule can tell (H, T, G, N) each
+        pooled: those that sections stand for if they are not read, bool (T, N); None for none
+        closed: those that may not be chosen, for their pair was not opened, bool (H, T, N); None for none
+    """
+
+    scores: Tensor
+    gauges: Tensor
+    pooled: Tensor | None = None
+    closed: Tensor | None = None
+
+
+def judged(
+    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int, chosen: int
+) -> Judged:
+    """What the landmarks of far blocks say.
+
+    For queries with many blocks scores and gauges are the same: one number for each then tells whether it is read and
+    what it weighs if it is not; and of most blocks it is half of their pair's.
 
     Args:
         ends: for each query the first block that it may not choose any more (T,)
-
-    Returns:
-        Scores and weights (H, T, G, N) each; the blocks of whole sections between the sinks and the end, bool (T, N),
-        None for none
+        chosen: so many are to be chosen
     """
     rule, size = settings.rule, rows.block_size // index.shape.landmarks
     looking = rule.look(rows.far_queries, rows.own)  # (H, T, G, W)
@@ -39,26 +55,57 @@ def judged(
     scores = rule.join(score.view(shape))
     gauges = scores if gauge is score else rule.join(gauge.view(shape))
     if settings.few_blocks is None or far_blocks <= settings.few_blocks:
-        return scores, gauges, None
+        return Judged(scores, gauges)
     many = ends > settings.few_blocks
-    weights = rule.judge(by_sections(settings, index, rows, ends, products), size)[1].view(gauges.shape)
+    told = profiles(settings, index, rows, ends, far_blocks)
+    weights = rule.judge(rule.by_sections(products, told, index.largest(far_blocks)), size)[1].view(gauges.shape)
+    inside = pooled(settings, ends, far_blocks)
+    weights, closed = closed_pairs(settings, index, rows, weights, told, inside, pairs_opened(chosen))
     scores, gauges = (torch.where(many[:, None, None], weights, each) for each in (scores, gauges))
-    return scores, gauges, pooled(settings, ends, far_blocks) & many[:, None]
+    return Judged(scores, gauges, inside & many[:, None], closed & many[:, None])
 
 
-def by_sections(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, products: Tensor) -> Tensor:
-    """Products (H, T * G, N, P) where a block's section says what only the block knows.
+def profiles(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int) -> Tensor:
+    """Products of queries with the landmark of each block's section (H, T * G, N, products of a section).
 
     Behind its last whole section a query sees that one: what comes later must not change anything.
     """
     assert index.sections is not None
-    far_blocks, rule = products.shape[2], settings.rule
-    looking = rule.look_at_sections(rows.far_queries).flatten(1, 2)
-    told = index.sections.products(looking, far_blocks // SECTION)  # (H, T * G, sections, P of a section)
+    looking = settings.rule.look_at_sections(rows.far_queries).flatten(1, 2)
+    told = index.sections.products(looking, far_blocks // SECTION)  # (H, T * G, sections, products)
     last = (ends // SECTION - 1).clamp(min=0).repeat_interleave(rows.queries.shape[2])  # (T * G,)
     mine = torch.minimum(torch.arange(far_blocks, device=ends.device) // SECTION, last[:, None])  # (T * G, N)
-    told = told.gather(2, mine[None, :, :, None].expand(len(told), -1, -1, told.shape[3]))
-    return rule.by_sections(products, told, index.largest(far_blocks))
+    return told.gather(2, mine[None, :, :, None].expand(len(told), -1, -1, told.shape[3]))
+
+
+def closed_pairs(
+    settings: RetrievalSettings, index: BlockIndex, rows: Rows, weights: Tensor, told: Tensor, inside: Tensor,
+    opened: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Of all but the best pairs each block weighs half of what the pair does.
+
+    Args:
+        weights: of blocks by themselves (H, T, G, N)
+        told: by `profiles`
+        inside: blocks of whole sections, bool (T, N)
+        opened: so many pairs are opened
+
+    Returns:
+        Weights, and which of the blocks are closed, bool (H, T, N)
+    """
+    assert index.pairs is not None
+    rule, pairs = settings.rule, inside.shape[1] // SECTION * (SECTION // PAIR)
+    blocks, size = pairs * PAIR, PAIR * (rows.block_size // index.shape.landmarks)
+    products = index.pairs.products(rule.look_at_pairs(rows.far_queries).flatten(1, 2), pairs)
+    known = rule.pairs_by_sections(products, told[:, :, :blocks:PAIR], index.pairs.largest(pairs))
+    of_pairs = rule.judge(known, size)[1].view(*weights.shape[:3], pairs)  # (H, T, G, P)
+    shut = ~inside[:, :blocks:PAIR]  # (T, P)
+    wanted = shares(of_pairs, shut).masked_fill(shut, -torch.inf)  # (H, T, P)
+    best = wanted.topk(min(opened, pairs), dim=-1).indices
+    closed = torch.ones_like(wanted, dtype=torch.bool).scatter_(2, best, False) & ~shut
+    closed = torch.nn.functional.pad(closed.repeat_interleave(PAIR, 2), (0, inside.shape[1] - blocks))
+    halves = torch.nn.functional.pad(of_pairs.repeat_interleave(PAIR, 3), (0, inside.shape[1] - blocks))
+    return torch.where(closed[:, :, None], halves, weights), closed
 
 
 def pooled(settings: RetrievalSettings, ends: Tensor, far_blocks: int) -> Tensor:

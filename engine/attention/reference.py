@@ -350,17 +350,19 @@ class ReferenceAttention:
             return Choice(blocks.clamp(min=0), blocks >= self.settings.sink_blocks)
         index = rows.session.indexes[layer]
         assert index is not None
-        scores, gauges, pooled = judged(self.settings, index, rows, ends, far_blocks)  # (H, T, G, far_blocks) each
+        taken = min(far_blocks, fetch + self.settings.copied_blocks)
+        seen = judged(self.settings, index, rows, ends, far_blocks, taken)
         hidden = self._hidden(ends, far_blocks)
-        wanted = scores[:, :, 0] if scores.shape[2] == 1 else shares(scores, hidden)
+        wanted = seen.scores[:, :, 0] if seen.scores.shape[2] == 1 else shares(seen.scores, hidden)
+        if seen.closed is not None:
+            wanted = wanted.masked_fill(seen.closed, -torch.inf)
         if self.settings.outlier_blocks:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
-        taken = min(far_blocks, fetch + self.settings.copied_blocks)
         closely = looked_at_closely(self.settings, index, rows, ends, hidden, taken)
         if closely is not None:
             wanted = wanted.masked_fill(~closely, -torch.inf)
         blocks, valid = self._best(wanted, ends, taken)
-        return Choice(blocks, valid, gauges, taken - fetch, pooled)
+        return Choice(blocks, valid, seen.gauges, taken - fetch, seen.pooled)
 
     def _outliers(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
         """Blocks that are read whatever their landmarks say: bool (kv_heads, rows, far_blocks)."""

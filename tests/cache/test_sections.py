@@ -1,4 +1,4 @@
-"""Sections stand for their blocks: what their values are, that they follow from the index, and what kernels do."""
+"""Pairs and sections stand for their blocks: what they are, that they follow from the index, and what kernels do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache import RULES, SECTION, BlockIndex, IndexShape, Meter, Summary, expected_largest, kernels, slopes
+from cache import (
+    PAIR,
+    RULES,
+    SECTION,
+    BlockIndex,
+    IndexShape,
+    Meter,
+    Summary,
+    expected_largest,
+    kernels,
+    pairs_opened,
+    slopes,
+)
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
-GATHERS: dict[str, Any] = {"gather": RULE.gather, "section_widths": RULE.section_widths(CHANNELS)}
+GATHERS: dict[str, Any] = {
+    "gather": RULE.gather, "pair_widths": RULE.pair_widths(CHANNELS), "section_widths": RULE.section_widths(CHANNELS),
+}  # fmt: skip
+PAIRS = SECTION // PAIR
 SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, **GATHERS)
 
 
@@ -43,29 +58,35 @@ def filled(blocks: int, shape: IndexShape = SHAPE, pieces: int = 7) -> BlockInde
 
 def test_values_and_slopes_are_nearly_those_of_all_keys_together() -> None:
     keys, values = drawn(40)
-    gathered = RULE.gather(summary(keys, values))
+    pairs, sections = RULE.gather(summary(keys, values))
+    assert sections.values is not None
+    assert sections.slopes is not None
     whole = [x.unflatten(1, (-1, SECTION)).flatten(2, 3) for x in (keys, values)]
-    assert gathered.values is not None
-    assert gathered.slopes is not None
-    torch.testing.assert_close(gathered.values, whole[1].mean(2))
-    for mine, true in zip(gathered.slopes, slopes(*whole), strict=True):
+    torch.testing.assert_close(sections.values, whole[1].mean(2))
+    for mine, true in zip(sections.slopes, slopes(*whole), strict=True):
         sign = (mine * true).sum(-1, keepdim=True).sign()
-        assert ((sign * mine - true).norm(dim=-1) / true.norm(dim=-1)).median() < 0.3
-    nothing = RULE.gather(Summary(summary(keys, values).landmarks, values.mean(2)))
-    assert nothing.slopes is None
+        assert ((sign * mine - true).norm(dim=-1) / true.norm(dim=-1)).median() < 0.4
+    whole = [x.unflatten(1, (-1, PAIR)).flatten(2, 3) for x in (keys, values)]
+    mean, along, size = pairs.landmarks[:, :, 0].split(RULE.pair_widths(CHANNELS), -1)
+    torch.testing.assert_close(mean, whole[0].mean(2))
+    true = slopes(*whole)[0]
+    sign = (along * true).sum(-1, keepdim=True).sign()
+    assert ((sign * along - true).norm(dim=-1) / true.norm(dim=-1)).median() < 0.3
+    left = whole[0].var(2, correction=0) - along.square()
+    torch.testing.assert_close(size[..., 0], left.clamp(min=0).amax(-1), atol=1e-4, rtol=1e-4)
 
 
 def test_a_profile_is_what_variances_have_in_common() -> None:
-    """Blocks that scatter alike, each in its own size, are told apart by nothing else."""
+    """Pairs that scatter alike, each in its own size, are told apart by nothing else."""
     generator = torch.Generator().manual_seed(5)
-    shape = torch.rand(HEADS, 1, CHANNELS, generator=generator)
-    sizes = torch.rand(HEADS, 4 * SECTION, 1, generator=generator)
-    variances = sizes * shape
-    means = torch.randn(variances.shape, generator=generator)
-    gathered = RULE.gather(Summary(torch.cat((means, variances), -1)[:, :, None], means))
-    largest = variances.amax(-1, keepdim=True)
-    mine = gathered.landmarks[:, :, 0].repeat_interleave(SECTION, 1)
-    torch.testing.assert_close(largest * mine, variances, atol=2e-4, rtol=0)
+    shape = torch.rand(HEADS, 3, 1, CHANNELS, generator=generator)
+    sizes = torch.rand(HEADS, 3, PAIRS, 1, generator=generator).repeat_interleave(PAIR, 2)
+    variances = (shape * sizes).flatten(1, 2)
+    nothing = torch.zeros_like(variances)
+    blocks = Summary(torch.cat((nothing, variances), -1)[:, :, None], nothing, (nothing, nothing))
+    pairs, sections = RULE.gather(blocks)
+    size, profile = pairs.landmarks[:, :, 0, -1:], sections.landmarks[:, :, 0].repeat_interleave(PAIRS, 1)
+    torch.testing.assert_close(size * profile, variances[:, ::PAIR], atol=2e-4, rtol=0)
 
 
 def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
@@ -75,7 +96,7 @@ def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
     along = torch.randn(HEADS, 4 * SECTION, SIZE, 1, generator=generator)
     noise = 0.05 * torch.randn(2, HEADS, 4 * SECTION, SIZE, CHANNELS, generator=generator)
     keys, values = along * direction + noise[0], 3 * along * other + noise[1]
-    gathered = RULE.gather(summary(keys, values))
+    _, gathered = RULE.gather(summary(keys, values))
     assert gathered.slopes is not None
     query = 0.1 * direction
     moved = (gathered.slopes[0] @ query)[..., None] * gathered.slopes[1]
@@ -85,22 +106,40 @@ def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
 
 
 @pytest.mark.parametrize("rounded", [True, False])
-def test_sections_follow_from_blocks_however_these_came(rounded: bool) -> None:
+def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool) -> None:
     shape = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=rounded, **GATHERS)
     index = filled(301, shape)
-    assert index.sections is not None
-    assert index.sections.count == 301 // SECTION
-    packed = index.sections.pack(0, index.sections.count)
+    expected = told(index)
     again = BlockIndex(HEADS, shape)
     again.unpack(index.pack(0, 130))
     again.unpack(index.pack(130, 301))
-    assert again.sections is not None
-    assert (again.sections.pack(0, 75) == packed).all()
+    for mine, theirs in zip(told(again), expected, strict=True):
+        assert (mine == theirs).all()
     fork, (keys, values) = index.fork(222), drawn(301)
     assert fork.sections is not None
-    assert fork.sections.count == 222 // SECTION
+    assert fork.pairs is not None
+    assert (fork.sections.count, fork.pairs.count) == (222 // SECTION, 222 // SECTION * PAIRS)
     fork.add(summary(keys[:, 222:], values[:, 222:]))
-    assert (fork.sections.pack(0, 75) == packed).all(), "it goes on with the section that was open"
+    for mine, theirs in zip(told(fork), expected, strict=True):
+        assert (mine == theirs).all(), "it goes on with the section that was open"
+
+
+def told(index: BlockIndex) -> list[np.ndarray]:
+    """All that is kept of pairs and sections, and to open pairs."""
+    assert index.sections is not None
+    assert index.pairs is not None
+    assert (index.sections.count, index.pairs.count) == (index.count // SECTION, index.count // SECTION * PAIRS)
+    parts = [kept.pack(0, kept.count) for kept in (index.pairs, index.sections)]
+    return parts + ([index._opened.pack(0, index._opened.count)] if index._opened else [])
+
+
+def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
+    index = filled(301)
+    assert index._opened is not None
+    expected = torch.stack((index._landmarks[0].rows(301), index._slopes[0].rows(301)), 2).flatten(1, 2)
+    torch.testing.assert_close(index._opened.rows(602), expected)
+    some = torch.tensor([[5, 600], [17, 18]])
+    torch.testing.assert_close(index._opened.pick(some), expected[torch.arange(HEADS)[:, None], some])
 
 
 def test_memory_counts_sections_and_entries_do_not() -> None:
@@ -118,63 +157,78 @@ def rounded(rows: Tensor) -> Tensor:
     return (rows / scale).round() * scale
 
 
-@pytest.mark.parametrize("sinks", [0, 1, 5])
-@pytest.mark.parametrize(("groups", "sloped"), [(1, True), (4, True), (4, False)])
-def test_kernels_choose_by_weight_and_estimate_by_sections(sinks: int, groups: int, sloped: bool) -> None:
+@pytest.mark.parametrize("sinks", [0, 1, 5, 9])
+@pytest.mark.parametrize("groups", [1, 2, 4, 5])
+@pytest.mark.parametrize("fetch", [1, 5])
+def test_kernels_choose_by_weight_and_estimate_by_sections(sinks: int, groups: int, fetch: int) -> None:
     """Also of few blocks, of which no section is whole, or only one."""
-    shape = SHAPE if sloped else IndexShape((CHANNELS, CHANNELS), values=CHANNELS, rounded=True, **GATHERS)
-    index, fetch = filled(301, shape), 1
-    assert index.sections is not None
-    ends = np.array([7, 11, 150, 151, 258, 300, 301])
-    queries = 0.3 * torch.randn(HEADS, len(ends) * groups, CHANNELS, generator=torch.Generator().manual_seed(1))
-    table, sections = index.table, index.sections.table
-    room = np.empty((HEADS, kernels("recall").recall_rows(groups), 304 + 64), np.float32)
-    blocks = np.empty((HEADS, len(ends), fetch), np.int64)
-    weight = np.empty((HEADS, len(ends), groups), np.float32)
-    rest = np.empty(queries.shape, np.float32)
-    kernels("recall").recall_moments(
-        queries.numpy(), np.array([0, len(ends)]), table, np.array([0, len(table)]), sections,
-        np.array([0, len(sections)]), sinks, ends, 6, expected_largest(SIZE), math.log(SIZE), True, sloped, room,
-        blocks, weight, rest, 0, HEADS,
-    )  # fmt: skip
+    index = filled(301)
+    ends = np.array([9, 11, 15, 16, 150, 151, 258, 300, 301])
+    queries = 0.3 * torch.randn(HEADS, len(ends), groups, CHANNELS, generator=torch.Generator().manual_seed(1))
+    blocks, weight, rest = (torch.from_numpy(x) for x in recalled(index, queries, ends, sinks, fetch))
+    closed = 0
     for query, end in enumerate(ends):
-        asked = queries[:, query * groups : (query + 1) * groups]
-        taken, mass, value = expected(index, asked, sinks, int(end), fetch, sloped)
-        assert blocks[:, query].tolist() == taken.tolist()
-        torch.testing.assert_close(torch.from_numpy(weight[:, query]), mass, atol=1e-4, rtol=1e-5)
-        found = torch.from_numpy(rest[:, query * groups : (query + 1) * groups])
-        torch.testing.assert_close(found, value, atol=0.03 * float(value.abs().max()), rtol=0)
+        taken, mass, value, left = expected(index, queries[:, query], sinks, int(end), fetch)
+        closed += left
+        assert blocks[:, query].sort(-1).values.tolist() == taken.sort(-1).values.tolist()
+        torch.testing.assert_close(weight[:, query], mass, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(rest[:, query], value, atol=0.03 * float(value.abs().max()), rtol=0)
+    assert closed > 100
 
 
 def expected(
-    index: BlockIndex, queries: Tensor, sinks: int, end: int, fetch: int, sloped: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What queries (HEADS, groups, CHANNELS) choose, what all else weighs and its value, block by block."""
+    index: BlockIndex, queries: Tensor, sinks: int, end: int, fetch: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """What queries (HEADS, groups, CHANNELS) choose, what all else weighs and its value, one block after the other.
+
+    And how many blocks are not looked at by themselves.
+    """
     assert index.sections is not None
+    assert index.pairs is not None
     asked, squares = rounded(queries), rounded(queries.square())
-    variances = index._landmarks[1].rows(end)
-    for block in range(end):  # its section's profile, or that of the last whole section, in its own size
-        section = min(block, end // SECTION * SECTION - 1) // SECTION
-        profile = index.sections._landmarks[0].rows(section + 1, section)[:, 0]
-        variances[:, block] = variances[:, block].amax(-1, keepdim=True) * profile
-    products = [asked @ index._landmarks[0].rows(end).mT, squares @ variances.mT]
-    if sloped:
-        products.append(asked @ index._slopes[0].rows(end).mT)
-    masses = RULE.judge(torch.stack(products, -1), SIZE)[1] + math.log(SIZE)
+    inside = [b for b in range(sinks, end) if b // SECTION * SECTION >= sinks and (b // SECTION + 1) * SECTION <= end]
+    pairs = sorted({block // PAIR for block in inside})
+    profiles = index.sections._landmarks[0].rows(index.sections.count)
+
+    def mass(mean: Tensor, along: Tensor, size: Tensor, block: int, count: int) -> Tensor:
+        section = min(block // SECTION, end // SECTION - 1)  # or that of the last whole one
+        variance = size.amax(-1)[:, None] * (squares @ profiles[:, section, :, None])[..., 0]
+        products = [(asked @ mean[..., None])[..., 0], variance, (asked @ along[..., None])[..., 0]]
+        return RULE.judge(torch.stack(products, -1), count)[1] + math.log(count)  # (HEADS, groups)
+
+    def of_block(block: int) -> Tensor:
+        parts = *index._landmarks, index._slopes[0]
+        mean, size, along = (part.rows(block + 1, block)[:, 0] for part in parts)
+        return mass(mean, along, size, block, SIZE)
+
+    def of_pair(pair: int) -> Tensor:
+        assert index.pairs is not None
+        mean, along, size = (part.rows(pair + 1, pair)[:, 0] for part in index.pairs._landmarks)
+        return mass(mean, along, size, PAIR * pair, PAIR * SIZE)
+
+    masses = torch.stack([of_block(block) for block in range(end)], -1)  # (HEADS, groups, end)
     masses[..., :sinks] = -torch.inf
-    taken = masses.softmax(-1).mean(1).topk(fetch).indices  # (HEADS, fetch)
-    masses.scatter_(2, taken[:, None].expand(-1, masses.shape[1], -1), -torch.inf)
-    weights, value = masses.softmax(-1), torch.zeros_like(queries)
+    may = torch.ones(HEADS, end, dtype=torch.bool)
+    if pairs:
+        together = torch.stack([of_pair(pair) for pair in pairs], -1)
+        best = together.softmax(-1).mean(1).topk(min(len(pairs), pairs_opened(fetch))).indices
+        for head in range(HEADS):
+            for i in set(range(len(pairs))) - set(best[head].tolist()):
+                mine = slice(PAIR * pairs[i], PAIR * pairs[i] + PAIR)
+                masses[head, :, mine], may[head, mine] = together[head, :, i, None] - math.log(PAIR), False
+    wanted = masses.softmax(-1).mean(1).masked_fill(~may, -1.0)
+    wanted[:, :sinks] = -1.0
+    taken = wanted.topk(min(fetch, end - sinks)).indices  # (HEADS, fetch)
+    taken = torch.nn.functional.pad(taken, (0, fetch - taken.shape[1]), value=-1)
+    for head, blocks in enumerate(taken):
+        masses[head, :, blocks[blocks >= 0]] = -torch.inf
+    weights, value = masses.softmax(-1).nan_to_num(0.0), torch.zeros_like(queries)
     for block in range(sinks, end):
-        section = block // SECTION
-        whole = SECTION * section >= sinks and SECTION * (section + 1) <= end
-        kept, at = (index.sections, section) if whole else (index, block)
+        kept, at = (index.sections, block // SECTION) if block in inside else (index, block)
         mean = kept._values.rows(at + 1, at)  # (HEADS, 1, CHANNELS)
-        if sloped:
-            along, turn = (part.rows(at + 1, at) for part in kept._slopes)
-            mean = mean + (asked @ along.mT) * turn
-        value = value + weights[..., block, None] * mean
-    return taken, masses.logsumexp(-1), value
+        along, turn = (part.rows(at + 1, at) for part in kept._slopes)
+        value = value + weights[..., block, None] * (mean + (asked @ along.mT) * turn)
+    return taken, masses.logsumexp(-1).clamp(min=-1e30), value, int((~may).sum())
 
 
 @pytest.mark.parametrize("scale", [0.3, 20.0])
@@ -184,30 +238,36 @@ def test_nothing_depends_on_how_storage_is_cut_or_who_is_asked_together(sinks: i
     index, groups = filled(301), 2
     fork, (keys, values) = index.fork(222), drawn(301)
     fork.add(summary(keys[:, 222:], values[:, 222:]))
-    ends = np.array([7, 8, 9, 63, 64, 65, 150, 255, 256, 258, 300, 301])
+    ends = np.array([8, 9, 63, 64, 65, 150, 255, 256, 258, 300, 301])
     generator = torch.Generator().manual_seed(1)
     queries = scale * torch.randn(HEADS, len(ends), groups, CHANNELS, generator=generator)
     together = recalled(index, queries, ends, sinks)
     for found, expected in zip(recalled(fork, queries, ends, sinks), together, strict=True):
-        assert (found == expected).all()
+        np.testing.assert_array_equal(found, expected)
     for query in range(len(ends)):
         mine = slice(query, query + 1)
         for found, expected in zip(recalled(index, queries[:, mine], ends[mine], sinks), together, strict=True):
-            assert (found == expected[:, mine]).all()
+            np.testing.assert_array_equal(found, expected[:, mine])
 
 
-def recalled(index: BlockIndex, queries: Tensor, ends: np.ndarray, sinks: int) -> tuple[np.ndarray, ...]:
-    """Blocks (HEADS, T, 3), weights (HEADS, T, G) and values (HEADS, T, G, CHANNELS) for queries with many blocks."""
+def recalled(
+    index: BlockIndex, queries: Tensor, ends: np.ndarray, sinks: int, fetch: int = 3
+) -> tuple[np.ndarray, ...]:
+    """Blocks (HEADS, T, fetch), weights (HEADS, T, G) and values (HEADS, T, G, CHANNELS) for queries that have many."""
     assert index.sections is not None
+    assert index.pairs is not None
     count, groups = queries.shape[1:3]
+    tables = []
+    for kept in (index, index.pairs, index.sections):
+        tables += [kept.table, np.array([0, len(kept.table)])]
     room_rows, of_one = kernels("recall").recall_rows(groups), np.array([0, count])
     room = np.full((HEADS, room_rows, int(-(-ends[-1] // 16) * 16) + 64), np.nan, np.float32)
-    blocks, weight = np.empty((HEADS, count, 3), np.int64), np.empty((HEADS, count, groups), np.float32)
+    blocks, weight = np.empty((HEADS, count, fetch), np.int64), np.empty((HEADS, count, groups), np.float32)
     rest = np.empty((HEADS, count * groups, CHANNELS), np.float32)
+    how = expected_largest(SIZE), math.log(SIZE), expected_largest(PAIR * SIZE)
     kernels("recall").recall_moments(
-        queries.flatten(1, 2).numpy(), of_one, index.table, np.array([0, len(index.table)]), index.sections.table,
-        np.array([0, len(index.sections.table)]), sinks, ends, 3, expected_largest(SIZE), math.log(SIZE), True, True,
-        room, blocks, weight, rest, 0, HEADS,
+        queries.flatten(1, 2).numpy(), of_one, *tables, sinks, ends, 7, *how, True, True, room, blocks, weight, rest, 0,
+        HEADS,
     )  # fmt: skip
     return blocks, weight, rest.reshape(HEADS, count, groups, CHANNELS)
 
@@ -215,16 +275,8 @@ def recalled(index: BlockIndex, queries: Tensor, ends: np.ndarray, sinks: int) -
 def test_a_query_whose_end_lies_before_the_sinks_estimates_nothing() -> None:
     """Whatever was in the room before, and whoever is asked with it."""
     index, ends = filled(301), np.array([10, 64, 64])
-    assert index.sections is not None
-    queries = 0.3 * torch.randn(HEADS, len(ends), CHANNELS, generator=torch.Generator().manual_seed(1))
-    room = np.full((HEADS, kernels("recall").recall_rows(1), 64 + 64 + 64), 7.0, np.float32)
-    blocks, weight = np.empty((HEADS, len(ends), 2), np.int64), np.empty((HEADS, len(ends), 1), np.float32)
-    rest, of_one = np.empty(queries.shape, np.float32), np.array([0, len(ends)])
-    kernels("recall").recall_moments(
-        queries.numpy(), of_one, index.table, np.array([0, len(index.table)]), index.sections.table,
-        np.array([0, len(index.sections.table)]), 70, ends, 0, expected_largest(SIZE), math.log(SIZE), True, True, room,
-        blocks, weight, rest, 0, HEADS,
-    )  # fmt: skip
+    queries = 0.3 * torch.randn(HEADS, len(ends), 1, CHANNELS, generator=torch.Generator().manual_seed(1))
+    blocks, weight, rest = recalled(index, queries, ends, 70)
     assert (blocks == -1).all()
     assert (weight < -1e29).all()
     assert not rest.any()

@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sections beside sinks": {
         "block_size": 2, "own_values": 0, "sink_blocks": 5, "positions": "bounded", "estimate_rest": True,
     },
-    "sections without slopes": {"block_size": 2, "own_values": 30, "estimate_rest": True, "rest_slopes": False},
+    "pairs that stay closed": {"block_size": 2, "own_values": 7, "positions": "bounded", "estimate_rest": True},
     "sections and copies": {
         "block_size": 16, "recent_blocks": 0, "sink_blocks": 0, "own_values": 1, "copied_blocks": 1,
         "estimate_rest": True,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache import RULES, SECTION, outlying, slopes
-from cache.sections import gathered_profile, gathered_slopes
+from cache import PAIR, RULES, SECTION, outlying, pairs_opened, slopes
+from cache.sections import PAIRS, Gathered, gathered_profile
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
@@ -32,10 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rest without slopes": {"landmarks": "mean", "estimate_rest": True, "rest_slopes": False},
     "rest of clusters": {"landmarks": "clusters", "landmarks_per_block": 4, "estimate_rest": True},
     "rest of box-mean": {"landmarks": "box-mean", "estimate_rest": True, "retrieval_top_p": 0.9},
-    "rest by sections": {"landmarks": "moments", "estimate_rest": True, "own_values": 6},
-    "rest by sections without slopes": {
-        "landmarks": "moments", "estimate_rest": True, "rest_slopes": False, "own_values": 0,
-    },
+    "rest by sections": {"landmarks": "moments", "estimate_rest": True, "own_values": 0},
+    "rest by sections behind few blocks": {"landmarks": "moments", "estimate_rest": True, "own_values": 9},
     "rest by random features": {"landmarks": "performer", "estimate_rest": True},
     "combiner": {"landmarks": "combiner"},
     "copies": {"landmarks": "moments", "copied_blocks": 2, "estimate_rest": True},
@@ -57,6 +55,7 @@ class Oracle:
 
     def __init__(self, keys: Tensor, values: Tensor, settings: RetrievalSettings, k: int) -> None:
         self.keys, self.values, self.settings, self.k = keys, values, settings, k
+        self.weights, self.closed = dict[int, Tensor](), set[int]()
 
     def __call__(self, queries: Tensor, at: int) -> Tensor:
         """Output (groups, dim) of the scaled queries (groups, dim) of KV head 0 at a position."""
@@ -64,6 +63,9 @@ class Oracle:
         far = list(range(SINKS, max(SINKS, own - RECENT)))
         always = [b for b in range(own + 1) if b < SINKS or b >= own - RECENT]
         blocks = self._blocks(far)
+        self.weights, self.closed = (
+            self._judged(queries, far, own - RECENT) if self._many(own - RECENT) else ({}, set())
+        )
         chosen = self._chosen(queries, at, far, blocks, always)
         terms, values = [], []
         for b in always + chosen:
@@ -99,11 +101,41 @@ class Oracle:
             return mean
         along, turn = slopes(keys, values)
         if last - first == SECTION:  # what that is worth tells tests/cache/test_sections.py
-            left = keys.var(1, correction=0) - along.square()
-            of_blocks = (keys.mean(1), left, values.mean(1), along, turn)
-            means, left, middles, along, turn = (x[None, None] for x in of_blocks)
-            along, turn = gathered_slopes(means, left.clamp(min=0), middles, (along, turn))
+            section = self._gathered(first, last).together(PAIR).together(PAIRS)
+            along, turn = section.along, section.turning
         return mean + (queries @ along.flatten())[:, None, None] * turn.flatten()
+
+    def _gathered(self, first: int, last: int) -> Gathered:
+        """What blocks first, …, last - 1 are like."""
+        keys, values = (x[first * SIZE : last * SIZE].unflatten(0, (-1, SIZE)) for x in (self.keys, self.values))
+        along, turn = slopes(keys, values)
+        left = (keys.var(1, correction=0) - along.square()).clamp(min=0)
+        return Gathered(*(x[None] for x in (keys.mean(1), left, values.mean(1), along, turn)))
+
+    def _judged(self, queries: Tensor, far: list[int], end: int) -> tuple[dict[int, Tensor], set[int]]:
+        """What a position of each of many blocks is estimated to weigh (groups,), and which blocks are closed."""
+
+        def weight(stats: Gathered, count: int) -> Tensor:
+            """Of the only member of a group that stands in the section whose profile was found last."""
+            variance = stats.variances[0, 0].amax() * (queries.square() @ profile)
+            products = torch.stack((queries @ stats.means[0, 0], variance, queries @ stats.along[0, 0]), -1)
+            return RULES["moments"].judge(products, count)[1]
+
+        of_blocks, of_pairs = dict[int, Tensor](), dict[int, Tensor]()
+        for block in far:
+            first = min(block // SECTION, end // SECTION - 1) * SECTION
+            pairs = self._gathered(first, first + SECTION).together(PAIR)
+            profile = gathered_profile(pairs.variances[None])[0, 0]
+            of_blocks[block] = weight(self._gathered(block, block + 1), SIZE)
+            if first == block // SECTION * SECTION >= SINKS and first + SECTION <= end:
+                pair = block // PAIR
+                of_pairs[pair] = weight(self._gathered(PAIR * pair, PAIR * pair + PAIR).together(PAIR), PAIR * SIZE)
+        if not of_pairs:
+            return of_blocks, set()
+        wanted = torch.stack(list(of_pairs.values()), -1).softmax(-1).mean(0).tolist()
+        best = sorted(zip(wanted, of_pairs, strict=True), reverse=True)[pairs_opened(self.k) :]
+        closed = {PAIR * pair + i for _, pair in best for i in range(PAIR)}
+        return of_blocks | {block: of_pairs[block // PAIR] for block in closed}, closed
 
     def _blocks(self, far: list[int]) -> Tensor:
         """Keys of the far blocks (blocks, SIZE, dim)."""
@@ -111,15 +143,14 @@ class Oracle:
 
     def _scores(self, queries: Tensor, keys: Tensor, own: int, first: int, *, mass: bool = False) -> Tensor:
         """Scores (groups, blocks) by the rule, which tests/cache/test_landmarks.py checks."""
+        if mass and self.weights:
+            return torch.stack([self.weights[block] for block in range(first, first + len(keys))], -1)
         rule, count = self.settings.rule, self.settings.landmarks_per_block
         widths = rule.widths(keys.shape[-1])
         landmarks = rule.landmarks(keys[None], first, count)[0].split(widths, -1)
         looking = rule.look(queries[None, None], torch.tensor([own]))[0, 0].split(widths, -1)
         products = [torch.einsum("gw,nmw->gnm", q, k) for q, k in zip(looking, landmarks, strict=True)]
-        if mass and self._many(own - RECENT):
-            told = torch.stack([self._variance(first + i, own - RECENT) for i in range(len(keys))], -1)  # (dim, blocks)
-            products[1] = (queries.square() @ told)[..., None]
-        elif self._sloped and count == 1:
+        if self._sloped and count == 1:
             along = slopes(keys, torch.zeros_like(keys))[0]  # (blocks, dim)
             products[1] = products[1] - (queries.square() @ along.square().T)[..., None]
         if self._sloped and count == 1:
@@ -130,17 +161,6 @@ class Oracle:
     @property
     def _sloped(self) -> bool:
         return self.settings.rule.knows_slopes and self.settings.estimate_rest and self.settings.rest_slopes
-
-    def _variance(self, block: int, end: int) -> Tensor:
-        """Of each channel (dim,) what the block's section says of all of its blocks, in this one's size."""
-        first = min(block, end // SECTION * SECTION - 1) // SECTION * SECTION
-        inside = [self._own_variance(b) for b in range(first, first + SECTION)]
-        return self._own_variance(block).max() * gathered_profile(torch.stack(inside)[None, None])[0, 0]
-
-    def _own_variance(self, block: int) -> Tensor:
-        keys = self.keys[block * SIZE : (block + 1) * SIZE]
-        variance = keys.var(0, correction=0)
-        return variance - slopes(keys, torch.zeros_like(keys))[0].square() if self._sloped else variance
 
     def _mass(self, queries: Tensor, keys: Tensor, own: int, first: int) -> Tensor:
         return self.settings.rule.log_mass(self._scores(queries, keys, own, first, mass=True), SIZE)
@@ -153,7 +173,8 @@ class Oracle:
         wanted = scores.softmax(-1).mean(0).tolist()
         forced = sorted(range(len(far)), key=lambda i: -float(outlying(blocks)[i]))[: settings.outlier_blocks]
         most = self.k + settings.outlier_blocks + settings.copied_blocks
-        order = sorted(range(len(far)), key=lambda i: (i not in forced, -wanted[i]))[:most]
+        open_ = [i for i in range(len(far)) if far[i] not in self.closed]
+        order = sorted(open_, key=lambda i: (i not in forced, -wanted[i]))[:most]
         if settings.top_p is not None:
             weights, covered = scores.softmax(-1).mean(0), 0.0
             if settings.rule.estimates_mass:
@@ -178,12 +199,15 @@ def test_one_layer_agrees_with_attention_key_by_key(name: str, fused: bool, one_
     positions = "bounded" if fused else "absolute"
     bench = Bench(one_layer, fused=fused, positions=positions, **CONFIG, **options)
     taken = Recorded(bench)
-    session = bench.session()
-    bench.logits(session, random_tokens(LENGTH), [50, 1, LENGTH - 51], fetch=3)
-    for at in range(0, LENGTH, 7):
+    session, closed = bench.session(), 0
+    length, fetch = (450, 1) if "own_values" in options else (LENGTH, 3)
+    bench.logits(session, random_tokens(length), [50, 1, length - 51], fetch=fetch)
+    for at in range(0, length, 7):
         keys, values, queries = taken.seen_from(at, bounded=fused)
-        expected = Oracle(keys, values, bench.settings, 3)(queries, at)
+        oracle = Oracle(keys, values, bench.settings, fetch)
+        expected, closed = oracle(queries, at), closed + len(oracle.closed)
         torch.testing.assert_close(taken.output[at, :2], expected, atol=2e-4, rtol=2e-4, msg=f"position {at}")
+    assert (closed > 0) == ("own_values" in options)
 
 
 class Recorded:
@@ -230,8 +254,9 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("fused", [False, True])
 def test_any_cut_gives_the_same_logits(name: str, fused: bool, tiny_folder: Path) -> None:
     bench = Bench(tiny_folder, fused=fused, positions="bounded", **CONFIG, **OPTIONS[name])
-    whole = bench.logits(bench.session(), random_tokens(LENGTH), [LENGTH], fetch=2)
-    parts = bench.logits(bench.session(), random_tokens(LENGTH), [30, *[1] * 20, LENGTH - 50], fetch=2)
+    length, fetch = (450, 1) if "own_values" in OPTIONS[name] else (LENGTH, 2)
+    whole = bench.logits(bench.session(), random_tokens(length), [length], fetch=fetch)
+    parts = bench.logits(bench.session(), random_tokens(length), [30, *[1] * 20, length - 50], fetch=fetch)
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
@@ -329,6 +354,7 @@ def test_copies_go_with_forks(name: str, tiny_folder: Path) -> None:
     ({"own_values": -1}, "own_values"),
     ({"landmarks": "mean", "estimate_rest": True, "own_values": 8}, "own_values: needs"),
     ({"estimate_rest": False, "own_values": 8}, "own_values: needs"),
+    ({"estimate_rest": True, "rest_slopes": False, "own_values": 8}, "own_values: needs"),
     ({"landmarks": "trained"}, "no trained landmarks"),
 ])  # fmt: skip
 def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str, tiny_folder: Path) -> None:
