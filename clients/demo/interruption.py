@@ -21,7 +21,8 @@ class Interruption:
         self.came = False
         self._end: Callable[[], None] | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._interrupt)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background jobs do not hear Ctrl-C
+                signal.signal(number, self._interrupt)
 
     def ends(self, end: Callable[[], None]) -> None:
         """Call this when a signal comes."""
