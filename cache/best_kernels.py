@@ -170,7 +170,7 @@ def best_of(x: Floats, count: int, wanted: int, most: float, to: Integers) -> in
         wanted = above
     else:
         bound, above = bound_of(place, chunks, wanted, np.float32(1.01) * most / wanted)
-    ties, found = wanted - above, 0
+    ties, found = max(0, wanted - above), 0
     for chunk in range(chunks):
         bits = where_above(place + 4 * CHUNK * chunk, np.int32(bound))
         if ties:
@@ -179,7 +179,7 @@ def best_of(x: Floats, count: int, wanted: int, most: float, to: Integers) -> in
                 lowest = equal & (~equal + np.uint64(1))
                 equal, chosen, ties = equal & ~lowest, chosen | lowest, ties - 1
             bits |= chosen
-        while bits:
+        while bits and found < wanted:  # more are above only where numbers are none, and `most` says nothing
             to[found] = CHUNK * chunk + lowest_bit(bits)
             bits &= bits - np.uint64(1)
             found += 1

@@ -120,6 +120,10 @@ class Centred:
         early = self._first.pack(min(first, FIRST), min(last, FIRST))
         return np.concatenate((early, self._others.pack(max(0, first - FIRST), max(0, last - FIRST))))
 
+    def sensible(self, packed: Bytes) -> bool:
+        """Whether bytes (N, row_bytes) are what `pack` can have given."""
+        return self._first.sensible(packed)
+
     def unpack(self, packed: Bytes) -> None:
         """Append rows as `pack` gave them."""
         early, late = np.split(packed, self._cut(len(packed))[:1])

@@ -42,9 +42,14 @@ ALL = slice(None)
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (H, N, D) as int8 numbers from -7 to 7, and a scale for each row (H, N)."""
-    scales = rows.abs().amax(-1) / LARGEST
+    scales = rows.abs().amax(-1) / rows.new_full((), LARGEST)  # by a plain number a GPU multiplies with its inverse
     numbers = (rows / scales.clamp(min=torch.finfo(scales.dtype).tiny)[..., None]).round()
     return numbers.to(torch.int8), scales
+
+
+def scales_of(packed: Bytes, heads: int) -> Floats:
+    """The scales (N, heads) of packed rows, which stand behind their numbers."""
+    return np.ascontiguousarray(packed[:, packed.shape[1] - heads * np.dtype(np.float32).itemsize :]).view(np.float32)
 
 
 class FourBits(Rows):
@@ -122,13 +127,17 @@ class FourBits(Rows):
         scales = np.ascontiguousarray(self._scales(ALL, slice(first, last)).T).view(np.uint8)
         return np.concatenate((halves, scales), axis=1)
 
+    @staticmethod
+    def sensible(packed: Bytes, heads: int) -> bool:
+        scales = scales_of(packed, heads)
+        return bool((np.isfinite(scales) & (scales >= 0)).all())
+
     def unpack(self, first: int, packed: Bytes) -> None:
         heads = len(self.scales)
         border = packed.shape[1] - heads * np.dtype(np.float32).itemsize
         halves: Bytes = packed[:, :border].reshape(len(packed), heads, -1)
         nibbles = np.stack((halves & 15, halves >> 4), axis=-1).reshape(len(packed), heads, -1)
-        scales = np.ascontiguousarray(packed[:, border:]).view(np.float32)
-        self._write(first, signed(nibbles)[..., : self._width].transpose(1, 0, 2), scales.T)
+        self._write(first, signed(nibbles)[..., : self._width].transpose(1, 0, 2), scales_of(packed, heads).T)
 
 
 class ByRow(FourBits):

@@ -109,10 +109,18 @@ def closely(
 @compiled
 def multiply_all(
     queries: Floats, table: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
-    count: int,
+    ends: Integers,
 ) -> None:  # fmt: skip
-    """Products (Q, R) of a head's queries with the first `count` landmarks, less what all have with the centre."""
-    start = 0
+    """Products (Q, R) of a head's queries with landmarks up to their ends, less what all have with the centre.
+
+    Who sees none behind the first ones gets products as they are: whether there is a centre yet must not matter.
+
+    Args:
+        ends: (T,), of the first Q / T queries, of the next ones, and so on; the last one is the largest
+    """
+    start, count, groups, plain = 0, max(0, ends[-1]), len(queries) // len(ends), 0
+    for segment in range(len(table)):
+        plain += 0 if table[segment, CENTRE] else table[segment, COUNT]
     for segment in range(len(table)):
         row = table[segment]
         taken = min(row[COUNT], count - start)
@@ -120,7 +128,8 @@ def multiply_all(
             closely(row, head, 0, numbers, starts, sizes, products, start, taken)
             if not row[CENTRE]:
                 for query in range(len(queries)):
-                    products[query, start : start + taken] -= at_centre(queries[query], table, head)
+                    if ends[query // groups] > plain:
+                        products[query, start : start + taken] -= at_centre(queries[query], table, head)
             start += taken
 
 

@@ -5,7 +5,7 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,13 +74,17 @@ class IndexShape:
         """What is kept of a block once more, to be read with the other one of its pair: its mean and its slope."""
         return IndexShape((self.widths[0],) * 2, rounded=self.rounded)
 
-    @property
-    def memory_bytes(self) -> int:
+    def memory_bytes(self, device: torch.device = CPU) -> int:
         """Bytes that a block takes in memory, its part of what stands for pairs and sections included, per KV head."""
         if self.gather is None:
             return self.block_bytes
         pair, section = -(-self.of_pairs.block_bytes // PAIR), -(-self.of_sections.block_bytes // SECTION)
-        return self.block_bytes + self.opened.block_bytes * self.rounded + pair + section
+        opened = self.opened.block_bytes if self.opens(device) else 0
+        return self.block_bytes + opened + pair + section
+
+    def opens(self, device: torch.device) -> bool:
+        """Whether the blocks of a pair are kept side by side, too: where kernels read them."""
+        return self.gather is not None and self.rounded and device.type == "cpu"
 
     @property
     def block_bytes(self) -> int:
@@ -134,9 +138,8 @@ class BlockIndex:
         gathers = shape.gather is not None
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, meter, device) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, meter, device) if gathers else None
-        opens = gathers and shape.rounded and device.type == "cpu"
         of_pairs = (kv_heads, shape.widths[0], ByPair, meter, self._slab, device, PAIR)
-        self._opened = Vectors(*of_pairs) if opens else None
+        self._opened = Vectors(*of_pairs) if shape.opens(device) else None
         self._table: Numbers | None = None
         self._copies_table: Numbers | None = None
 
@@ -173,8 +176,9 @@ class BlockIndex:
             pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION))
             self.pairs.add(pairs)
             self.sections.add(sections)
-        if self._opened is not None and (first := self._opened.count // PAIR) < self.count:
-            kept = self._landmarks[0].rows(self.count, first), self._slopes[0].rows(self.count, first)
+        while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
+            last = min(self.count, first + GATHERED * SECTION)
+            kept = self._landmarks[0].rows(last, first), self._slopes[0].rows(last, first)
             self._opened.add(torch.stack(kept, 2).flatten(1, 2))
 
     def _summary(self, first: int, last: int) -> Summary:
@@ -300,13 +304,22 @@ class BlockIndex:
         parts = [vectors.pack(first * rows, last * rows) for vectors, rows in self._kept]
         return np.concatenate([part.reshape(last - first, -1) for part in parts], axis=1)
 
+    def _parts(self, packed: Bytes) -> Iterator[tuple[Vectors | Centred, Bytes]]:
+        """All vectors that are in use, each with its rows of packed blocks."""
+        start = 0
+        for vectors, rows in self._kept:
+            end = start + rows * vectors.row_bytes
+            yield vectors, packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes)
+            start = end
+
+    def sensible(self, packed: Bytes) -> bool:
+        """Whether bytes (blocks, block_bytes) are what `pack` can have given."""
+        return all(vectors.sensible(mine) for vectors, mine in self._parts(packed))
+
     def unpack(self, packed: Bytes) -> None:
         """Append blocks as `pack` gave them."""
-        start = 0
-        for vectors, rows in self._kept if len(packed) else ():
-            end = start + rows * vectors.row_bytes
-            vectors.unpack(packed[:, start:end].reshape(len(packed) * rows, vectors.row_bytes))
-            start = end
+        for vectors, mine in self._parts(packed) if len(packed) else ():
+            vectors.unpack(mine)
         self.count += len(packed)
         self._gather()
         self._forget_addresses()

@@ -49,8 +49,8 @@ def choose_landmarks(
                 rows = groups * (end - begin)
                 mine = queries[head, begin * groups : end * groups]
                 round_queries(mine, numbers[:rows], starts[:rows], sizes[:rows])
-                scores, count = room[first, 1:][:rows], max(0, ends[end - 1])
-                multiply_all(mine, table, head, numbers[:rows], starts[:rows], sizes[:rows], scores, count)
+                asked, scores = (numbers[:rows], starts[:rows], sizes[:rows]), room[first, 1:][:rows]
+                multiply_all(mine, table, head, *asked, scores, ends[begin:end])
                 choose_head(scores, sinks, ends[begin:end], blocks[head, begin:end], room[first, 0])
             for begin in range(far, borders[i + 1], few):
                 end = min(begin + few, borders[i + 1])

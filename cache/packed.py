@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.four_bits import LARGEST, rounded
+from cache.four_bits import LARGEST, FourBits, rounded, scales_of
 from cache.layout import Bytes
 from cache.pages import zero_bytes
 from cache.planes import DOUBT, MIDDLE
@@ -75,14 +75,16 @@ class Packed(Rows):
         halves, scales = (x[:, first:last].transpose(0, 1).flatten(1) for x in (self._halves, self._scales))
         return torch.cat((halves, scales.contiguous().view(torch.uint8)), dim=1).cpu().numpy()
 
+    sensible = FourBits.sensible
+
     def unpack(self, first: int, packed: Bytes) -> None:
         heads, last = len(self._scales), first + len(packed)
         border = packed.shape[1] - heads * torch.float32.itemsize
-        halves, scales = (np.ascontiguousarray(part) for part in (packed[:, :border], packed[:, border:]))
+        halves, scales = np.ascontiguousarray(packed[:, :border]), scales_of(packed, heads)
         there = self._scales.device
         halves_there = torch.from_numpy(halves).to(there).unflatten(1, (heads, -1))
         self._halves[:, first:last] = halves_there.transpose(0, 1)
-        self._scales[:, first:last] = torch.from_numpy(scales.view(np.float32)).to(there).T
+        self._scales[:, first:last] = torch.from_numpy(scales).to(there).T
 
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
         for rows, widened in self._pieces(count, heads):

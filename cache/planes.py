@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cache.compiling import kernels
-from cache.four_bits import BYTES, LANES, LARGEST, Floats, FourBits, Numbers, Small, Words
+from cache.four_bits import BYTES, LANES, LARGEST, Floats, FourBits, Numbers, Small, Words, scales_of
 from cache.layout import Bytes
 from cache.pages import zero_bytes
 from cache.rows import CPU, Take
@@ -32,7 +32,7 @@ DOUBT = 2 * math.sqrt(1.25)
 
 def coarse(rows: Tensor) -> Tensor:
     """Rows (…, D) in 4 bits, in fp32, of the least scales in bf16 that bear them; such rows stay as they are."""
-    scales = (rows.abs().amax(-1, keepdim=True) / LARGEST).contiguous()
+    scales = (rows.abs().amax(-1, keepdim=True) / rows.new_full((), LARGEST)).contiguous()  # as `rounded`
     scales = (((scales.view(torch.int32) + 0xFFFF) >> 16) << 16).view(torch.float32)
     return (rows / scales.clamp(min=torch.finfo(scales.dtype).tiny)).round() * scales
 
@@ -55,6 +55,10 @@ class Planes(FourBits):
 
     def _scales(self, heads: slice | Numbers, at: slice | Numbers) -> Floats:
         return (self.scales[heads, at].astype(np.uint32) << 16).view(np.float32)
+
+    @staticmethod
+    def sensible(packed: Bytes, heads: int) -> bool:
+        return FourBits.sensible(packed, heads) and not (scales_of(packed, heads).view(np.uint32) & 0xFFFF).any()
 
     def _put_scales(self, first: int, scales: Floats) -> None:
         bits = np.ascontiguousarray(scales).view(np.uint32)

@@ -66,6 +66,11 @@ class Rows:
         """Rows first, …, last - 1 as bytes (N, row_bytes)."""
         return self._storage[:, first:last].transpose(0, 1).flatten(1).contiguous().cpu().numpy().view(np.uint8)
 
+    @staticmethod
+    def sensible(packed: Bytes, heads: int) -> bool:
+        """Whether bytes (N, row_bytes) are what `pack` can have given."""
+        return bool(np.isfinite(np.ascontiguousarray(packed).view(np.float32)).all())
+
     def unpack(self, first: int, packed: Bytes) -> None:
         """Write rows as `pack` gave them."""
         rows = torch.from_numpy(np.ascontiguousarray(packed)).view(torch.float32)

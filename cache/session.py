@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -195,11 +195,20 @@ class Session:
         self.parked = False
 
     def _unpack(self, entries: Bytes) -> None:
+        for index, mine in self._parts(entries):
+            index.unpack(mine)
+
+    def sensible(self, entries: Bytes) -> bool:
+        """Whether entries (blocks, entry_bytes) are what indexes can have kept."""
+        return all(index.sensible(mine) for index, mine in self._parts(entries))
+
+    def _parts(self, entries: Bytes) -> Iterator[tuple[BlockIndex, Bytes]]:
+        """Each index with its part of entries."""
         start = 0
         for index in self.indexes:
             if index is not None:
                 end = start + index.block_bytes
-                index.unpack(entries[:, start:end])
+                yield index, entries[:, start:end]
                 start = end
 
     def rewind(self, sealed: int) -> None:

@@ -250,6 +250,10 @@ class Vectors:
             start += segment.count
         return np.concatenate(parts) if parts else np.empty((0, self.row_bytes), np.uint8)
 
+    def sensible(self, packed: Bytes) -> bool:
+        """Whether bytes (N, row_bytes) are what `pack` can have given."""
+        return self._storage.sensible(packed, self._shape[0])
+
     def unpack(self, packed: Bytes) -> None:
         """Append rows as `pack` gave them."""
         self._append(len(packed), lambda storage, place, inside: storage.unpack(place, packed[inside]))

@@ -71,7 +71,7 @@ def open_registry(model: LoadedModel, settings: RetrievalSettings, config: Engin
     mark = fingerprint(who, settings, layout)
     kept = [shape for shape in shapes if shape is not None]
     entry = layout.kv_heads * sum(shape.block_bytes for shape in kept)
-    given = budgets(config, model, layout.kv_heads * sum(shape.memory_bytes for shape in kept))
+    given = budgets(config, model, layout.kv_heads * sum(shape.memory_bytes(model.device) for shape in kept))
     if config.disk_kv_path is None:
         return SessionRegistry(BlockStore(make_tier(layout, given, model, None)), shapes, mark, who)
     folder = Path(config.disk_kv_path)

@@ -167,7 +167,7 @@ class Memory:
             session.ttl = self._session_ttl
         try:
             if kv and file.count and file.origin().fingerprint == self._registry.fingerprint.hex():
-                file.check_blocks(session.layout, session.entry_bytes)
+                file.check_blocks(session.layout, session.entry_bytes, session.sensible)
                 for _, units, entries in file.blocks():
                     self._take_in(session, units, entries)
             with self._changed:

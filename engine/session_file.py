@@ -21,7 +21,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -278,8 +278,12 @@ class SessionFile:
         told = self._facts.get("blocks_per_head", "null")
         return int(told) if told.isdecimal() and len(told) < 6 else None
 
-    def check_blocks(self, layout: CacheLayout, entry_bytes: int) -> None:
-        """Read all blocks, for such a cache; InvalidSessionFile names the first that is wrong."""
+    def check_blocks(self, layout: CacheLayout, entry_bytes: int, sensible: Callable[[Bytes], bool]) -> None:
+        """Read all blocks, for such a cache; InvalidSessionFile names the first that is wrong.
+
+        Args:
+            sensible: whether entries (blocks, entry_bytes) are what indexes can have kept
+        """
         if self.count > self.length // layout.text_per_block:
             raise InvalidSessionFile(f"blocks: there are {self.count}, more than {self.length} tokens fill")
         self._expect("checksums", "U32", (self.count, 2))
@@ -292,6 +296,8 @@ class SessionFile:
                     raise InvalidSessionFile(f"block {number} has a wrong checksum, the file is damaged", number)
             if not torch.from_numpy(units).view(layout.dtype).isfinite().all():
                 raise InvalidSessionFile(f"blocks from {first} on hold what is no number", first)
+            if not sensible(entries):
+                raise InvalidSessionFile(f"landmarks from block {first} on hold what is no number", first)
 
     def blocks(self) -> Iterator[tuple[int, Bytes, Bytes]]:
         """Some blocks at a time: the first's number, keys and values, and entries, as Session.take_in has them."""

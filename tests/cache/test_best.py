@@ -28,3 +28,16 @@ def test_the_largest_are_found_and_of_equal_ones_the_first(scale: float, kind: s
             there = kernels("best").best_of(numbers, count, wanted, float(numbers[:count].sum()), found)
             assert found[:there].tolist() == expected.tolist()
             assert (found[there:] == -7).all()
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan, -np.inf])
+@pytest.mark.parametrize("most", [1e-3, np.nan, -np.inf])
+def test_nothing_is_written_beyond_what_is_wanted(wrong: float, most: float) -> None:
+    """Whatever a model that overflows makes of its numbers."""
+    for share in (0.001, 0.5, 1.0):
+        numbers = np.ones(1000 + BEHIND, np.float32)
+        numbers[: int(1000 * share)] = wrong
+        found = np.full(1000, -7)
+        there = kernels("best").best_of(numbers, 1000, 24, most, found)
+        assert there <= 24
+        assert (found[there:] == -7).all()

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import ByRow, Vectors, landmark_kernels
+from cache import ByRow, Vectors, kernels, landmark_kernels
 from cache.centred import Centred
 from cache.packed import Packed
 from cache.planes import DOUBT, MIDDLE, Planes, coarse
@@ -184,6 +184,26 @@ def test_a_glance_chooses_as_plain_loops_do(sinks: int, ends: list[int]) -> None
                 exact = index.scores(asked, end)[h, t].numpy()[mine[mine >= 0]]
                 assert (np.diff(exact) <= 1e-4).all(), "the best ones come first"
                 assert (mine[: len(expected[h][t])] >= 0).all()
+
+
+def test_products_do_not_depend_on_what_comes_later() -> None:
+    """To the last bit: who sees the first landmarks alone does not know that there is a centre."""
+    asked, ends = queries(2), np.array([60, 150])
+    early, late = (Centred(HEADS, WIDTH, Planes) for _ in range(2))
+    early.add(landmarks(200)[:, :60])
+    late.add(landmarks(200))
+    numbers, starts, sizes = np.empty((2, WIDTH), np.int8), np.empty(2, np.int32), np.empty(2, np.float32)
+    kernels("four_bit").round_queries(asked[1].numpy(), numbers, starts, sizes)
+
+    def products(vectors: Centred, count: int) -> NDArray[np.float32]:
+        mine, room = (numbers[:count], starts[:count], sizes[:count]), np.zeros((count, 256), np.float32)
+        kernels("glance").multiply_all(asked[1, :count].numpy(), vectors.table, 1, *mine, room, ends[:count])
+        return room
+
+    assert np.array_equal(products(early, 1)[0, :60], products(late, 2)[0, :60])
+    exact = late.scores(asked, 150)[1, 1]
+    apart = exact - torch.from_numpy(products(late, 2)[1, :150])  # the same for all: the product with the centre
+    torch.testing.assert_close(apart, apart[:1].expand(150), atol=1e-3, rtol=0)
 
 
 def test_few_blocks_are_all_looked_at_closely() -> None:

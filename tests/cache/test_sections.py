@@ -144,11 +144,12 @@ def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
 
 def test_memory_counts_sections_and_entries_do_not() -> None:
     plain = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True)
-    assert SHAPE.block_bytes == plain.block_bytes == plain.memory_bytes
+    assert SHAPE.block_bytes == plain.block_bytes == plain.memory_bytes()
     meter = Meter()
     index = BlockIndex(HEADS, SHAPE, meter)
     index.add(summary(*drawn(400)))
-    assert 0 <= 400 * HEADS * SHAPE.memory_bytes - meter.bytes < 400 * HEADS
+    assert 0 <= 400 * HEADS * SHAPE.memory_bytes() - meter.bytes < 400 * HEADS
+    assert SHAPE.memory_bytes(torch.device("meta")) == SHAPE.memory_bytes() - SHAPE.opened.block_bytes
 
 
 def rounded(rows: Tensor) -> Tensor:

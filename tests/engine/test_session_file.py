@@ -338,6 +338,17 @@ def test_what_is_no_number_is_refused(run: Running, told: Path, tmp_path: Path) 
         take(run, changed(told, tmp_path / "wrong", blocks=blocks, checksums=sums.to(torch.uint32)))
 
 
+@pytest.mark.parametrize("scale", [torch.nan, torch.inf, -1.0])
+def test_landmarks_of_no_sense_are_refused(run: Running, told: Path, tmp_path: Path, scale: float) -> None:
+    """Kernels trust their scales."""
+    entries = load_file(told)["landmarks"]
+    entries[3, -4:] = torch.tensor([scale]).view(torch.uint8)  # of the last head's last vector
+    sums = load_file(told)["checksums"].to(torch.int64)
+    sums[3, 1] = checksum(3, entries[3].numpy().tobytes())
+    with pytest.raises(InvalidSessionFile, match="landmarks from block"):
+        take(run, changed(told, tmp_path / "wrong", landmarks=entries, checksums=sums.to(torch.uint32)))
+
+
 def test_a_damaged_block_is_named(run: Running, told: Path) -> None:
     data = bytearray(told.read_bytes())
     start = data.index(b"}}") + 2 + 4000
