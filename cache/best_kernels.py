@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.lane_kernels import CHUNK, F32, I32, I64, LANES, WHOLES, address, at, load, same, spread
+from cache.lane_kernels import CHUNK, I32, I64, LANES, WHOLES, address, at, load, number_at, same, spread
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -83,16 +83,6 @@ def as_whole(context: Any, x: Any) -> Any:
         return b.bitcast(arguments[0], I32)
 
     return types.int32(types.float32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def number_at(context: Any, place: Any) -> Any:
-    """The fp32 number at an address."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return load(b, arguments[0], F32)
-
-    return types.float32(types.intp), generate
 
 
 @compiled

@@ -74,10 +74,14 @@ class Sums:
         for half in (0, 1):
             low = b.and_(b.lshr(words, same(WHOLES, 4)) if half else words, same(WHOLES, 0x0F0F0F0F))
             numbers = b.xor(low, same(WHOLES, 0x01010101 * MIDDLE))  # the sign's bit: -8 … 7 become 0 … 15
-            for mine, vector in zip(self._sums, vectors, strict=True):
-                four = spread(b, load(b, b.add(vector, I64(BYTES * half)), I32, 1), WHOLES)
-                place = mine[half % len(mine)]
-                b.store(add_bytes(b, b.load(place), numbers, four, vnni=self._vnni), place)
+            self.add_part(half, numbers, [b.add(vector, I64(BYTES * half)) for vector in vectors])
+
+    def add_part(self, part: int, numbers: Any, vectors: list[Any]) -> None:
+        """Four numbers of each lane times 4 numbers from each of these addresses on; parts take turns with the sums."""
+        b = self._builder
+        for mine, vector in zip(self._sums, vectors, strict=True):
+            four, place = spread(b, load(b, vector, I32, 1), WHOLES), mine[part % len(mine)]
+            b.store(add_bytes(b, b.load(place), numbers, four, vnni=self._vnni), place)
 
     def end(self) -> list[Any]:
         b = self._builder

@@ -18,7 +18,20 @@ from numpy.typing import NDArray
 from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, round_queries
-from cache.lane_kernels import F32, LANES, NOTHING, REALS, address, call, highest, load, prefetch, spread, store
+from cache.lane_kernels import (
+    F32,
+    LANES,
+    NOTHING,
+    REALS,
+    address,
+    call,
+    highest,
+    load,
+    number_at,
+    prefetch,
+    spread,
+    store,
+)
 from cache.plane_kernels import DEEP, SCALE_BYTES, glance_on, glancing, load_scales, multiply_closely
 from cache.walk_kernels import steps_of
 
@@ -58,7 +71,7 @@ def offer_tile(best: Floats, blocks: Integers, products: int, begin: int, sinks:
                 write_real(products + 4 * lane, np.float32(NOTHING))
     if highest(products, 1) > best[0]:
         for lane in range(LANES):
-            value = read_real(products + 4 * lane)
+            value = number_at(products + 4 * lane)
             if value > best[0]:
                 best[0], blocks[0] = value, begin + lane
                 sink(best, blocks, 0, len(best))
@@ -70,7 +83,7 @@ def at_centre(query: Floats, table: Integers, head: int) -> np.float32:
     total, place = np.float32(0.0), table[-1, CENTRE] + 4 * head * len(query)
     if table[-1, CENTRE]:
         for d in range(len(query)):
-            total += query[d] * read_real(place + 4 * d)
+            total += query[d] * number_at(place + 4 * d)
     return total
 
 
@@ -83,16 +96,6 @@ def write_real(context: Any, place: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.float32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def read_real(context: Any, place: Any) -> Any:
-    """The fp32 number at an address."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return load(b, arguments[0], F32)
-
-    return types.float32(types.intp), generate
 
 
 @compiled

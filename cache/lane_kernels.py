@@ -234,6 +234,16 @@ def judge(context: Any, means: Any, variances: Any, reach: Any, log_size: Any, s
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def number_at(context: Any, place: Any) -> Any:
+    """The fp32 number at an address."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return load(b, arguments[0], F32)
+
+    return types.float32(types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def copy(context: Any, x: Any, to: Any, steps: Any) -> Any:
     """Copy 16 * steps numbers."""
 
@@ -244,48 +254,6 @@ def copy(context: Any, x: Any, to: Any, steps: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def gauge(context: Any, means: Any, variances: Any, along: Any, to: Any, reach: Any, log_size: Any, steps: Any) -> Any:
-    """Logarithms of the masses of 16 * steps blocks, as `judge`, that also scatter by products along a direction."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        means, variances, along, to, reach, log_size, steps = arguments
-        square = b.fmul(reach, reach)
-        shift, square = spread(b, b.fsub(log_size, square), REALS), spread(b, square, REALS)
-        reach = spread(b, reach, REALS)
-        with cgutils.for_range(b, steps) as loop:
-            mean, variance, further = (load(b, at(b, x, loop.index), REALS) for x in (means, variances, along))
-            spread_out = b.fadd(b.fadd(variance, square, FAST), b.fmul(further, further, FAST), FAST)
-            bent = call(b, f"llvm.sqrt.v{LANES}f32", REALS, spread_out)
-            mass = b.fadd(b.fadd(mean, shift, FAST), b.fmul(reach, bent, FAST), FAST)
-            store(b, mass, at(b, to, loop.index))
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 4, types.float32, types.float32, types.intp), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def pool(context: Any, x: Any, to: Any, steps: Any) -> Any:
-    """Sums of four neighbours of 64 * steps numbers: 16 * steps."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, to, steps = arguments
-
-        def pairs(one: Any, other: Any) -> Any:
-            even, odd = (
-                b.shuffle_vector(one, other, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
-            )
-            return b.fadd(even, odd, FAST)
-
-        with cgutils.for_range(b, steps) as loop:
-            first = b.mul(loop.index, I64(4))
-            four = [load(b, at(b, x, b.add(first, I64(i))), REALS) for i in range(4)]
-            store(b, pairs(pairs(*four[:2]), pairs(*four[2:])), at(b, to, loop.index))
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 3), generate
 
 
 CHUNK = 64

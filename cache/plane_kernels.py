@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.four_bit_kernels import AHEAD, SLICE_BYTES, TOGETHER, VNNI, round_queries
+from cache.four_bit_kernels import AHEAD, SLICE_BYTES, VNNI, Sums, round_queries
 from cache.lane_kernels import (
     F32,
     I16,
@@ -54,7 +54,6 @@ def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
     many there are; the first vector, the stride to the next one; for each vector what its sum begins with, and a scale;
     a scale for each row; where the 16 results of the first vector go, and the stride to the next one's.
     """
-    ways = 2 if 2 * vectors <= TOGETHER else 1  # few vectors would have to wait for the product before
 
     @intrinsic  # type: ignore[untyped-decorator]
     def near(
@@ -64,9 +63,8 @@ def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             upper, lower, count, vector, apart, starts, sizes, scales, to, to_apart = arguments
             each = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)]
-            sums = [[cgutils.alloca_once(b, WHOLES) for _ in range(ways)] for _ in range(vectors)]
-            for place in (place for mine in sums for place in mine):
-                b.store(same(WHOLES, 0), place)
+            sums = Sums(b, vectors, vnni)
+            sums.begin([load(b, b.add(starts, I64(4 * i)), I32) for i in range(vectors)])
             with cgutils.for_range(b, count) as loop:
                 at = b.mul(loop.index, I64(SLICE_BYTES))
                 high, low = (load(b, b.add(half, at), WHOLES, 1) for half in (upper, lower))
@@ -74,16 +72,11 @@ def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
                     ask(b, b.add(b.add(half, at), I64(SLICE_BYTES * AHEAD)), nearest=False)
                 for field in range(FIELDS):
                     numbers = b.or_(shifted(b, high, 2 - 2 * field, 3 << 2), shifted(b, low, -2 * field, 3))
-                    for mine, one in zip(sums, each, strict=True):
-                        total = mine[field % ways]
-                        four = four_of(b, one, loop.index, field)
-                        b.store(add_bytes(b, b.load(total), numbers, four, vnni=vnni), total)
+                    sums.add_part(field, numbers, [fours_at(b, one, loop.index, field) for one in each])
             per_row = load_scales(b, scales)
-            for i, mine in enumerate(sums):
-                whole = b.load(mine[0]) if ways == 1 else b.add(b.load(mine[0]), b.load(mine[1]))
-                start, size = load(b, b.add(starts, I64(4 * i)), I32), load(b, b.add(sizes, I64(4 * i)), F32)
-                total = b.sitofp(b.add(whole, spread(b, start, WHOLES)), REALS)
-                store(b, b.fmul(total, b.fmul(per_row, spread(b, size, REALS))), b.add(to, b.mul(to_apart, I64(i))))
+            for i, total in enumerate(sums.end()):
+                factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
+                store(b, b.fmul(total, factor), b.add(to, b.mul(to_apart, I64(i))))
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate
@@ -104,10 +97,9 @@ def shifted(builder: Any, words: Any, bits: int, mask: int) -> Any:
     return builder.and_(words, same(WHOLES, 0x01010101 * mask))
 
 
-def four_of(builder: Any, vector: Any, slice: Any, field: int) -> Any:
-    """Four of a vector's numbers in all lanes."""
-    place = builder.add(vector, builder.add(builder.mul(slice, I64(DEEP)), I64(4 * field)))
-    return spread(builder, load(builder, place, I32, 1), WHOLES)
+def fours_at(builder: Any, vector: Any, slice: Any, field: int) -> Any:
+    """The address of a vector's four numbers that belong to a field of a slice."""
+    return builder.add(vector, builder.add(builder.mul(slice, I64(DEEP)), I64(4 * field)))
 
 
 def glance_kernel(*, vnni: bool = VNNI) -> Any:
@@ -144,7 +136,7 @@ def glance_kernel(*, vnni: bool = VNNI) -> Any:
                     for one in both:
                         ask(b, b.add(one, I64(SLICE_BYTES * AHEAD)), nearest=False)
                     for field in range(FIELDS):
-                        four = four_of(b, vector, loop.index, field)
+                        four = spread(b, load(b, fours_at(b, vector, loop.index, field), I32, 1), WHOLES)
                         for mine, high in zip(sums, words, strict=True):
                             numbers = shifted(b, high, 0, 3 << 2 * field)
                             b.store(add_bytes(b, b.load(mine[field]), numbers, four, vnni=vnni), mine[field])
