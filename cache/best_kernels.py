@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.lane_kernels import CHUNK, I32, I64, LANES, WHOLES, address, at, load, number_at, same, spread
+from cache.lane_kernels import CHUNK, I32, I64, LANES, WHOLES, address, as_whole, at, load, number_at, same, spread
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -73,16 +73,6 @@ def lowest_bit(context: Any, bits: Any) -> Any:
         return b.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def as_whole(context: Any, x: Any) -> Any:
-    """The bits of an fp32 number."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.bitcast(arguments[0], I32)
-
-    return types.int32(types.float32), generate
 
 
 @compiled

@@ -15,10 +15,15 @@ JOBS: list[Any] = []
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile without the GIL; keep the machine code for the next start where a folder can be written."""
+    """Compile without the GIL; keep the machine code for the next start where a folder can be written.
+
+    Sums stay in their order, and divisions are exact: with `fastmath` the same kernel would give other last bits in
+    another process, and for another number of queries. Kernels say themselves where a vector's lanes may be added up in
+    any order (`cache.lane_kernels`).
+    """
     import numba  # a second
 
-    made = numba.njit(function, nogil=True, fastmath=True, error_model="numpy")
+    made = numba.njit(function, nogil=True, error_model="numpy")
     keep(made, function)
     return made
 
@@ -48,7 +53,7 @@ def job(function: Callable[..., Any]) -> int:
     from numba.core.ccallback import CFunc
 
     signature = (types.intp,) * 3, types.void
-    made: Any = CFunc(function, signature, locals={}, options={"fastmath": True, "error_model": "numpy"})
+    made: Any = CFunc(function, signature, locals={}, options={"error_model": "numpy"})
     keep(made, function)
     made.compile()
     JOBS.append(made)

@@ -22,6 +22,7 @@ from cache.lane_kernels import (
     CHUNK,
     F32,
     FINEST,
+    FUSED,
     I32,
     I64,
     MIDDLE,
@@ -30,6 +31,8 @@ from cache.lane_kernels import (
     WHOLES,
     add_bytes,
     address,
+    as_real,
+    as_whole,
     ask,
     knows,
     load,
@@ -155,7 +158,7 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
                     sums.add(slice, [b.add(mine, offset) for offset in offsets])
                 for total, offset, added in zip(totals, offsets, sums.end(), strict=True):
                     size = spread(b, load(b, b.add(b.add(sizes, place), offset), F32), REALS)
-                    b.store(b.fadd(b.load(total), b.fmul(added, size)), total)
+                    b.store(b.fadd(b.load(total), b.fmul(added, size, flags=FUSED), flags=FUSED), total)
             for total, place in zip(totals, places, strict=True):
                 store(b, b.load(total), place)
             return context.get_dummy_value()
@@ -173,9 +176,10 @@ channels_one, channels_two, channels_four, channels_eight = (channels_kernel(vec
 def round_queries(queries: Floats, numbers: Small, starts: Starts, sizes: Floats) -> None:
     """Queries (Q, D) as 8-bit numbers (Q, D or more), what sums of their products begin with, and their scales (Q,)."""
     for query in range(len(queries)):
-        row, largest, total = queries[query], np.float32(TINIEST), np.int32(0)
-        for d in range(len(row)):
-            largest = max(largest, abs(row[d]))
+        row, highest, total = queries[query], as_whole(np.float32(TINIEST)), np.int32(0)
+        for d in range(len(row)):  # as bits, of which one may be the highest in any order
+            highest = max(highest, as_whole(abs(row[d])))
+        largest = as_real(np.int32(highest))
         factor = np.float32(FINEST) / largest
         numbers[query] = 0
         for d in range(len(row)):

@@ -20,6 +20,7 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, round_queries
 from cache.lane_kernels import (
     F32,
+    FUSED,
     LANES,
     NOTHING,
     REALS,
@@ -52,8 +53,8 @@ def reach(context: Any, products: Any, scales: Any, doubt: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         products, scales, doubt = arguments
-        far = b.fmul(load_scales(b, scales), spread(b, doubt, REALS))
-        far = b.fadd(load(b, products, REALS), far)
+        far = b.fmul(load_scales(b, scales), spread(b, doubt, REALS), flags=FUSED)
+        far = b.fadd(load(b, products, REALS), far, flags=FUSED)
         return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, far)
 
     return types.float32(types.intp, types.intp, types.float32), generate

@@ -18,7 +18,11 @@ LANES = 16
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 REALS, WHOLES, SMALL = (ir.VectorType(kind, LANES) for kind in (F32, I32, I8))
 NUMBERS, PAIRS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
-FAST = ("fast",)
+FUSED = ("contract",)
+"""Of a product and of the sum that takes it: they may be one instruction, which rounds once. Nothing else may change:
+every copy that a compiler makes of a kernel, for other loops or in another process, has to give the same last bit."""
+IN_ANY_ORDER = ("reassoc", "nnan", "nsz")
+"""Of a sum, or the largest, over the lanes of a vector: by halves, for all that is asked of it."""
 NOTHING = -1e30
 """Logarithm of a mass that is none."""
 LINE = 64
@@ -58,7 +62,7 @@ def spread(builder: Any, value: Any, kind: Any) -> Any:
 def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     """Call one of LLVM's own functions."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=FAST)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=IN_ANY_ORDER)
 
 
 def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
@@ -149,7 +153,7 @@ def polynomial(builder: Any, x: Any, coefficients: tuple[float, ...]) -> Any:
     """Its value in each lane; the constant comes first."""
     value = same(REALS, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
-        value = builder.fadd(builder.fmul(value, x, FAST), same(REALS, coefficient), FAST)
+        value = builder.fadd(builder.fmul(value, x, flags=FUSED), same(REALS, coefficient), flags=FUSED)
     return value
 
 
@@ -199,10 +203,10 @@ def exponentials(context: Any, x: Any, shift: Any, to: Any, steps: Any) -> Any:
         x, shift, to, steps = arguments
         total, shift = cgutils.alloca_once_value(b, same(REALS, 0.0)), spread(b, shift, REALS)
         with cgutils.for_range(b, steps) as loop:
-            power = b.fmul(b.fsub(load(b, at(b, x, loop.index), REALS), shift, FAST), same(REALS, LOG2_E), FAST)
+            power = b.fmul(b.fsub(load(b, at(b, x, loop.index), REALS), shift), same(REALS, LOG2_E))
             value = power_of_two(b, power)
             store(b, value, at(b, to, loop.index))
-            b.store(b.fadd(b.load(total), value, FAST), total)
+            b.store(b.fadd(b.load(total), value), total)
         return call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
 
     return types.float32(types.intp, types.float32, types.intp, types.intp), generate
@@ -223,11 +227,9 @@ def judge(context: Any, means: Any, variances: Any, reach: Any, log_size: Any, s
         with cgutils.for_range(b, steps) as loop:
             at_mean, at_variance = at(b, means, loop.index), at(b, variances, loop.index)
             mean, variance = load(b, at_mean, REALS), load(b, at_variance, REALS)
-            root, bent = (
-                call(b, f"llvm.sqrt.v{LANES}f32", REALS, x) for x in (variance, b.fadd(variance, square, FAST))
-            )
-            store(b, b.fadd(mean, b.fmul(reach, root, FAST), FAST), at_variance)
-            store(b, b.fadd(b.fadd(mean, shift, FAST), b.fmul(reach, bent, FAST), FAST), at_mean)
+            root, bent = (call(b, f"llvm.sqrt.v{LANES}f32", REALS, x) for x in (variance, b.fadd(variance, square)))
+            store(b, b.fadd(mean, b.fmul(reach, root, flags=FUSED), flags=FUSED), at_variance)
+            store(b, b.fadd(b.fadd(mean, shift), b.fmul(reach, bent, flags=FUSED), flags=FUSED), at_mean)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.float32, types.float32, types.intp), generate
@@ -241,6 +243,26 @@ def number_at(context: Any, place: Any) -> Any:
         return load(b, arguments[0], F32)
 
     return types.float32(types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_whole(context: Any, x: Any) -> Any:
+    """The bits of an fp32 number."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.bitcast(arguments[0], I32)
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_real(context: Any, x: Any) -> Any:
+    """The fp32 number of such bits."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.bitcast(arguments[0], F32)
+
+    return types.float32(types.int32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -289,7 +311,7 @@ def shortener(count: int) -> Any:
                 largest, total = same(REALS, TINIEST), same(WHOLES, 0)
                 for part in range(parts):
                     step = b.add(first, I64(part))
-                    scaled.append(b.fmul(load(b, at(b, x, step), REALS), load(b, at(b, factors, step), REALS), FAST))
+                    scaled.append(b.fmul(load(b, at(b, x, step), REALS), load(b, at(b, factors, step), REALS)))
                     largest = larger(b, call(b, f"llvm.fabs.v{LANES}f32", REALS, scaled[-1]), largest)
                 peak = call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, largest)
                 inverse = spread(b, b.fdiv(F32(FINEST), peak), REALS)

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from cache.lane_kernels import (
     CHUNK,
     F32,
-    FAST,
+    FUSED,
     I64,
     LANES,
     LOG2_E,
@@ -48,7 +48,7 @@ def neighbours(builder: Any, one: Any, other: Any) -> Any:
     even, odd = (
         builder.shuffle_vector(one, other, ir.Constant(WHOLES, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
     )
-    return builder.fadd(even, odd, FAST)
+    return builder.fadd(even, odd)
 
 
 def of_pairs(builder: Any, of_sections: Any, part: int) -> Any:
@@ -89,29 +89,21 @@ def masses_beside(
             for part in range(PAIRS):
                 place = b.add(b.mul(loop.index, I64(PAIRS)), I64(part))
                 mean, further, size = (load(b, at(b, x, place), REALS) for x in (means, along, sizes))
-                scatter = b.fmul(size, of_pairs(b, of_sections, part), FAST)
-                scatter = b.fadd(b.fadd(scatter, square, FAST), b.fmul(further, further, FAST), FAST)
+                scatter = b.fmul(size, of_pairs(b, of_sections, part), flags=FUSED)
+                scatter = b.fadd(
+                    b.fadd(scatter, square, flags=FUSED), b.fmul(further, further, flags=FUSED), flags=FUSED
+                )
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
-                power = b.fadd(mean, b.fmul(reach, root, FAST), FAST)
+                power = b.fadd(mean, b.fmul(reach, root, flags=FUSED), flags=FUSED)
                 b.store(larger(b, power, b.load(best)), best)
                 masses.append(moved_power(b, power, reference))
                 store(b, masses[-1], at(b, to, place))
-            four = b.fadd(b.fadd(*masses[:2], FAST), b.fadd(*masses[2:], FAST), FAST)
+            four = b.fadd(b.fadd(*masses[:2]), b.fadd(*masses[2:]))
             b.store(b.fadd(b.load(total), four), total)
         store(b, b.load(total), b.add(totals, I64(4 * LANES)))
         return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, b.load(best))
 
     return types.float32(*[types.intp] * 4, types.float32, types.float32, *[types.intp] * 3), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def inverse_of(context: Any, x: Any) -> Any:
-    """1 / x, to the nearest: by itself the compiler takes an estimate here and a division there."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.fdiv(F32(1.0), arguments[0])
-
-    return types.float32(types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -14,7 +14,6 @@ from cache.choice_kernels import best_blocks
 from cache.compiling import compiled
 from cache.four_bits import LANES
 from cache.lane_kernels import CHUNK, NOTHING, address
-from cache.mass_kernels import inverse_of
 from cache.pair_kernels import (
     AHEAD,
     HEADS,
@@ -191,7 +190,7 @@ def choose_opened(
         sum_opened(of_four, steps, address(told))
         for head in range(HEADS):
             row = HEADS * four + head
-            told[1, head] = inverse_of(left[row] + told[0, head]) if row < groups else np.float32(0.0)
+            told[1, head] = np.float32(1.0) / (left[row] + told[0, head]) if row < groups else np.float32(0.0)
             told[2, head] = least[row] * told[1, head] if row < groups else np.float32(0.0)
         share_opened(of_four, address(told[1]), address(told[2]), address(shares), steps)
     first, last = whole_sections(sinks, end)

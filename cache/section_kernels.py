@@ -16,7 +16,7 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, round_queries
 from cache.four_bits import DEEP, LANES, LARGEST
 from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, address, copy, shorten_tile
-from cache.mass_kernels import add_shares, inverse_of, masses_beside, pool_sections
+from cache.mass_kernels import add_shares, masses_beside, pool_sections
 from cache.opening_kernels import (
     ABOVE,
     HIGH,
@@ -173,7 +173,7 @@ def share_out(
     groups, stretches = len(masses), chunks_of(end // SECTION * PAIRS)
     floors = np.empty(groups, np.float32)
     for group in range(groups):
-        inverse, now = inverse_of(totals[group]), beside[group, -1]
+        inverse, now = np.float32(1.0) / totals[group], beside[group, -1]
         scale(beside[group], now, inverse, stretches, factors[group])
         floors[group] = two_to(np.rint(peaks[group]) - LOW - now) * inverse
     of_masses, of_factors = (address(masses), 4 * masses.shape[1]), (address(factors), 4 * factors.shape[1])
@@ -372,7 +372,7 @@ def recall_sections(
         for group in range(groups):
             whole = beside[query * groups + group, -1] / np.float32(LOG2_E) + base
             weight[query, group] = whole + np.log(left[group]) if left[group] > 0 else NOTHING
-            left[group] = inverse_of(left[group]) if left[group] > 0 else np.float32(0.0)
+            left[group] = np.float32(1.0) / left[group] if left[group] > 0 else np.float32(0.0)
     add_rest(*asked, table, section_table, head, sinks, ends, apart, pooled, turned, short, room[1:3], rest)
     for row in range(rows):
         rest[row] *= totals[row]

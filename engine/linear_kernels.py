@@ -25,7 +25,7 @@ from cache import compiled, kernels
 
 lanes = kernels("lane")
 LANES, I32, I64, F32, REALS = lanes.LANES, lanes.I32, lanes.I64, lanes.F32, lanes.REALS
-FAST, load, store, address, at = lanes.FAST, lanes.load, lanes.store, lanes.address, lanes.at
+FUSED, load, store, address, at = lanes.FUSED, lanes.load, lanes.store, lanes.address, lanes.at
 TALL = 4
 """Rows of the matrix that are read together."""
 FAR = 16384
@@ -71,7 +71,7 @@ def lane_sums(builder: Any, vectors: list[Any]) -> Any:
                 places = [start + half + i for start in range(0, lanes_left, 2 * run) for i in range(run)]
                 mask = ir.Constant(ir.VectorType(I32, len(places)), places)
                 halves.append(builder.shuffle_vector(one, other, mask))
-            vectors.append(builder.fadd(*halves, flags=FAST))
+            vectors.append(builder.fadd(*halves))
     return vectors[0]
 
 
@@ -114,8 +114,8 @@ def tile_kernel(tall: int, rows: int) -> Any:
                 for i, first in enumerate(firsts):
                     weight = widened(b, at(b, first, step, width), kind.dtype)
                     for row in range(rows):
-                        total, product = sums[i][row][which % parts], b.fmul(weight, x[row], flags=FAST)
-                        b.store(b.fadd(b.load(total), product, flags=FAST), total)
+                        total, product = sums[i][row][which % parts], b.fmul(weight, x[row], flags=FUSED)
+                        b.store(b.fadd(b.load(total), product, flags=FUSED), total)
 
             with cgutils.for_range(b, b.lshr(steps, I64(1))) as loop:
                 step = b.shl(loop.index, I64(1))
@@ -127,7 +127,7 @@ def tile_kernel(tall: int, rows: int) -> Any:
                 add(b.sub(steps, I64(1)), 0)
             tile = [sums[i][row] for row in range(rows) for i in range(tall)]
             loaded = [[b.load(part) for part in product] for product in tile]
-            ordered = [b.fadd(*each, flags=FAST) if parts == 2 else each[0] for each in loaded]
+            ordered = [b.fadd(*each) if parts == 2 else each[0] for each in loaded]
             totals = lane_sums(b, ordered)
             for row in range(rows):
                 mine = ir.Constant(ir.VectorType(I32, tall), list(range(row * tall, (row + 1) * tall)))
@@ -226,7 +226,7 @@ def add_products(context: Any, wide: Any, apart: Any, columns: Any, steps: Any, 
             inputs, weight = load(b, at(b, columns, loop.index), REALS), b.add(wide, b.mul(loop.index, I64(4)))
             for i in range(HIGH):
                 factor = lanes.spread(b, load(b, b.add(weight, b.mul(apart, I64(i))), F32), REALS)
-                b.store(b.fadd(b.load(sums[i]), b.fmul(factor, inputs, FAST), FAST), sums[i])
+                b.store(b.fadd(b.load(sums[i]), b.fmul(factor, inputs, flags=FUSED), flags=FUSED), sums[i])
         for i in range(HIGH):
             store(b, b.load(sums[i]), at(b, to, I64(i)))
         return context.get_dummy_value()
@@ -290,7 +290,7 @@ def sum_kernel(groups: int, vectors: int) -> Any:
                     factor = lanes.spread(b, load(b, place, F32), REALS)
                     for i in range(vectors):
                         total = totals[group * vectors + i]
-                        b.store(b.fadd(b.load(total), b.fmul(factor, numbers[i], FAST), FAST), total)
+                        b.store(b.fadd(b.load(total), b.fmul(factor, numbers[i], flags=FUSED), flags=FUSED), total)
             for place, total in zip(places, totals, strict=True):
                 store(b, b.load(total), place)
             return context.get_dummy_value()
