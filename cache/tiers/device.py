@@ -1,7 +1,8 @@
 """The tier that attention reads directly: one tensor per layer in the memory of one device.
 
 On a CPU machine this is host memory. The tensors are as large as the budget but the operating system hands
-out their pages only when they are first written, so an idle server holds little.
+out their pages only when they are first written, so an idle server holds little. A thread has the pages of the next
+blocks ready, for no step may wait for them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from cache.errors import OutOfBlocks
 from cache.layout import Bytes, CacheLayout
-from cache.pages import zeros
+from cache.pages import Ahead, zeros
 from cache.tiers.base import Places, Traffic
 
 
@@ -46,6 +47,8 @@ class DeviceTier:
         self._pools = [
             (keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in zip(self._keys, self._values, strict=True)
         ]
+        self._ahead = Ahead([*self._keys, *self._values]) if self.device.type == "cpu" else None
+        self._slot_bytes = layout.block_bytes // (2 * layout.layers)  # in each of them
         self._released: list[int] = []
         self._fresh = 0
 
@@ -67,6 +70,8 @@ class DeviceTier:
         if self._fresh == self.capacity:
             raise OutOfBlocks(f"all {self.capacity} blocks are in use")
         self._fresh += 1
+        if self._ahead is not None:
+            self._ahead.used(self._fresh * self._slot_bytes)
         return self._fresh - 1
 
     def release(self, slot: int) -> None:

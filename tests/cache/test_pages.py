@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import gc
 import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cache.pages import LARGE, Slab, zero_bytes, zeros
+from cache.pages import AHEAD, LARGE, Ahead, Slab, touch, zero_bytes, zeros
 
 SMAPS = Path("/proc/self/smaps")
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -89,3 +91,42 @@ def test_a_slab_is_given_back_with_its_last_piece() -> None:
     del other
     gc.collect()
     assert resident() < before + LARGE
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux")
+def test_pages_are_there_before_they_are_used_but_never_many() -> None:
+    pools = [zeros((64, LARGE), torch.uint8) for _ in range(2)]
+    ahead = Ahead(pools)
+    touch(pools, 0, 0)  # what it needs is loaded
+    begun = resident()
+
+    def comes(bytes_of_each: int) -> bool:
+        """Whether so many are taken of each pool, and stay so."""
+        deadline = time.monotonic() + 30
+        while resident() < begun + 2 * bytes_of_each and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return 0 <= resident() - begun - 2 * bytes_of_each < LARGE
+
+    ahead.used(LARGE // 3)
+    assert comes(0)
+    ahead.used(2 * LARGE)
+    assert comes(4 * LARGE)
+    ahead.used(LARGE)
+    assert comes(4 * LARGE)
+    ahead.used(30 * LARGE)
+    assert comes(30 * LARGE + AHEAD // 2)
+    ahead.used(63 * LARGE)
+    assert comes(64 * LARGE)
+    assert not any(pool.any() for pool in pools)
+
+
+def test_what_is_written_meanwhile_stays() -> None:
+    memory = zeros((32 * LARGE // 8,), torch.int64)
+    numbers = torch.arange(len(memory))
+    with ThreadPoolExecutor(1) as other:
+        taken = other.submit(touch, [memory], 0, memory.nbytes)
+        for at in range(0, len(memory), 4096):
+            memory[at : at + 4096] = numbers[at : at + 4096]
+        taken.result()
+    assert torch.equal(memory, numbers)
