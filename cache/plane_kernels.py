@@ -258,3 +258,10 @@ def glance(queries: Floats, upper: Words, scales: Halves, likely: Floats, doubt:
                 few = min(2 * LANES, count - begin)
                 likely[head, query, begin : begin + few] = room[:few]
             doubt[head, query] = unsure
+
+
+def warm_up() -> None:
+    """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+    words, ones = np.zeros((1, 1, 1, LANES, 4), np.uint8), np.ones((1, LANES), np.uint16)
+    row = np.ones((1, 1, LANES), np.float32)
+    multiply(row, words, words, ones, np.empty_like(row), 0, 1, 0, 1)

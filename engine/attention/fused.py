@@ -317,13 +317,15 @@ class FusedAttention(ReferenceAttention):
 
     def _warm_up(self) -> None:
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-        from engine.attention import attend_kernels, place_kernels
+        from engine.attention import attend_kernels, clock_kernels, place_kernels
 
         kept = bits(torch.zeros(1, dtype=self.layout.dtype)).dtype
         attend_kernels.shared_attend(kept)
         place_kernels.shared_place(kept, kept)
         place_kernels.shared_spot()
         place_kernels.shared_finish(kept)
+        clock_kernels.shared_clock()
+        kernels("joining").in_row()
         if self._keeps_scores:
             room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
             self._recall.choose(room, 0, np.zeros(1, np.int64), blocks, room[0], 0, 1)

@@ -61,7 +61,7 @@ class ReferenceAttention:
         self._audit = ExactAudit(layers, layout, settings)
         self._foresight = Foresight([self._recent(layer) for layer in range(len(layers))], settings.sink_blocks)
         if settings.landmark_dtype == "int4" and device.type == "cpu":
-            kernels("four_bit").warm_up()
+            kernels("plane" if settings.centred else "four_bit").warm_up()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
