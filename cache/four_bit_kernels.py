@@ -126,41 +126,45 @@ def rows_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
 
 
 def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
-    """To sums of 16 channels, one for each of so many vectors of 8-bit weights, rows times their weights.
+    """To sums of channels, for each of so many vectors of 8-bit weights, rows times their weights.
 
-    The result takes addresses, and strides in bytes: the group's first slice, the stride to the next one, how many
-    there are, and how many of them are weighed with one scale; the first vector, for each such chunk of it what a sum
-    begins with and a scale, the stride from a vector to the next one in all three; the first vector's 16 sums, and the
-    stride to the next one's.
+    Rows are taken as they lie: some of them for all channels, then the next ones.
+
+    The result takes addresses, and strides in bytes: the first slice, the groups of 16 channels, the slices of each,
+    and how many of them are weighed with one scale; the first vector, for each such chunk of it what a sum begins with
+    and a scale, the stride from a vector to the next one in all three; the first vector's sums, and the stride to the
+    next one's.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def channels(
-        context: Any, slices: Any, stride: Any, count: Any, chunk: Any, vector: Any, starts: Any, sizes: Any,
+        context: Any, slices: Any, groups: Any, count: Any, chunk: Any, vector: Any, starts: Any, sizes: Any,
         apart: Any, to: Any, to_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            slices, stride, count, chunk, vector, starts, sizes, apart, to, to_apart = arguments
+            slices, groups, count, chunk, vector, starts, sizes, apart, to, to_apart = arguments
             offsets = [b.mul(apart, I64(i)) for i in range(vectors)]
-            places = [b.add(to, b.mul(to_apart, I64(i))) for i in range(vectors)]
-            totals = [cgutils.alloca_once_value(b, load(b, place, REALS)) for place in places]
-            sums, chunks = Sums(b, vectors, vnni), b.sdiv(b.add(count, b.sub(chunk, I64(1))), chunk)
+            first_sums = [b.add(to, b.mul(to_apart, I64(i))) for i in range(vectors)]
+            stride, sums = b.mul(groups, I64(SLICE_BYTES)), Sums(b, vectors, vnni)
+            chunks = b.sdiv(b.add(count, b.sub(chunk, I64(1))), chunk)
             with cgutils.for_range(b, chunks) as loop:
                 first, place = b.mul(loop.index, chunk), b.mul(loop.index, I64(4))
-                sums.begin([load(b, b.add(b.add(starts, place), offset), I32) for offset in offsets])
                 left = b.sub(count, first)
                 few = b.select(b.icmp_signed("<", left, chunk), left, chunk)
-                with cgutils.for_range(b, few) as inner:
-                    octet = b.add(first, inner.index)
-                    slice = b.add(slices, b.mul(octet, stride))
-                    ask(b, b.add(slice, b.mul(stride, chunk)))
-                    mine = b.add(vector, b.mul(octet, I64(DEEP)))
-                    sums.add(slice, [b.add(mine, offset) for offset in offsets])
-                for total, offset, added in zip(totals, offsets, sums.end(), strict=True):
-                    size = spread(b, load(b, b.add(b.add(sizes, place), offset), F32), REALS)
-                    b.store(b.fadd(b.load(total), b.fmul(added, size, flags=FUSED), flags=FUSED), total)
-            for total, place in zip(totals, places, strict=True):
-                store(b, b.load(total), place)
+                begun = [load(b, b.add(b.add(starts, place), offset), I32) for offset in offsets]
+                scales = [spread(b, load(b, b.add(b.add(sizes, place), offset), F32), REALS) for offset in offsets]
+                with cgutils.for_range(b, groups) as group:
+                    of_group = b.mul(group.index, I64(SLICE_BYTES))
+                    sums.begin(begun)
+                    with cgutils.for_range(b, few) as inner:
+                        octet = b.add(first, inner.index)
+                        slice = b.add(slices, b.add(b.mul(octet, stride), of_group))
+                        ask(b, b.add(slice, b.mul(stride, chunk)), nearest=False)
+                        mine = b.add(vector, b.mul(octet, I64(DEEP)))
+                        sums.add(slice, [b.add(mine, offset) for offset in offsets])
+                    for each, size, added in zip(first_sums, scales, sums.end(), strict=True):
+                        total = b.add(each, of_group)
+                        store(b, b.fadd(load(b, total, REALS), b.fmul(added, size, flags=FUSED), flags=FUSED), total)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate
@@ -246,22 +250,21 @@ def add_up_rows(
         share: rows that share a scale of their weights, a multiple of 16
     """
     queries, groups = sums.shape[0], sums.shape[1] // LANES
-    stride, to_apart, octets = groups * SLICE_BYTES, 4 * sums.shape[1], (count + DEEP - 1) // DEEP
+    to_apart, octets = 4 * sums.shape[1], (count + DEEP - 1) // DEEP
     chunk, together = 4 * (first // share), share // DEEP
     query = 0
     while query < queries:
         left, offset = queries - query, query * apart
         vector, start_at, size_at = numbers + first + offset, starts + chunk + offset, sizes + chunk + offset
-        for group in range(groups):
-            slices, to = words + group * SLICE_BYTES, address(sums) + query * to_apart + 4 * group * LANES
-            if left >= 8:
-                channels_eight(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
-            elif left >= 4:
-                channels_four(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
-            elif left >= 2:
-                channels_two(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
-            else:
-                channels_one(slices, stride, octets, together, vector, start_at, size_at, apart, to, to_apart)
+        to = address(sums) + query * to_apart
+        if left >= 8:
+            channels_eight(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
+        elif left >= 4:
+            channels_four(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
+        elif left >= 2:
+            channels_two(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
+        else:
+            channels_one(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
         query += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
 

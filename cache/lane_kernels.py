@@ -117,17 +117,24 @@ def ask(builder: Any, address: Any, nearest: bool = True) -> None:
     builder.call(function, [builder.inttoptr(address, pointer), I32(0), keep, I32(1)])  # to read, data
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch(context: Any, start: Any, length: Any) -> Any:
-    """Ask for so many bytes from an address on: blocks lie anywhere, and waiting for one takes longer than its work."""
+def prefetcher(nearest: bool) -> Any:
+    """A kernel that asks for so many bytes from an address on: waiting for what lies anywhere takes longer than its
+    work. Into the nearest cache or the one behind it, which bears more such wishes at once."""
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        start, length = arguments
-        with cgutils.for_range(b, b.sdiv(length, I64(LINE))) as loop:
-            ask(b, b.add(start, b.mul(loop.index, I64(LINE))))
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def prefetch(context: Any, start: Any, length: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            start, length = arguments
+            with cgutils.for_range(b, b.sdiv(b.add(length, I64(LINE - 1)), I64(LINE))) as loop:
+                ask(b, b.add(start, b.mul(loop.index, I64(LINE))), nearest=nearest)
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp), generate
+        return types.void(types.intp, types.intp), generate
+
+    return prefetch
+
+
+prefetch, prefetch_behind = prefetcher(True), prefetcher(False)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -13,7 +13,7 @@ from cache.best_kernels import best_of
 from cache.choice_kernels import best_blocks
 from cache.compiling import compiled
 from cache.four_bits import LANES
-from cache.lane_kernels import CHUNK, NOTHING, address
+from cache.lane_kernels import CHUNK, NOTHING, address, prefetch_behind
 from cache.pair_kernels import (
     AHEAD,
     HEADS,
@@ -97,7 +97,8 @@ def find_pairs(
     table: Integers, head: int, wide: int, pairs: Integers, count: int, sinks: int, end: int, hiding: Floats,
     lying: Integers,
 ) -> None:  # fmt: skip
-    """Where pairs lie (P, LYING), filled as `opener` takes it.
+    """Where pairs lie (P, LYING), filled as `opener` takes it, and what lies there is asked for: cold, scales and sizes
+    are a line of memory each, beside the two or four of its words.
 
     Args:
         wide: bytes of a block's mean and slope
@@ -119,6 +120,9 @@ def find_pairs(
         hidden = 3 if place >= count else int(block < sinks) + 2 * int(block + 1 >= end)
         lying[place, HIDDEN] = address(hiding) + 4 * PAIR * hidden
         lying[place, PROFILE] = 4 * HEADS * (pair // PAIRS)
+        prefetch_behind(lying[place, WORDS], PAIR * wide)
+        prefetch_behind(lying[place, SCALES], 1)
+        prefetch_behind(lying[place, SIZES], 1)
 
 
 @compiled
