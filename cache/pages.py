@@ -96,6 +96,8 @@ class Ahead:
         self._size, self._most = pools[0].nbytes, AHEAD // len(pools)
         self._done = 0  # bytes of each pool
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pages")
+        if self._size >= LARGE:
+            touch(pools, 0, 0)  # compiled now rather than beside somebody's first request
 
     def used(self, count: int) -> None:
         """So many bytes of each pool are in use. Does not wait."""

@@ -97,7 +97,6 @@ def test_a_slab_is_given_back_with_its_last_piece() -> None:
 def test_pages_are_there_before_they_are_used_but_never_many() -> None:
     pools = [zeros((64, LARGE), torch.uint8) for _ in range(2)]
     ahead = Ahead(pools)
-    touch(pools, 0, 0)  # what it needs is loaded
     begun = resident()
 
     def comes(bytes_of_each: int) -> bool:
