@@ -19,16 +19,15 @@ from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, round_queries
 from cache.lane_kernels import (
-    F32,
     FUSED,
     LANES,
     NOTHING,
     REALS,
     address,
-    call,
     highest,
     load,
     number_at,
+    over_lanes,
     prefetch,
     spread,
     store,
@@ -55,7 +54,7 @@ def reach(context: Any, products: Any, scales: Any, doubt: Any) -> Any:
         products, scales, doubt = arguments
         far = b.fmul(load_scales(b, scales), spread(b, doubt, REALS), flags=FUSED)
         far = b.fadd(load(b, products, REALS), far, flags=FUSED)
-        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, far)
+        return over_lanes(b, "fmax", far)
 
     return types.float32(types.intp, types.intp, types.float32), generate
 
@@ -219,6 +218,7 @@ def look_closely(
         blocks: (K,), filled, the best ones first; -1 where there is nothing left
     """
     bar, kept, room = best[0], 0, np.empty((1, LANES), np.float32)
+    common = at_centre(query, table, head)
     for place in range(found):
         if likely[place] >= bar:
             places[kept] = places[place]
@@ -228,7 +228,7 @@ def look_closely(
         if not table[segment, CENTRE]:
             for tile in range(steps_of(table[segment, COUNT])):
                 closely(table[segment], head, tile * LANES, numbers, starts, sizes, room, 0, LANES)
-                room -= at_centre(query, table, head)
+                room -= common
                 offer_tile(best, blocks, address(room), begins[segment] + tile * LANES, sinks, end)
     length = numbers.shape[1] // DEEP * SLICE_BYTES
     for place in range(kept + SOON):

@@ -22,7 +22,7 @@ FUSED = ("contract",)
 """Of a product and of the sum that takes it: they may be one instruction, which rounds once. Nothing else may change:
 every copy that a compiler makes of a kernel, for other loops or in another process, has to give the same last bit."""
 IN_ANY_ORDER = ("reassoc", "nnan", "nsz")
-"""Of a sum, or the largest, over the lanes of a vector: by halves, for all that is asked of it."""
+"""Of a sum, or the largest, over the lanes of a vector, which is then found by halves."""
 NOTHING = -1e30
 """Logarithm of a mass that is none."""
 LINE = 64
@@ -59,10 +59,16 @@ def spread(builder: Any, value: Any, kind: Any) -> Any:
     return builder.shuffle_vector(first, nothing, same(WHOLES, 0))
 
 
-def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def call(builder: Any, name: str, result: Any, *arguments: Any, flags: tuple[str, ...] = ()) -> Any:
     """Call one of LLVM's own functions."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=IN_ANY_ORDER)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=flags)
+
+
+def over_lanes(builder: Any, what: str, x: Any) -> Any:
+    """One number of 16, by LLVM's name for it: `fmax` or `fadd`."""
+    start = [F32(0.0)] if what == "fadd" else []
+    return call(builder, f"llvm.vector.reduce.{what}.v{LANES}f32", F32, *start, x, flags=IN_ANY_ORDER)
 
 
 def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
@@ -197,7 +203,7 @@ def highest(context: Any, x: Any, steps: Any) -> Any:
         best = cgutils.alloca_once_value(b, same(REALS, NOTHING))
         with cgutils.for_range(b, steps) as loop:
             b.store(larger(b, load(b, at(b, x, loop.index), REALS), b.load(best)), best)
-        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, b.load(best))
+        return over_lanes(b, "fmax", b.load(best))
 
     return types.float32(types.intp, types.intp), generate
 
@@ -214,7 +220,7 @@ def exponentials(context: Any, x: Any, shift: Any, to: Any, steps: Any) -> Any:
             value = power_of_two(b, power)
             store(b, value, at(b, to, loop.index))
             b.store(b.fadd(b.load(total), value), total)
-        return call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
+        return over_lanes(b, "fadd", b.load(total))
 
     return types.float32(types.intp, types.float32, types.intp, types.intp), generate
 
@@ -320,7 +326,7 @@ def shortener(count: int) -> Any:
                     step = b.add(first, I64(part))
                     scaled.append(b.fmul(load(b, at(b, x, step), REALS), load(b, at(b, factors, step), REALS)))
                     largest = larger(b, call(b, f"llvm.fabs.v{LANES}f32", REALS, scaled[-1]), largest)
-                peak = call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, largest)
+                peak = over_lanes(b, "fmax", largest)
                 inverse = spread(b, b.fdiv(F32(FINEST), peak), REALS)
                 for part, value in enumerate(scaled):
                     near = call(b, f"llvm.rint.v{LANES}f32", REALS, b.fmul(value, inverse))

@@ -29,6 +29,7 @@ from cache.lane_kernels import (
     call,
     larger,
     load,
+    over_lanes,
     polynomial,
     same,
     spread,
@@ -101,7 +102,7 @@ def masses_beside(
             four = b.fadd(b.fadd(*masses[:2]), b.fadd(*masses[2:]))
             b.store(b.fadd(b.load(total), four), total)
         store(b, b.load(total), b.add(totals, I64(4 * LANES)))
-        return call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, b.load(best))
+        return over_lanes(b, "fmax", b.load(best))
 
     return types.float32(*[types.intp] * 4, types.float32, types.float32, *[types.intp] * 3), generate
 
@@ -158,6 +159,6 @@ def pool_sections(context: Any, masses: Any, factors: Any, least: Any, to: Any, 
             value = b.select(b.fcmp_ordered("<", value, least), same(REALS, 0.0), value)
             store(b, value, at(b, to, loop.index))
             b.store(b.fadd(b.load(total), value), total)
-        return call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
+        return over_lanes(b, "fadd", b.load(total))
 
     return types.float32(types.intp, types.intp, types.float32, types.intp, types.intp), generate

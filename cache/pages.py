@@ -27,7 +27,8 @@ LINE = 64
 LARGE = 2 << 20
 """Bytes of a large page. Smaller memory lies where it comes."""
 AHEAD = 64 << 20
-"""Bytes that are had before they are in use, at most: a second of reading, or more, and little beside what is used."""
+"""Bytes of all pools that are had before they are in use, at most, but of each pool a large page or two: a second of
+reading, or more."""
 
 
 def large_pages() -> bool:
@@ -84,8 +85,9 @@ class Ahead:
     """Has pages of memory that gets full from its beginning on before somebody waits for them.
 
     Who writes to a page first waits until the system has cleared it. Of a large one that is a tenth of a millisecond at
-    best, and 5 to 10 where a virtual machine gets its own memory that late; a block lies in two pages for each layer. A
-    thread of its own is ahead of what is in use by as much again, and by no more than AHEAD in all.
+    best, and 5 to 10 where a virtual machine gets its own memory that late; a block lies in two pages for each layer,
+    and all of them begin to be used at once. A thread of its own is ahead of what is in use by as much again, up to the
+    border of a large page, and by little more than AHEAD in all.
 
     Args:
         pools: that get full together, all of one size
@@ -93,24 +95,26 @@ class Ahead:
 
     def __init__(self, pools: Sequence[Tensor]) -> None:
         self._pools = pools
-        self._size, self._most = pools[0].nbytes, AHEAD // len(pools)
+        self._size, self._most = pools[0].nbytes // LARGE * LARGE, max(LARGE, AHEAD // len(pools))
         self._done = 0  # bytes of each pool
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pages")
-        if self._size >= LARGE:
-            touch(pools, 0, 0)  # compiled now rather than beside somebody's first request
+        if self._size:
+            kernels("page").touch(0, 0)  # compiled now rather than beside somebody's first request
 
     def used(self, count: int) -> None:
         """So many bytes of each pool are in use. Does not wait."""
-        end = min(count + min(count, self._most), self._size) // LARGE * LARGE
+        end = min(-(-(count + min(count, self._most)) // LARGE) * LARGE, self._size)
         if end > self._done:
-            self._thread.submit(touch, self._pools, self._done, end)
+            with contextlib.suppress(RuntimeError):  # no thread can be had, or the process ends: pages come late then
+                self._thread.submit(touch, self._pools, self._done, end)
             self._done = end
 
 
 def touch(pools: Sequence[Tensor], start: int, end: int) -> None:
-    """Have the pages of such bytes of each pool; what lies there stays as it is."""
-    for pool in pools:
-        kernels("page").touch(pool.data_ptr() + start, pool.data_ptr() + end)
+    """Have the large pages from one byte of each pool to another, the first ones first; what lies there stays."""
+    for page in range(start, end, LARGE):
+        for pool in pools:
+            kernels("page").touch(pool.data_ptr() + page, pool.data_ptr() + page + LARGE)
 
 
 def private(count: int) -> mmap.mmap:

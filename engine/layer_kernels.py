@@ -63,7 +63,7 @@ def row_kernels(width: int) -> tuple[Any, Any, Any]:
             with cgutils.for_range(b, steps) as loop:
                 value = numbers.load(x, loop.index)
                 b.store(b.fadd(b.load(total), b.fmul(value, value, flags=lanes.FUSED), flags=lanes.FUSED), total)
-            squares = lanes.call(b, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, F32(0.0), b.load(total))
+            squares = lanes.over_lanes(b, "fadd", b.load(total))
             mean = b.fdiv(squares, b.sitofp(b.mul(steps, I64(LANES)), F32))
             mean = b.fadd(mean, b.fptrunc(b.bitcast(epsilon, ir.DoubleType()), F32))
             factor = lanes.spread(b, b.fdiv(F32(1.0), lanes.call(b, "llvm.sqrt.f32", F32, mean)), REALS)

@@ -8,9 +8,11 @@ piece of the matrix after the other. All sum in fp32, so results are nearer to t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -75,6 +77,7 @@ class WideProduct:
 
         self._weight, self._bias, self._scales = weight, bias, scales
         self._kernels = linear_kernels
+        warm_up(weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self._weight
@@ -110,6 +113,16 @@ class WideProduct:
 
         over_heads(work, len(weight), rows.shape[1] // 16)
         return product[:, : len(rows)].T
+
+
+@functools.cache
+def warm_up(dtype: torch.dtype) -> None:
+    """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+    from engine import linear_kernels
+
+    weights, columns = bits(torch.zeros(1, LANES, dtype=dtype)), np.zeros((LANES, FEW), np.float32)
+    linear_kernels.multiply(weights, *[0] * 7)
+    linear_kernels.multiply_columns(weights, columns, columns[:1], 0, 0)
 
 
 def bits(weight: Tensor) -> NDArray[Any]:

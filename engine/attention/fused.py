@@ -326,7 +326,6 @@ class FusedAttention(ReferenceAttention):
         place_kernels.shared_finish(kept)
         clock_kernels.shared_clock()
         kernels("joining").in_row()
-        kernels("page").touch(0, 0)
         if self._keeps_scores:
             room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
             self._recall.choose(room, 0, np.zeros(1, np.int64), blocks, room[0], 0, 1)
