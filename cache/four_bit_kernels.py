@@ -22,7 +22,6 @@ from cache.lane_kernels import (
     CHUNK,
     F32,
     FINEST,
-    FUSED,
     I32,
     I64,
     MIDDLE,
@@ -36,6 +35,7 @@ from cache.lane_kernels import (
     ask,
     knows,
     load,
+    plus_product,
     same,
     shorten,
     spread,
@@ -164,7 +164,7 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
                         sums.add(slice, [b.add(mine, offset) for offset in offsets])
                     for each, size, added in zip(first_sums, scales, sums.end(), strict=True):
                         total = b.add(each, of_group)
-                        store(b, b.fadd(load(b, total, REALS), b.fmul(added, size, flags=FUSED), flags=FUSED), total)
+                        store(b, plus_product(b, load(b, total, REALS), added, size), total)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate

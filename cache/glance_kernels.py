@@ -19,7 +19,6 @@ from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, round_queries
 from cache.lane_kernels import (
-    FUSED,
     LANES,
     NOTHING,
     REALS,
@@ -28,6 +27,7 @@ from cache.lane_kernels import (
     load,
     number_at,
     over_lanes,
+    plus_product,
     prefetch,
     spread,
     store,
@@ -52,8 +52,7 @@ def reach(context: Any, products: Any, scales: Any, doubt: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         products, scales, doubt = arguments
-        far = b.fmul(load_scales(b, scales), spread(b, doubt, REALS), flags=FUSED)
-        far = b.fadd(load(b, products, REALS), far, flags=FUSED)
+        far = plus_product(b, load(b, products, REALS), load_scales(b, scales), spread(b, doubt, REALS))
         return over_lanes(b, "fmax", far)
 
     return types.float32(types.intp, types.intp, types.float32), generate

@@ -19,8 +19,9 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 REALS, WHOLES, SMALL = (ir.VectorType(kind, LANES) for kind in (F32, I32, I8))
 NUMBERS, PAIRS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
 FUSED = ("contract",)
-"""Of a product and of the sum that takes it: they may be one instruction, which rounds once. Nothing else may change:
-every copy that a compiler makes of a kernel, for other loops or in another process, has to give the same last bit."""
+"""Of a product and of the sum that takes it (`plus_product`): they may be one instruction, which rounds once. Nothing
+else may change: every copy that a compiler makes of a kernel, for other loops or in another process, has to give the
+same last bit."""
 IN_ANY_ORDER = ("reassoc", "nnan", "nsz")
 """Of a sum, or the largest, over the lanes of a vector, which is then found by halves."""
 NOTHING = -1e30
@@ -105,6 +106,11 @@ def knows(feature: str) -> bool:
     )
 
 
+def plus_product(builder: Any, total: Any, one: Any, other: Any) -> Any:
+    """total + one * other, by one instruction where the processor has it."""
+    return builder.fadd(total, builder.fmul(one, other, flags=FUSED), flags=FUSED)
+
+
 def larger(builder: Any, one: Any, other: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", one, other), one, other)
 
@@ -166,7 +172,7 @@ def polynomial(builder: Any, x: Any, coefficients: tuple[float, ...]) -> Any:
     """Its value in each lane; the constant comes first."""
     value = same(REALS, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
-        value = builder.fadd(builder.fmul(value, x, flags=FUSED), same(REALS, coefficient), flags=FUSED)
+        value = plus_product(builder, same(REALS, coefficient), value, x)
     return value
 
 
@@ -241,8 +247,8 @@ def judge(context: Any, means: Any, variances: Any, reach: Any, log_size: Any, s
             at_mean, at_variance = at(b, means, loop.index), at(b, variances, loop.index)
             mean, variance = load(b, at_mean, REALS), load(b, at_variance, REALS)
             root, bent = (call(b, f"llvm.sqrt.v{LANES}f32", REALS, x) for x in (variance, b.fadd(variance, square)))
-            store(b, b.fadd(mean, b.fmul(reach, root, flags=FUSED), flags=FUSED), at_variance)
-            store(b, b.fadd(b.fadd(mean, shift), b.fmul(reach, bent, flags=FUSED), flags=FUSED), at_mean)
+            store(b, plus_product(b, mean, reach, root), at_variance)
+            store(b, plus_product(b, b.fadd(mean, shift), reach, bent), at_mean)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.float32, types.float32, types.intp), generate

@@ -18,7 +18,6 @@ from numba.extending import intrinsic
 from cache.lane_kernels import (
     CHUNK,
     F32,
-    FUSED,
     I64,
     LANES,
     LOG2_E,
@@ -30,6 +29,7 @@ from cache.lane_kernels import (
     larger,
     load,
     over_lanes,
+    plus_product,
     polynomial,
     same,
     spread,
@@ -90,12 +90,10 @@ def masses_beside(
             for part in range(PAIRS):
                 place = b.add(b.mul(loop.index, I64(PAIRS)), I64(part))
                 mean, further, size = (load(b, at(b, x, place), REALS) for x in (means, along, sizes))
-                scatter = b.fmul(size, of_pairs(b, of_sections, part), flags=FUSED)
-                scatter = b.fadd(
-                    b.fadd(scatter, square, flags=FUSED), b.fmul(further, further, flags=FUSED), flags=FUSED
-                )
+                scatter = plus_product(b, square, size, of_pairs(b, of_sections, part))
+                scatter = plus_product(b, scatter, further, further)
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
-                power = b.fadd(mean, b.fmul(reach, root, flags=FUSED), flags=FUSED)
+                power = plus_product(b, mean, reach, root)
                 b.store(larger(b, power, b.load(best)), best)
                 masses.append(moved_power(b, power, reference))
                 store(b, masses[-1], at(b, to, place))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cache.compiling import compiled, kernels
+from cache.compiling import compiled
+from cache.team_kernels import replace
 
-replace = kernels("team").replace
 PAGE = 4096
 """Bytes of the smallest page; where pages are larger, most of these writes find theirs already."""
 

@@ -19,7 +19,6 @@ from cache.four_bit_kernels import SLICE_BYTES, VNNI
 from cache.four_bits import DEEP
 from cache.lane_kernels import (
     F32,
-    FUSED,
     I32,
     I64,
     LANES,
@@ -34,6 +33,7 @@ from cache.lane_kernels import (
     call,
     larger,
     load,
+    plus_product,
     same,
     spread,
     store,
@@ -139,11 +139,10 @@ def opener(known: int | None) -> Any:
                     (load(b, b.add(profiles, told(each_place, PROFILE)), FOUR_REALS) for each_place in places),
                     [*range(4), *range(4), *range(4, 8), *range(4, 8)],
                 )
-                scatter = b.fadd(b.fmul(size, profile, flags=FUSED), square, flags=FUSED)
-                scatter = b.fadd(scatter, b.fmul(along, along, flags=FUSED), flags=FUSED)
+                scatter = plus_product(b, plus_product(b, square, size, profile), along, along)
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
                 power = b.fmul(mean, same(REALS, LOG2_E))
-                power = b.fadd(b.fadd(power, shift), b.fmul(factor, root, flags=FUSED), flags=FUSED)
+                power = plus_product(b, b.fadd(power, shift), factor, root)
                 power = b.fadd(power, hidden)
                 b.store(larger(b, power, b.load(best)), best)
                 store(b, moved_power(b, power, reference), at(b, to, loop.index))

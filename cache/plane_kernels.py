@@ -18,7 +18,6 @@ from cache.compiling import compiled
 from cache.four_bit_kernels import AHEAD, SLICE_BYTES, VNNI, Sums, round_queries
 from cache.lane_kernels import (
     F32,
-    FUSED,
     I16,
     I32,
     I64,
@@ -30,6 +29,7 @@ from cache.lane_kernels import (
     address,
     ask,
     load,
+    plus_product,
     same,
     spread,
     store,
@@ -150,9 +150,7 @@ def glance_kernel(*, vnni: bool = VNNI) -> Any:
                     total = b.sitofp(b.add(b.shl(whole, same(WHOLES, 3)), start), REALS)
                     product = b.fmul(total, b.fmul(per_row, size))
                     store(b, product, b.add(to, I64(4 * LANES * tile)))
-                    reached.append(
-                        b.fcmp_ordered(">=", b.fadd(product, b.fmul(per_row, doubt, flags=FUSED), flags=FUSED), bar)
-                    )
+                    reached.append(b.fcmp_ordered(">=", plus_product(b, product, per_row, doubt), bar))
                 there = b.icmp_unsigned("!=", b.bitcast(b.or_(*reached), I16), I16(0))
                 with b.if_then(there, likely=False):
                     b.store(pair, found)

@@ -62,7 +62,7 @@ def row_kernels(width: int) -> tuple[Any, Any, Any]:
             b.store(lanes.same(REALS, 0.0), total)
             with cgutils.for_range(b, steps) as loop:
                 value = numbers.load(x, loop.index)
-                b.store(b.fadd(b.load(total), b.fmul(value, value, flags=lanes.FUSED), flags=lanes.FUSED), total)
+                b.store(lanes.plus_product(b, b.load(total), value, value), total)
             squares = lanes.over_lanes(b, "fadd", b.load(total))
             mean = b.fdiv(squares, b.sitofp(b.mul(steps, I64(LANES)), F32))
             mean = b.fadd(mean, b.fptrunc(b.bitcast(epsilon, ir.DoubleType()), F32))

@@ -28,7 +28,7 @@ from cache import compiled, kernels
 
 lanes = kernels("lane")
 LANES, I32, I64, F32, REALS = lanes.LANES, lanes.I32, lanes.I64, lanes.F32, lanes.REALS
-FUSED, load, store, address, at = lanes.FUSED, lanes.load, lanes.store, lanes.address, lanes.at
+load, store, address, at, plus_product = lanes.load, lanes.store, lanes.address, lanes.at, lanes.plus_product
 TALL = 4
 """Rows of the matrix that are read together."""
 FAR = 16384
@@ -117,8 +117,8 @@ def tile_kernel(tall: int, rows: int) -> Any:
                 for i, first in enumerate(firsts):
                     weight = widened(b, at(b, first, step, width), kind.dtype)
                     for row in range(rows):
-                        total, product = sums[i][row][which % parts], b.fmul(weight, x[row], flags=FUSED)
-                        b.store(b.fadd(b.load(total), product, flags=FUSED), total)
+                        total = sums[i][row][which % parts]
+                        b.store(plus_product(b, b.load(total), weight, x[row]), total)
 
             with cgutils.for_range(b, b.lshr(steps, I64(1))) as loop:
                 step = b.shl(loop.index, I64(1))
@@ -229,7 +229,7 @@ def add_products(context: Any, wide: Any, apart: Any, columns: Any, steps: Any, 
             inputs, weight = load(b, at(b, columns, loop.index), REALS), b.add(wide, b.mul(loop.index, I64(4)))
             for i in range(HIGH):
                 factor = lanes.spread(b, load(b, b.add(weight, b.mul(apart, I64(i))), F32), REALS)
-                b.store(b.fadd(b.load(sums[i]), b.fmul(factor, inputs, flags=FUSED), flags=FUSED), sums[i])
+                b.store(plus_product(b, b.load(sums[i]), factor, inputs), sums[i])
         for i in range(HIGH):
             store(b, b.load(sums[i]), at(b, to, I64(i)))
         return context.get_dummy_value()
@@ -293,7 +293,7 @@ def sum_kernel(groups: int, vectors: int) -> Any:
                     factor = lanes.spread(b, load(b, place, F32), REALS)
                     for i in range(vectors):
                         total = totals[group * vectors + i]
-                        b.store(b.fadd(b.load(total), b.fmul(factor, numbers[i], flags=FUSED), flags=FUSED), total)
+                        b.store(plus_product(b, b.load(total), factor, numbers[i]), total)
             for place, total in zip(places, totals, strict=True):
                 store(b, b.load(total), place)
             return context.get_dummy_value()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import time
-from pathlib import Path
-
 import pytest
 import torch
 
 from cache import BlockStore, CacheLayout, DeviceTier, OutOfBlocks
-
-STATM = Path("/proc/self/statm")
+from tests.cache.test_pages import SMAPS, grown_to, resident
 
 LAYOUT = CacheLayout(layers=2, kv_heads=3, head_dim=4, block_size=5)
 CAPACITY = 6
@@ -100,18 +95,12 @@ def test_slots_are_distinct_until_none_is_left_and_come_back_when_released() -> 
         tier.allocate()
 
 
-@pytest.mark.skipif(not STATM.exists(), reason="needs Linux")
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux")
 def test_memory_of_blocks_is_there_before_they_are_written() -> None:
     layout = CacheLayout(layers=2, kv_heads=2, head_dim=64, block_size=16)
     tier, before = DeviceTier(layout, 8192 * layout.block_bytes), resident()
     assert resident() < before + 64 * layout.block_bytes
     for _ in range(2048):
         tier.allocate()
-    deadline = time.monotonic() + 30
-    while resident() < before + 2048 * layout.block_bytes and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert resident() >= before + 2048 * layout.block_bytes
-
-
-def resident() -> int:
-    return int(STATM.read_text().split()[1]) * resource.getpagesize()
+    expected = before + 2048 * layout.block_bytes
+    assert grown_to(expected) >= expected

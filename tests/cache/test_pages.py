@@ -20,6 +20,14 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def grown_to(wanted: int) -> int:
+    """Bytes of memory, once there are so many of them or half a minute has passed."""
+    deadline = time.monotonic() + 30
+    while resident() < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return resident()
+
+
 def in_large_pages(address: int) -> int:
     """Bytes of large pages in the mapping that holds an address."""
     inside = False
@@ -101,9 +109,7 @@ def test_pages_are_there_before_they_are_used_but_never_many() -> None:
 
     def comes(bytes_of_each: int) -> bool:
         """Whether so many are taken of each pool, and stay so."""
-        deadline = time.monotonic() + 30
-        while resident() < begun + 2 * bytes_of_each and time.monotonic() < deadline:
-            time.sleep(0.01)
+        grown_to(begun + 2 * bytes_of_each)
         time.sleep(0.05)
         return 0 <= resident() - begun - 2 * bytes_of_each < LARGE
 
@@ -125,10 +131,8 @@ def test_of_many_pools_the_next_page_is_there_before_the_one_before_is_full() ->
     pools = [zeros((3, LARGE), torch.uint8) for _ in range(2 * AHEAD // LARGE)]
     ahead, begun = Ahead(pools), resident()
     ahead.used(LARGE // 2 + 1)
-    deadline = time.monotonic() + 30
-    while resident() < begun + 2 * LARGE * len(pools) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert 0 <= resident() - begun - 2 * LARGE * len(pools) < LARGE
+    expected = begun + 2 * LARGE * len(pools)
+    assert 0 <= grown_to(expected) - expected < LARGE
 
 
 def test_what_is_written_meanwhile_stays() -> None:
