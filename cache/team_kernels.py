@@ -19,6 +19,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -203,3 +204,12 @@ def stand_by(box: int, patience: int, threads: int) -> None:
             breathe()
             looks += 1
     add(box + AWAKE, -1)
+
+
+def warm_up() -> None:
+    """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+    words = np.zeros((PARTS + 2 * LINE) // 8, np.int64)
+    box = words.ctypes.data
+    call_up(box, 0)
+    stand_by(box, 0, 1)
+    lead(box, 0, 0, 1)

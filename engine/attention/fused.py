@@ -325,6 +325,7 @@ class FusedAttention(ReferenceAttention):
         place_kernels.shared_spot()
         place_kernels.shared_finish(kept)
         clock_kernels.shared_clock()
+        kernels("team").warm_up()
         kernels("joining").in_row()
         if self._keeps_scores:
             room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
