@@ -68,17 +68,7 @@ class Shared:
 
     def task(self, arguments: Sequence[Any], heads: int) -> Task:
         """The job with arguments; arrays must live on until it is done."""
-        words: list[int] = []
-        places: list[int] = []
-        for argument, kind in zip(arguments, self.kinds, strict=True):
-            places.append(len(words))
-            if kind is None:
-                words.append(bits(argument) if isinstance(argument, float) else int(argument))
-                continue
-            assert (argument.dtype, argument.ndim) == kind, "it would be misread"
-            assert argument.flags.c_contiguous, "it would be misread"
-            words.append(argument.__array_interface__["data"][0])
-            words += argument.shape
+        words, places = words_of(arguments, self.kinds)
         return Task(self.address, words, places, heads)
 
 
@@ -151,6 +141,24 @@ class Tasks:
         """All lists, with so many threads, or as many as torch may use."""
         if self.jobs.size:
             together(self._address, self.jobs.shape[0] * self.jobs.shape[1], threads)
+
+
+def words_of(
+    arguments: Sequence[Any], kinds: Sequence[tuple[np.dtype[Any], int] | None]
+) -> tuple[list[int], list[int]]:
+    """Arguments of such kinds in memory, and where each of them begins; arrays must live on."""
+    words: list[int] = []
+    places: list[int] = []
+    for argument, kind in zip(arguments, kinds, strict=True):
+        places.append(len(words))
+        if kind is None:
+            words.append(bits(argument) if isinstance(argument, float) else int(argument))
+            continue
+        assert (argument.dtype, argument.ndim) == kind, "it would be misread"
+        assert argument.flags.c_contiguous, "it would be misread"
+        words.append(argument.__array_interface__["data"][0])
+        words += argument.shape
+    return words, places
 
 
 def joint_words(some: Task | InRow | SideBySide) -> int:

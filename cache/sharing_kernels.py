@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import numpy_support
 from numba.np.arrayobj import populate_array
+from numpy.typing import NDArray
 
 from cache.compiling import job
 from cache.lane_kernels import I64
-from cache.sharing import Shared
+from cache.sharing import Shared, words_of
 
 REAL, WHOLE, FLAG = types.float64, types.intp, types.boolean
 
@@ -68,7 +70,16 @@ def array_at(context: Any, b: Any, kind: Any, address: Any, shape: list[Any]) ->
 
 def shared(function: Any, *kinds: Any) -> Shared:
     """Compile a function of an address and a range of heads; at the address lie arguments of these kinds."""
-    arrays = (
+    return Shared(job(function), known(*kinds))
+
+
+def known(*kinds: Any) -> tuple[tuple[np.dtype[Any], int] | None, ...]:
+    """Kinds as `sharing` knows them."""
+    return tuple(
         (numpy_support.as_dtype(kind.dtype), kind.ndim) if isinstance(kind, types.Array) else None for kind in kinds
     )
-    return Shared(job(function), tuple(arrays))
+
+
+def words(arguments: Sequence[Any], *kinds: Any) -> NDArray[np.int64]:
+    """Arguments of these kinds as an `unpacker` takes them; arrays must live on."""
+    return np.array(words_of(arguments, known(*kinds))[0], np.int64)

@@ -9,8 +9,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+PAGE = 64
+"""Positions whose turns are worked out together."""
+MOST_PAGES = 64
+"""Pages that are kept."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What channels and their partners are multiplied with at positions that follow each other.
+
+    Attributes:
+        turns: (positions, 2, rotary_dim) fp32
+        address: of its first number
+    """
+
+    turns: NDArray[np.float32]
+    address: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,7 @@ class Rotation:
     frequencies: Tensor | None
     interleaved: bool = False
     _last: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
+    _pages: dict[int, Page] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -60,11 +81,32 @@ class Rotation:
             same = known.shape == positions.shape and known.device == positions.device and cos.dtype == dtype
             if same and torch.equal(known, positions):
                 return cos, sin
-        angles = positions[..., None].double() * self.frequencies
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        cos, sin = self._paired(cos, cos), self._paired(-sin, sin)
+        cos, sin = self._turns(positions, self.frequencies, dtype)
         self._last[:] = [(positions.clone(), cos, sin), *self._last[:1]]  # of two passes at once one may lose its entry
         return cos, sin
+
+    def _turns(self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].double() * frequencies
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return self._paired(cos, cos), self._paired(-sin, sin)
+
+    def page(self, number: int) -> Page:
+        """`turns` of positions PAGE * number, …, on a CPU: who decodes comes to all of them, one after the other."""
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages[number] = self.first(PAGE, PAGE * number)
+            for old in list(self._pages)[:-MOST_PAGES]:
+                self._pages.pop(old, None)
+        return page
+
+    def first(self, count: int, start: int = 0) -> Page:
+        """`turns` of so many positions from one on, on a CPU."""
+        if self.frequencies is None:
+            nothing = np.empty((count, 2, 0), np.float32)
+            return Page(nothing, nothing.ctypes.data)
+        turns = torch.stack(self._turns(torch.arange(start, start + count), self.frequencies, torch.float32), dim=1)
+        made = turns.numpy()
+        return Page(made, made.ctypes.data)
 
     def _partners(self, x: Tensor) -> Tensor:
         """Of each channel of x (…, rotary_dim) the one that is turned with it."""

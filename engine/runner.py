@@ -14,7 +14,7 @@ class ModelRunner:
     """Runs steps; the attention writes into the sessions of the spans and reads from them."""
 
     def __init__(self, model: LoadedModel, attention: Attention) -> None:
-        self._model = model.model
+        self._model, self._device = model.model, model.model.device
         self._attention = attention
 
     @torch.inference_mode()
@@ -30,7 +30,7 @@ class ModelRunner:
 
     def _run(self, step: Step, rows: list[int] | None) -> Tensor:
         ids = [token for span in step.spans for token in span.token_ids]
-        tokens = torch.tensor([ids], device=self._model.device)
+        tokens = torch.tensor([ids], device=self._device)
         everywhere = rows is None or rows == list(range(len(ids)))
         output = self._model(
             input_ids=tokens,

@@ -28,12 +28,11 @@ from engine.attention.rows import Rows
 COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
 GIVEN, SCALE, PLACED, OUTPUT = (0, 1, 2), 4, (8, 9), 1
-POOLS, SLOTS, STARTS = (2, 3), 2, 8
+POOLS, STARTS = (2, 3), 8
 TABLES, PAIR_TABLES, SECTION_TABLES = 2, 4, 6
 """Arguments that change from layer to layer, or from step to step: of placing q, k, v, their scale, and the cache's
-keys and values; of finishing; of attending keys and values; of telling where blocks lie their slots; of attending where
-blocks start; of choosing, and reading copies, the indexes' tables, and of choosing those of pairs and of sections, each
-with their borders behind."""
+keys and values; of finishing; of attending keys and values, and where blocks start; of choosing, and reading copies,
+the indexes' tables, and of choosing those of pairs and of sections, each with their borders behind."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
@@ -79,7 +78,7 @@ class Desk:
     """Queries of one plan, in one layer after the other.
 
     Args:
-        plan: where they stand
+        plan, standing: where they stand
         groups: query heads per KV head
         window: positions that a query reads near itself; None for all
         starts: cosine and sine of the first position of each block (2, blocks, R)
@@ -94,8 +93,8 @@ class Desk:
     """
 
     def __init__(
-        self, plan: Plan, layout: CacheLayout, settings: RetrievalSettings, groups: int, window: int | None,
-        starts: Floats, *, chooses: bool, writes: bool,
+        self, plan: Plan, standing: Standing, layout: CacheLayout, settings: RetrievalSettings, groups: int,
+        window: int | None, starts: Floats, *, chooses: bool, writes: bool,
     ) -> None:  # fmt: skip
         self._layout, self._settings = layout, settings
         self._window, self._writes = window or EVERYTHING, writes
@@ -105,7 +104,7 @@ class Desk:
         self.weight = np.empty(shape[:3], np.float32)
         self.fetched = plan.reach.fetch or 0
         self.chosen = np.full((*shape[:2], self.fetched + (settings.copied_blocks if self.chooses else 0)), -1)
-        read = (*shape[:2], plan.fixed.shape[1] + self.fetched)
+        read = (*shape[:2], standing.fixed.shape[1] + self.fetched)
         self._numbers, self._places = np.empty(read, np.int64), np.empty(read, np.int64)
         self._room = np.empty(0, np.float32)
         self._kernels = kernels("recall"), kernels("copy")
@@ -113,25 +112,18 @@ class Desk:
         self._second: Tasks | None = None
         self._known: dict[str, Sequence[object]] = {}
         self._lying: dict[tuple[int, int], object] = {}
-        self._standing = Standing(plan, layout.kv_heads)
-        self.plan = plan
-        self._sit(starts)
+        self._standing = standing
+        self.take(plan, starts)
 
     def take(self, plan: Plan, starts: Floats) -> None:
-        """Queries of another plan of the same shape, and where its blocks start."""
-        self.plan = plan
-        self._standing.take(plan)
-        self._sit(starts)
+        """Queries of another plan of the same shape, as which they stand already, and where its blocks start."""
+        self.plan, self._starts = plan, starts
+        if self.fetched and not self.chooses:
+            self.chosen[:] = self._standing.latest
 
     def leave(self) -> None:
         """Hold nothing of the plan's sessions until another one is taken."""
-        del self.plan, self._slots
-
-    def _sit(self, starts: Floats) -> None:
-        self._starts, (self._slots, _) = starts, self.plan.tables
-        if self.fetched and not self.chooses:
-            latest = self.plan.ends[:, None] - 1 - np.arange(self.fetched)
-            self.chosen[:] = np.where(latest >= self._settings.sink_blocks, latest, -1)
+        del self.plan
 
     # -- choosing --------------------------------------------------------------------------------------------
 
@@ -286,8 +278,9 @@ class Desk:
         """One softmax over blocks and what is estimated, to rows of the output."""
         pools, direct = self.pools(layer), True
         if pools is None:
-            direct, count = False, self.plan.fixed.shape[1]
-            self._numbers[..., :count], self._numbers[..., count:] = self.plan.fixed, self.chosen[..., : self.fetched]
+            fixed, direct = self._standing.fixed, False
+            count = fixed.shape[1]
+            self._numbers[..., :count], self._numbers[..., count:] = fixed, self.chosen[..., : self.fetched]
             located = self.store.locate(layer, self.plan.slots(self._numbers))
             self._places[:] = np.where(self._numbers >= 0, located.at.numpy(), -1)
             pools = located.keys, located.values
@@ -310,8 +303,6 @@ class Desk:
                 tasks.put(task, place, [pool.data_ptr() for pool in each_pool])
         if self._others("output", given):
             tasks.put(task + 1, OUTPUT, [each.output.data_ptr() for each in given])
-        if direct:
-            tasks.put_arrays(0, SLOTS, [self._slots])
         if self._others("starts", [self._starts]):
             tasks.put_arrays(task, STARTS, [self._starts])
         return tasks
@@ -320,7 +311,7 @@ class Desk:
         from engine.attention import place_kernels
 
         stands, heads = self._standing, self._layout.kv_heads
-        arguments = (stands.fixed, self.chosen, self._slots, stands.begins, heads, self._numbers, self._places)
+        arguments = (stands.fixed, self.chosen, stands.tables, heads, self._numbers, self._places)
         return place_kernels.shared_spot().task(arguments, heads)
 
     def _reading(self, given: Given, keys: Tensor, values: Tensor) -> list[Task]:
@@ -360,15 +351,19 @@ class Desk:
     @property
     def selected(self) -> int:
         """Heads of far blocks that are fetched in a layer."""
-        there = np.maximum(0, self.plan.ends - self._settings.sink_blocks)
-        return self._layout.kv_heads * int(np.minimum(self.fetched, there).sum())
+        return self._layout.kv_heads * self._standing.selected
+
+    @property
+    def ends(self) -> Numbers:
+        """The first block of each query that it may not choose any more (T,)."""
+        return self._standing.ends
 
     # -- for others ------------------------------------------------------------------------------------------
 
     def rows(self, place: int) -> tuple[slice, Rows]:
         """One span's queries, and which they are."""
         plan = self.plan
-        mine = slice(int(plan.borders[place]), int(plan.borders[place + 1]))
+        mine = slice(*plan.borders[place : place + 2])
         queries, positions = torch.from_numpy(self.queries[:, mine]), torch.from_numpy(plan.positions[mine])
         session = plan.spans[place].session
         return mine, Rows(queries, positions, plan.size, plan.rotation, plan.far_distance[mine], session)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from engine.attention.base import LayerGeometry, Listed, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.desk import Desk, Given, Scratch, bits
 from engine.attention.exact import Read
-from engine.attention.lists import MOST, Kind, Lists, Planned
+from engine.attention.lists import MOST, Kind, Lists, Planned, Seats, different
 from engine.attention.parts import Scoring
-from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, padded, sines
+from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, Standing, padded, sines
 from engine.attention.reference import WORKING_BYTES, ReferenceAttention
 from engine.step import Span, Step
 
@@ -41,6 +41,7 @@ class FusedAttention(ReferenceAttention):
         self._recall, self._copies = kernels("recall"), kernels("copy")
         self._keeps_scores = settings.landmark_dtype != "int4"
         self._alike = first_alike(layers, settings)
+        self._kinds: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # layers that go through a step alike
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = Scratch()
         self._lists: dict[object, Lists] = {}  # of steps that were done, by their shapes
@@ -63,15 +64,17 @@ class FusedAttention(ReferenceAttention):
         scoring, groups = self._scoring(layer, softcap), q.shape[1] // self.layout.kv_heads
         planned = self._planned(layer, step, groups, squashed=softcap is not None)
         given = Given(q, k, v, self._scale(layer, step, scaling, q.device), torch.empty_like(q))
-        for span, rows, desks in planned.alone:
+        for span, rows, seats in planned.alone:
             self.store(layer, span, k[rows], v[rows])
-            if desks is None:
+            if seats is None:
                 super()._attend(layer, span, q[rows].float() * given.scale_of(rows), scoring, step, given.output[rows])
-            for desk in desks or ():
+                continue
+            for desk in self._seated(layer, seats, groups, writes=False):
                 self._read(layer, desk, given, scoring, step)
-        for desk in self._seated(layer, planned, groups):
+        for desk in self._seated(layer, planned.together, groups):
             self._read(layer, desk, given, scoring, step)
-            self._index_together(layer, desk.plan)
+            for span in desk.plan.spans:
+                self._index_filled([layer], span)
         self._foresight.hint(layer, step.spans)
         return given.output.to(asked)
 
@@ -82,12 +85,15 @@ class FusedAttention(ReferenceAttention):
     ) -> Listed | None:
         """See `Attention.listed`."""
         groups = q.shape[1] // self.layout.kv_heads
-        planned = {layer: self._planned(layer, step, groups, squashed=False) for layer in scalings}
-        if not all(self._plain(layer, mine) for layer, mine in planned.items()):
-            return None
-        alike = {id(mine): mine for mine in planned.values()}.values()
-        kinds = [Kind(tuple(each for each in planned if planned[each] is mine), mine.together) for mine in alike]
-        scales = {layer: self._scale(layer, step, scaling, q.device) for layer, scaling in scalings.items()}
+        kinds = []
+        for layers in self._grouped(tuple(scalings)):
+            planned = self._planned(layers[0], step, groups, squashed=False)
+            if not self._plain(layers, planned):
+                return None
+            kinds.append(Kind(layers, planned.together.plans))
+        scales: Mapping[int, float | Tensor] = scalings
+        if any(self.layers[layer].temperature for layer in scalings):
+            scales = {layer: self._scale(layer, step, scaling, q.device) for layer, scaling in scalings.items()}
         shape = q.dtype, groups, *((kind.layers, *(plan.shape for plan in kind.plans)) for kind in kinds)
         lists = self._laid(shape, kinds, groups)
         jobs = lists.jobs(kinds, scales, (q, k, v, output), self._scratch)
@@ -95,20 +101,35 @@ class FusedAttention(ReferenceAttention):
         def done() -> None:
             step.report.retrieval_seconds += lists.watch.taken()
             for kind, desks in zip(kinds, lists.desks, strict=True):
-                for layer in kind.layers:
-                    for desk in desks:
-                        self._count(desk, step)
-                        self._index_together(layer, desk.plan)
+                for desk in desks:
+                    self._count(desk, step, len(kind.layers))
+            for span in step.spans:
+                self._index_filled(scalings, span)
             lists.leave()
             self._keep(shape, lists)
 
         return Listed(jobs, done)
 
+    def _grouped(self, layers: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Those of them together that go through a step alike."""
+        known = self._kinds.get(layers)
+        if known is None:
+            kinds: dict[object, list[int]] = {}
+            for layer in layers:
+                kinds.setdefault((self._alike[layer], self._looks(layer)), []).append(layer)
+            known = self._kinds[layers] = [tuple(kind) for kind in kinds.values()]
+        return known
+
     def _laid(self, shape: object, kinds: Sequence[Kind], groups: int) -> Lists:
         """Lists of jobs for such plans: those of an earlier step, which nobody else has meanwhile, or new ones."""
         lists = self._lists.pop(shape, None)
+        plans = different(kinds)
         if lists is None:
-            return Lists([tuple(self._desk(kind.layers[0], plan, groups) for plan in kind.plans) for kind in kinds])
+            stands = {id(plan): self._stands(plan) for plan in plans}
+            seats = [[(kind.layers[0], plan, stands[id(plan)], groups) for plan in kind.plans] for kind in kinds]
+            return Lists([tuple(self._desk(*seat) for seat in each) for each in seats], list(stands.values()))
+        for plan, standing in zip(plans, lists.standings, strict=True):
+            standing.take(plan)
         for kind, desks in zip(kinds, lists.desks, strict=True):
             for plan, desk in zip(kind.plans, desks, strict=True):
                 desk.take(plan, self._starts_for(kind.layers[0], plan))
@@ -119,31 +140,35 @@ class FusedAttention(ReferenceAttention):
         while len(self._lists) > MOST:
             self._lists.pop(next(iter(self._lists)), None)
 
-    def _plain(self, layer: int, planned: Planned) -> bool:
-        """Whether a layer goes through a step without anybody looking between choosing and attending."""
-        if planned.alone or self.layers[layer].void is not None:
+    def _plain(self, layers: Sequence[int], planned: Planned) -> bool:
+        """Whether layers of a kind go through a step without anybody looking between choosing and attending."""
+        if planned.alone or any(self.layers[layer].void is not None for layer in layers):
             return False
-        for plan in planned.together:
-            looks = self._looks(layer) and plan.reach.fetch is not None
-            if plan.store.tier.pools(layer) is None or (self._keeps_scores and looks):
+        for plan in planned.together.plans:
+            looks = self._looks(layers[0]) and plan.reach.fetch is not None
+            if plan.store.tier.pools(layers[0]) is None or (self._keeps_scores and looks):
                 return False
             if any(span.audit_rate and span.samples for span in plan.spans):
                 return False
         return True
 
-    def _seated(self, layer: int, planned: Planned, groups: int) -> tuple[Desk, ...]:
+    def _seated(self, layer: int, seats: Seats, groups: int, *, writes: bool = True) -> tuple[Desk, ...]:
         """Desks of a step whose layers come one after the other."""
-        if planned.desks is None:
-            planned.desks = tuple(self._desk(layer, plan, groups) for plan in planned.together)
-        return planned.desks
+        looks = self._looks(layer)
+        if looks not in seats.desks:
+            seats.standings = seats.standings or tuple(self._stands(plan) for plan in seats.plans)
+            both = zip(seats.plans, seats.standings, strict=True)
+            seats.desks[looks] = tuple(self._desk(layer, *each, groups, writes=writes) for each in both)
+        return seats.desks[looks]
 
-    def _index_together(self, layer: int, plan: Plan) -> None:
-        """Index the blocks that short spans have filled."""
-        for span in plan.spans:
-            index = span.session.indexes[layer]
-            if index is not None:
-                filled = (span.first + len(span.token_ids)) // self.layout.block_size
-                self._index(layer, span.session, index, filled)
+    def _index_filled(self, layers: Iterable[int], span: Span) -> None:
+        """Index the block that a short span has filled, if it has."""
+        end, size = span.first + len(span.token_ids), self.layout.block_size
+        if end // size > span.first // size:
+            for layer in layers:
+                index = span.session.indexes[layer]
+                if index is not None:
+                    self._index(layer, span.session, index, end // size)
 
     # -- planning --------------------------------------------------------------------------------------------
 
@@ -157,22 +182,21 @@ class FusedAttention(ReferenceAttention):
         return known
 
     def _plan(self, layer: int, step: Step, groups: int, *, squashed: bool) -> Planned:
-        alone: list[tuple[Span, slice, tuple[Desk, ...] | None]] = []
+        alone: list[tuple[Span, slice, Seats | None]] = []
         together: dict[Reach, list[tuple[slice, Span]]] = {}
-        start, spans_of = 0, Counter(span.session for span in step.spans)
+        start, spans_of = 0, Counter(id(span.session) for span in step.spans)
         for span in step.spans:
             rows = slice(start, start + len(span.token_ids))
             start = rows.stop
             if squashed or not self._serves(layer, span):
                 alone.append((span, rows, None))
-            elif spans_of[span.session] > 1 or not self._short(span):
-                pieces = self._pieces(layer, span, rows, groups)
-                alone.append((span, rows, tuple(self._desk(layer, plan, groups, writes=False) for plan in pieces)))
+            elif spans_of[id(span.session)] > 1 or not self._short(span):
+                alone.append((span, rows, Seats(tuple(self._pieces(layer, span, rows, groups)))))
             else:
                 reach = self._reach(layer, span, span.first // self.layout.block_size)
                 together.setdefault(reach, []).append((rows, span))
         plans = [plan for reach, found in together.items() for plan in self._at_once(layer, reach, found)]
-        return Planned(tuple(alone), tuple(plans))
+        return Planned(tuple(alone), Seats(tuple(plans)))
 
     def _pieces(self, layer: int, span: Span, rows: slice, groups: int) -> Iterator[Plan]:
         """The queries of one span, as many at once as working memory and tier bear."""
@@ -207,16 +231,19 @@ class FusedAttention(ReferenceAttention):
         rotation, size = self.layers[layer].rotation, self.layout.block_size
         return Plan(rows, spans, positions, reach, rotation, size, self.settings.bounded)
 
-    def _desk(self, layer: int, plan: Plan, groups: int, *, writes: bool = True) -> Desk:
+    def _stands(self, plan: Plan) -> Standing:
+        return Standing(plan, self.layout.kv_heads, self.settings.sink_blocks)
+
+    def _desk(self, layer: int, plan: Plan, standing: Standing, groups: int, *, writes: bool = True) -> Desk:
         chooses, window, starts = self._looks(layer), self.layers[layer].window, self._starts_for(layer, plan)
-        return Desk(plan, self.layout, self.settings, groups, window, starts, chooses=chooses, writes=writes)
+        return Desk(plan, standing, self.layout, self.settings, groups, window, starts, chooses=chooses, writes=writes)
 
     def _looks(self, layer: int) -> bool:
         """Whether a layer looks at landmarks where it has a choice: in the first one of a gated model all are alike."""
         return not (self.settings.gated and layer == 0)
 
     def _starts_for(self, layer: int, plan: Plan) -> Floats:
-        return self._block_starts(layer, int(plan.own.max()) + 1)
+        return self._block_starts(layer, plan.last + 1)
 
     def _serves(self, layer: int, span: Span) -> bool:
         """Whether a span asks for nothing that kernels do not know, and reads what a tier can locate at once."""
@@ -261,11 +288,11 @@ class FusedAttention(ReferenceAttention):
         self._audit_spans(layer, desk, scoring, step)
         self._count(desk, step)
 
-    def _count(self, desk: Desk, step: Step) -> None:
-        """Report what a layer read."""
-        step.report.queries += self.layout.kv_heads * len(desk.plan.positions)
+    def _count(self, desk: Desk, step: Step, layers: int = 1) -> None:
+        """Report what so many layers read."""
+        step.report.queries += layers * self.layout.kv_heads * len(desk.plan.positions)
         if desk.plan.reach.fetch is not None:
-            step.report.count(desk.selected, desk.store)
+            step.report.count(layers * desk.selected, desk.store)
 
     def _remember(self, layer: int, plan: Plan, fetched: Numbers) -> None:
         """Tell what each span's last query fetches, of (H, T, K)."""
@@ -288,7 +315,8 @@ class FusedAttention(ReferenceAttention):
         plan, groups, far = desk.plan, desk.far.shape[2], torch.from_numpy(desk.far).flatten(1, 2)
         for index, first, last in zip(desk.indexes(layer), plan.borders[:-1], plan.borders[1:], strict=True):
             chosen = np.ascontiguousarray(desk.chosen[:, first:last])
-            self._best_scored(index, far[:, first * groups : last * groups].contiguous(), plan.ends[first:last], chosen)
+            looking = far[:, first * groups : last * groups].contiguous()
+            self._best_scored(index, looking, desk.ends[first:last], chosen)
             desk.chosen[:, first:last] = chosen
 
     def _best_scored(self, index: BlockIndex, looking: Tensor, ends: Numbers, chosen: Numbers) -> None:
@@ -317,7 +345,7 @@ class FusedAttention(ReferenceAttention):
 
     def _warm_up(self) -> None:
         """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-        from engine.attention import attend_kernels, clock_kernels, place_kernels
+        from engine.attention import attend_kernels, clock_kernels, place_kernels, stand_kernels
 
         kept = bits(torch.zeros(1, dtype=self.layout.dtype)).dtype
         attend_kernels.shared_attend(kept)
@@ -326,6 +354,7 @@ class FusedAttention(ReferenceAttention):
         place_kernels.shared_finish(kept)
         clock_kernels.shared_clock()
         kernels("team").warm_up()
+        stand_kernels.warm_up()
         kernels("joining").in_row()
         if self._keeps_scores:
             room, blocks = np.zeros((1, 1, 5 * LANES), np.float32), np.zeros((1, 1, 1), np.int64)
@@ -339,11 +368,8 @@ class FusedAttention(ReferenceAttention):
 
 
 def first_alike(layers: list[LayerGeometry], settings: RetrievalSettings) -> list[int]:
-    """Of each layer the first that turns and reads as it does: not so are dense ones, and where all landmarks tie."""
-    kinds = [
-        (id(geometry.rotation), geometry.window, at < settings.dense_layers, settings.gated and at == 0)
-        for at, geometry in enumerate(layers)
-    ]
+    """Of each layer the first that turns and reads as much as it does: not so are dense ones."""
+    kinds = [(id(geometry.rotation), geometry.window, at < settings.dense_layers) for at, geometry in enumerate(layers)]
     return [kinds.index(kind) for kind in kinds]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from cache import Tasks
 from engine.attention.base import Jobs
 from engine.attention.desk import Desk, Given, Scratch
-from engine.attention.plans import Plan
+from engine.attention.plans import Plan, Standing
 from engine.step import Span
 
 MOST = 16
@@ -47,29 +47,47 @@ class Stopwatch:
 
 
 @dataclass
+class Seats:
+    """Where the layers of a step sit down that come one after the other.
+
+    Attributes:
+        plans: of queries that attend one plan after the other
+        standings: how they stand, once a layer needs it
+        desks: for layers that look at landmarks and for those that do not, once there is one
+    """
+
+    plans: tuple[Plan, ...]
+    standings: tuple[Standing, ...] | None = None
+    desks: dict[bool, tuple[Desk, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Planned:
-    """A step as the layers of one kind go through it.
+    """A step as layers that read alike go through it.
 
     Attributes:
         alone: spans that attend by themselves, in their order, for one may read what another one of its session writes;
-            which positions of the step are theirs, and desks for one piece after the other, or None for the
+            which positions of the step are theirs, and seats for one piece after the other, or None for the
             reference's way
-        together: plans of spans of one position, or of a token and the landmark behind it, as many at once as read
+        together: seats of spans of one position, or of a token and the landmark behind it, as many at once as read
             alike and a tier bears
-        desks: for these plans, once a layer needs them by itself
     """
 
-    alone: tuple[tuple[Span, slice, tuple[Desk, ...] | None], ...]
-    together: tuple[Plan, ...]
-    desks: tuple[Desk, ...] | None = None
+    alone: tuple[tuple[Span, slice, Seats | None], ...]
+    together: Seats
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers that go through a step alike, and their plans."""
+    """Layers that go through a step alike, and their plans, which other kinds may share."""
 
     layers: tuple[int, ...]
     plans: tuple[Plan, ...]
+
+
+def different(kinds: Sequence[Kind]) -> list[Plan]:
+    """All plans of kinds, each once."""
+    return list({id(plan): plan for kind in kinds for plan in kind.plans}.values())
 
 
 class Lists:
@@ -77,13 +95,15 @@ class Lists:
 
     Args:
         desks: of each kind
+        standings: of each plan that is `different`
     """
 
-    def __init__(self, desks: Sequence[tuple[Desk, ...]]) -> None:
-        self.desks, self.watch = desks, Stopwatch()
+    def __init__(self, desks: Sequence[tuple[Desk, ...]], standings: Sequence[Standing]) -> None:
+        self.desks, self.standings, self.watch = desks, standings, Stopwatch()
         self._jobs: list[Jobs] | None = None
         self._tensors: tuple[Tensor, ...] = ()
         self._given: list[list[Given]] = []
+        self._scales: Mapping[int, float | Tensor] = {}
 
     def leave(self) -> None:
         """A step is done: nothing of its sessions is held any longer."""
@@ -96,13 +116,9 @@ class Lists:
     ) -> list[list[Given]]:
         """What each layer of each kind gets: the same as in the step before, if it is."""
         same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
-        same = same and all(
-            isinstance(scales[layer], float) and each.scale == scales[layer]
-            for kind, mine in zip(kinds, self._given, strict=True)
-            for layer, each in zip(kind.layers, mine, strict=True)
-        )
-        if not same:
+        if not (same and scales is self._scales):
             q, k, v, output = self._tensors = tensors
+            self._scales = scales
             self._given = [[Given(q, k, v, scales[layer], output) for layer in kind.layers] for kind in kinds]
         return self._given
 

@@ -20,7 +20,7 @@ from engine.linear_kernels import widen
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-lanes, sharing = kernels("lane"), kernels("sharing")
+lanes, sharing, team = kernels("lane"), kernels("sharing"), kernels("team")
 address, LANES, NOTHING = lanes.address, lanes.LANES, lanes.NOTHING
 I64, REALS, WHOLES = lanes.I64, lanes.REALS, lanes.WHOLES
 HALVES = ir.VectorType(ir.IntType(16), LANES)
@@ -110,26 +110,25 @@ def place(
 
 @compiled
 def spot(
-    fixed: Integers, chosen: Integers, table: Integers, starts: Integers, heads: int, numbers: Integers,
-    places: Integers, first: int, last: int,
+    fixed: Integers, chosen: Integers, tables: Integers, heads: int, numbers: Integers, places: Integers, first: int,
+    last: int,
 ) -> None:  # fmt: skip
     """Which blocks heads first, …, last - 1 read, and where they lie in a pool.
 
     Args:
         fixed: block numbers that each query reads anyway (T, F), below 0 for none
         chosen: (H, T, K), of which the first ones are read: as many as there is room for
-        table: slots of blocks of all sessions
-        starts: where those of each query begin (T,)
+        tables: address of the slots of each query's blocks (T,)
         heads: of a block
         numbers, places: (H, T, M), filled; places -1 for none
     """
     count, read = fixed.shape[1], numbers.shape[2]
     for head in range(first, last):
-        for t in range(len(starts)):
+        for t in range(len(tables)):
             for m in range(read):
                 number = fixed[t, m] if m < count else chosen[head, t, m - count]
                 numbers[head, t, m] = number
-                places[head, t, m] = table[starts[t] + number] * heads + head if number >= 0 else -1
+                places[head, t, m] = team.read(tables[t] + 8 * number) * heads + head if number >= 0 else -1
 
 
 @compiled
@@ -147,8 +146,7 @@ def finish(result: Floats, output: NDArray[Any], rows: Integers, first: int, las
 
 WHOLE, FLAG, array = sharing.WHOLE, sharing.FLAG, sharing.array
 SPOT = (
-    array(np.int64, 2), array(np.int64, 3), array(np.int64, 1), array(np.int64, 1), WHOLE, array(np.int64, 3),
-    array(np.int64, 3),
+    array(np.int64, 2), array(np.int64, 3), array(np.int64, 1), WHOLE, array(np.int64, 3), array(np.int64, 3),
 )  # fmt: skip
 unpack_spot = sharing.unpacker(*SPOT)
 

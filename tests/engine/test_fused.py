@@ -94,9 +94,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = FusedAttention._count
 
-    def counting(self: FusedAttention, desk: Desk, step: Step) -> None:
-        calls.extend(desk.plan.positions.tolist())
-        original(self, desk, step)
+    def counting(self: FusedAttention, desk: Desk, step: Step, layers: int = 1) -> None:
+        calls.extend(layers * desk.plan.positions.tolist())
+        original(self, desk, step, layers)
 
     monkeypatch.setattr(FusedAttention, "_count", counting)
     return calls
