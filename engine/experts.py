@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cache import Task, Tasks
-from engine.linear import LANES, SHORT, WideProduct, native
+from engine.linear import LANES, SHORT, WideProduct
+from engine.many_rows import native
 from engine.pairs import FEW, PairProduct, ask_job, multiply_job, piece_of
 from engine.rounded import rounded
 
@@ -174,6 +175,7 @@ def quick_experts(module: nn.Module) -> QuickExperts | None:
     matrices = [getattr(module, name)[0] for name in blocks_of(module)]
     if matrices[0].dtype not in SHORT:
         return None
-    if native(matrices[0].dtype):
-        return QuickExperts(module, pairs=True) if all(map(PairProduct.fits, matrices)) else None
-    return None if any(each.shape[1] % LANES for each in matrices) else QuickExperts(module, pairs=False)
+    if all(map(PairProduct.fits, matrices)):
+        return QuickExperts(module, pairs=True)
+    alone = native(matrices[0].dtype) or any(each.shape[1] % LANES for each in matrices)
+    return None if alone else QuickExperts(module, pairs=False)

@@ -20,12 +20,11 @@ from numba.extending import intrinsic
 from cache import compiled, job, kernels
 from engine.asking_kernels import ask_job
 from engine.linear_kernels import multiply
-from engine.pair_kernels import Bfloat
 from engine.pairs import multiply_job
+from engine.short_kernels import as_short, read_short, write_short
 
 lanes, team, sharing = kernels("lane"), kernels("team"), kernels("sharing")
 I64, F32, REALS, LANES = lanes.I64, lanes.F32, lanes.REALS, lanes.LANES
-HALVES = ir.VectorType(Bfloat(), LANES)
 
 
 class Numbers:
@@ -38,15 +37,18 @@ class Numbers:
         place = lanes.at(self._builder, address, step, self._width)
         if self._width == 4:
             return lanes.load(self._builder, place, REALS)
-        return self._builder.fpext(lanes.load(self._builder, place, HALVES, 2), REALS)
+        return read_short(self._builder, place, LANES)
 
     def store(self, value: Any, address: Any, step: Any) -> None:
-        narrow = value if self._width == 4 else self._builder.fptrunc(value, HALVES)
-        lanes.store(self._builder, narrow, lanes.at(self._builder, address, step, self._width), self._width)
+        place = lanes.at(self._builder, address, step, self._width)
+        if self._width == 4:
+            lanes.store(self._builder, value, place)
+        else:
+            write_short(self._builder, value, place)
 
     def rounded(self, value: Any) -> Any:
         """As if it had been written and read."""
-        return value if self._width == 4 else self._builder.fpext(self._builder.fptrunc(value, HALVES), REALS)
+        return value if self._width == 4 else as_short(self._builder, value)
 
 
 def row_kernels(width: int) -> tuple[Any, Any, Any]:
@@ -206,10 +208,7 @@ class Jobs:
 
 @functools.cache
 def jobs(width: int, weights: torch.dtype) -> Jobs:
-    """Those for numbers of so many bytes, and weights of that type or int8.
-
-    No others are compiled: for bf16 a processor may lack the instructions.
-    """
+    """Those for numbers of so many bytes, and weights of that type or int8; no others are compiled."""
     if width == 2:
         return Jobs(job(norm_short), job(add_short), job(swish_short), multiply_job(weights), ask_job(weights))
     product = multiply_bytes if weights == torch.int8 else multiply_wide

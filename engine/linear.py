@@ -1,9 +1,9 @@
 """Linear layers of 16-bit weights on a CPU.
 
-With instructions for bf16 a few rows go through `pairs`, and many through torch. Without any torch multiplies bf16 and
-fp16 matrices at a quarter of the rate of fp32 ones, and reads them for one row at half of the memory's bandwidth. There
-a few rows go through a kernel that widens weights on the way (`linear_kernels`), and many through fp32 products of one
-piece of the matrix after the other. All sum in fp32, so results are nearer to the true ones than torch's.
+Without instructions for their type torch multiplies matrices of 16 bits at a quarter of the rate of fp32 ones, and with
+or without reads them for a few rows at a third to a half of the memory's bandwidth. bf16 goes through `pairs`. What
+else is slow in torch goes through a kernel that widens weights on the way (`linear_kernels`), and for many rows through
+fp32 products of one piece of the matrix after the other (`many_rows`). All sum in fp32.
 """
 
 from __future__ import annotations
@@ -16,26 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cache import over_heads
+from engine.many_rows import by_wide_pieces, native
 from engine.pairs import PairProduct
 
 FEW = 16
 """Up to so many rows the kernel is faster than widening the matrix."""
-PIECE_BYTES = 8 << 20
-"""Of the matrix that is widened at once: what a processor's cache holds."""
 LANES = 16
 SHORT = (torch.bfloat16, torch.float16)
 SEVERAL = 8
 """For more rows than so many arithmetic takes longer than reading the matrix."""
-
-
-def native(dtype: torch.dtype) -> bool:
-    """Whether this machine has instructions for matrices of this type, so that torch multiplies many rows fast."""
-    if dtype == torch.bfloat16:
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return dtype == torch.float16 and torch.cpu._is_amx_fp16_supported()
 
 
 def quicken(model: nn.Module) -> Callable[[], None]:
@@ -58,9 +49,9 @@ def product_for(layer: nn.Linear) -> Callable[[Tensor], Tensor] | None:
     weight = layer.weight
     if weight.device.type != "cpu" or weight.dtype not in SHORT or not weight.is_contiguous():
         return None
-    if native(weight.dtype):
-        return PairProduct(weight, layer.bias) if PairProduct.fits(weight) else None
-    return None if weight.shape[1] % LANES else WideProduct(weight, layer.bias)
+    if PairProduct.fits(weight):
+        return PairProduct(weight, layer.bias)
+    return None if native(weight.dtype) or weight.shape[1] % LANES else WideProduct(weight, layer.bias)
 
 
 class WideProduct:
@@ -80,12 +71,11 @@ class WideProduct:
         warm_up(weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = self._weight
-        rows = x.reshape(-1, x.shape[-1]).float()
-        if len(rows) > FEW or rows.shape[1] % LANES:
-            product = many(rows, weight)
-        else:
-            product = self._few(rows, weight) if len(rows) <= SEVERAL else self._several(rows, weight)
+        weight, channels = self._weight, x.shape[-1]
+        if x.numel() > FEW * channels or channels % LANES:
+            return by_wide_pieces(x, weight, self._bias, self._scales)
+        rows = x.reshape(-1, channels).float()
+        product = self._few(rows, weight) if len(rows) <= SEVERAL else self._several(rows, weight)
         if self._scales is not None:
             product *= self._scales
         if self._bias is not None:
@@ -130,12 +120,3 @@ def bits(weight: Tensor) -> NDArray[Any]:
     if weight.dtype == torch.int8:
         return weight.detach().numpy()
     return weight.detach().view(torch.uint16 if weight.dtype == torch.bfloat16 else torch.int16).numpy()
-
-
-def many(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows (N, channels) fp32 times the widened weight (outputs, channels): (N, outputs)."""
-    piece = max(1, PIECE_BYTES // (4 * weight.shape[1]))
-    product = torch.empty(len(rows), len(weight))
-    for start in range(0, len(weight), piece):
-        product[:, start : start + piece] = functional.linear(rows, weight[start : start + piece].float())
-    return product

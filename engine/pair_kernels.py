@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 from cache import compiled, job, kernels
 from engine.linear_kernels import lane_sums
+from engine.short_kernels import Bfloat
 
 lanes, team = kernels("lane"), kernels("team")
 I32, I64, F32, REALS, LANES = lanes.I32, lanes.I64, lanes.F32, lanes.REALS, lanes.LANES
@@ -33,17 +34,6 @@ AHEAD = 4096
 Four rows side by side take 1.1 times as long where two cores read 60 GB/s, and as long where they read 33."""
 
 
-class Bfloat(ir.types._BaseFloatType):  # type: ignore[misc]
-    """LLVM's type, which llvmlite lacks."""
-
-    null = "0.0"
-    intrinsic_name = "bf16"
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-
-Bfloat._create_instance()
 PAIRS = ir.VectorType(Bfloat(), WIDTH)
 
 

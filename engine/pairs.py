@@ -1,7 +1,8 @@
-"""Products of bf16 on a CPU that has instructions for them (AVX512-BF16), with weights of bf16 or in 8 bits.
+"""Products of a few rows of bf16 on a CPU, with weights of bf16 or in 8 bits.
 
-There torch multiplies many rows as fast as the CPU can, but reads the weights for a few at a third of the memory's
-bandwidth. Few rows go through kernels (`pair_kernels`, `byte_kernels`), all threads at once, without Python in between.
+torch multiplies many rows as fast as the CPU can, but reads the weights for a few at a third of the memory's bandwidth.
+Few rows go through kernels, all threads at once, without Python in between: by instructions for bf16 where a processor
+has them (AVX512-BF16: `pair_kernels`, `byte_kernels`), and by fp32 otherwise (`widening_kernels`).
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ from ctypes import addressof, c_int64
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from cache import together
+from cache import kernels, together
+from engine.many_rows import many
 
 FEW = 32
 """Up to so many rows the kernel is faster than torch."""
 WIDTHS = {torch.bfloat16: 32, torch.int8: 64}
 """Channels must be a multiple of it, for weights of a type."""
 FEATURES = {torch.bfloat16: ("avx512bf16",), torch.int8: ("avx512bf16", "avx512vbmi")}
-"""What a processor must have for kernels of such weights."""
+"""What a processor must have for instructions to take such weights."""
 Words = c_int64 * 14
 """Arguments of the kernel, and behind them a job of theirs."""
-WIDE_BYTES = 4 << 20
-"""Of a matrix of 8 bits that is widened at once for many rows: what a cache holds."""
 PIECE_BYTES = 1 << 16
 """Of a matrix, which a thread claims at once: pieces of its own part of it lie side by side."""
 WHOLE_BYTES = 1 << 17
@@ -37,8 +36,17 @@ def piece_of(*weights: Tensor) -> int:
     return max(4, round(PIECE_BYTES / (weights[0].itemsize * weights[0].shape[1]) / 4) * 4)
 
 
+def by_instructions(dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies bf16 with such weights by instructions for that."""
+    return torch.cpu._is_avx512_bf16_supported() and all(map(kernels("lane").knows, FEATURES[dtype]))
+
+
 def multiply_job(dtype: torch.dtype) -> int:
-    """Address of the kernel for weights of this type, which `PairProduct.fits`."""
+    """Address of the kernel for weights of this type, which `PairProduct.fits`: which one is decided here alone."""
+    if not by_instructions(dtype):
+        from engine import widening_kernels
+
+        return widening_kernels.multiply_job(dtype)
     if dtype == torch.int8:
         from engine import byte_kernels
 
@@ -72,20 +80,14 @@ class PairProduct:
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
-        """Whether there is a kernel for such weights, and this machine can run it."""
-        known = weight.dtype in WIDTHS and weight.shape[1] % WIDTHS[weight.dtype] == 0
-        if not known or not torch.cpu._is_avx512_bf16_supported():
-            return False
-        from llvmlite import binding
-
-        features = binding.get_host_cpu_features()
-        return all(features.get(name, False) for name in FEATURES[weight.dtype])
+        """Whether there is a kernel for such weights."""
+        return weight.dtype in WIDTHS and weight.shape[1] % WIDTHS[weight.dtype] == 0
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias, scales = self._weight, self._bias, self._scales
         rows = x.numel() // self._channels
         if rows > FEW or x.dtype != torch.bfloat16:
-            return functional.linear(x, weight, bias) if scales is None else in_pieces(x, weight, bias, scales)
+            return many(x, weight, bias, scales)
         x = x.contiguous()
         product = torch.empty(*x.shape[:-1], self._outputs, dtype=torch.bfloat16)
         words = Words(weight.data_ptr(), self._outputs, self._channels, x.data_ptr(), rows, product.data_ptr())
@@ -94,19 +96,3 @@ class PairProduct:
         words[8:] = [self._multiply, addressof(words), 0, self._outputs, self._piece, 0]
         together(addressof(words) + 64)
         return product
-
-
-def in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor) -> Tensor:
-    """x (…, channels) times 8-bit weights (outputs, channels) times scales, of the type of x: (…, outputs).
-
-    One piece of the matrix after the other becomes numbers of that type, and is multiplied while it is in a cache.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    product = torch.empty(len(rows), len(weight), dtype=x.dtype)
-    piece = max(1, WIDE_BYTES // (x.itemsize * weight.shape[1]))
-    for start in range(0, len(weight), piece):
-        mine = slice(start, start + piece)
-        torch.mul(functional.linear(rows, weight[mine].to(x.dtype)), scales[mine], out=product[:, mine])
-    if bias is not None:
-        product += bias
-    return product.view(*x.shape[:-1], -1)

@@ -14,12 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine import load_model
 from engine.experts import QuickExperts, blocks_of, in_blocks, quicken_experts, round_experts
-from engine.pairs import FEW, PairProduct
+from engine.pairs import FEW
 from tests.models import FAMILIES, SIZES, save_model
 
-needs_pairs = pytest.mark.skipif(
-    not PairProduct.fits(torch.zeros(1, 64, dtype=torch.int8)), reason="an older processor"
-)
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 192, "moe_intermediate_size": 64}
 
 
@@ -104,7 +101,6 @@ def test_experts_do_not_need_new_instructions(
     check(experts, atol=0.02)
 
 
-@needs_pairs
 @pytest.mark.parametrize("change", [quicken_experts, round_experts])
 def test_a_token_does_not_depend_on_those_beside_it(change: Callable[[nn.Module], object]) -> None:
     experts = random_experts()
@@ -115,7 +111,6 @@ def test_a_token_does_not_depend_on_those_beside_it(change: Callable[[nn.Module]
         assert torch.equal(experts(x, chosen, weights), alone)
 
 
-@needs_pairs
 def test_only_experts_that_are_chosen_are_read() -> None:
     experts = random_experts()
     quicken_experts(experts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import linear
+from engine import many_rows
 from engine.linear import quicken
 
 
@@ -18,12 +18,12 @@ def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("outputs", [1, 3, 64, 1003])
+@pytest.mark.parametrize(("channels", "outputs"), [(96, 1), (96, 3), (48, 64), (96, 64), (48, 1003), (96, 1003)])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 9, 16, 17, 100])
-def test_products_are_those_of_wide_numbers(dtype: torch.dtype, outputs: int, rows: int) -> None:
+def test_products_are_those_of_wide_numbers(dtype: torch.dtype, channels: int, outputs: int, rows: int) -> None:
     torch.manual_seed(rows)
-    layer = nn.Linear(96, outputs, bias=rows % 2 == 0).to(dtype)
-    x = torch.randn(2, rows, 96).to(dtype)[:1]
+    layer = nn.Linear(channels, outputs, bias=rows % 2 == 0).to(dtype)
+    x = torch.randn(2, rows, channels).to(dtype)[:1]
     bias = None if layer.bias is None else layer.bias.double()
     expected = nn.functional.linear(x.double(), layer.weight.double(), bias)
     quicken(layer)
@@ -34,7 +34,7 @@ def test_products_are_those_of_wide_numbers(dtype: torch.dtype, outputs: int, ro
 
 
 def test_a_large_matrix_is_shared_by_threads_and_widened_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "PIECE_BYTES", 4 * 256 * 1000)
+    monkeypatch.setattr(many_rows, "PIECE_BYTES", 4 * 256 * 1000)
     layer = nn.Linear(256, 5001, bias=False).bfloat16()
     with torch.inference_mode():
         for rows in (1, 40):

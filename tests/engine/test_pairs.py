@@ -1,4 +1,4 @@
-"""Products by instructions for bf16: those of fp32 arithmetic, each row's the same bits however many come with it."""
+"""Products of bf16, with and without instructions: those of fp32, each row's the same bits whatever comes with it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import torch
 from torch import nn
 
 from engine.linear import quicken
-from engine.pairs import FEW, PIECE_BYTES, WHOLE_BYTES, PairProduct, piece_of
+from engine.pairs import FEW, PIECE_BYTES, WHOLE_BYTES, PairProduct, by_instructions, piece_of
 
-TWO_BLOCKS = torch.zeros(1, 64, dtype=torch.bfloat16)
-pytestmark = pytest.mark.skipif(not PairProduct.fits(TWO_BLOCKS), reason="this processor has no AVX512-BF16")
+without = pytest.mark.skipif(not by_instructions(torch.bfloat16), reason="this processor has no AVX512-BF16")
+
+
+@pytest.fixture(params=[pytest.param(True, marks=without), False], autouse=True)
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this processor, or as if it had none for bf16."""
+    if not request.param:
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda: False)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -41,9 +48,26 @@ def test_a_row_does_not_depend_on_those_beside_it() -> None:
             assert torch.equal(product(x[:rows]), alone[:rows])
 
 
+def test_sums_are_rounded_to_the_nearest_and_of_two_to_the_even_one() -> None:
+    """Also where rounding carries into the exponent, up to infinity."""
+    sums = nn.Linear(64, 32, bias=False)
+    sums.weight.data = torch.eye(32).repeat_interleave(2, dim=1).bfloat16()
+    quicken(sums)
+    large, step = 2.0 ** torch.arange(-32, 32)[:, None], 2.0 ** -torch.arange(4.0, 20.0).repeat(2)
+    one, other = (1 + torch.arange(32) % 5 / 128) * large, torch.cat([step[:16], -step[16:]]) * large
+    most = torch.tensor([3.3895e38, 1.3e36]).bfloat16().float()
+    one, other = torch.cat([one, most[0].expand(1, 32)]), torch.cat([other, most[1].expand(1, 32)])
+    one, other = one.bfloat16(), other.bfloat16()
+    expected = (one.float() + other.float()).bfloat16()
+    assert expected[-1].isinf().all()
+    with torch.inference_mode():
+        x = torch.stack([one, other], dim=-1).flatten(1)
+        assert torch.equal(torch.cat([sums(some) for some in x.split(3)]), expected)
+
+
 def test_a_narrow_or_wide_matrix_is_left_alone() -> None:
     model = nn.ModuleDict({
-        "odd": nn.Linear(48, 8).bfloat16(), "wide": nn.Linear(64, 8), "fits": nn.Linear(64, 8).bfloat16(),
+        "odd": nn.Linear(40, 8).bfloat16(), "wide": nn.Linear(64, 8), "fits": nn.Linear(64, 8).bfloat16(),
     })  # fmt: skip
     undo = quicken(model)
     assert [name for name, layer in model.items() if "forward" in vars(layer)] == ["fits"]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from engine import EngineConfig, InvalidParameter, load_engine, load_model, loading
 from engine.assembly import identity
 from engine.experts import blocks_of, in_blocks
-from engine.pairs import FEW, PairProduct
+from engine.pairs import FEW
 from engine.rounded import RoundedEmbedding, RoundedLinear, round_weights, rounded, rounded_layer
 from tests.engine.test_families import full_attention
 from tests.models import FAMILIES, Bench, random_tokens, save_model
@@ -113,7 +113,6 @@ def test_every_number_and_place_counts() -> None:
         assert torch.equal(found, (x.T.float() * torch.arange(-127.0, 128)).reshape(1, -1).expand(rows, -1).bfloat16())
 
 
-@pytest.mark.skipif(not PairProduct.fits(torch.zeros(1, 64, dtype=torch.int8)), reason="an older processor")
 def test_a_row_does_not_depend_on_those_beside_it() -> None:
     layer, x = random_layer(512, 203, torch.bfloat16, bias=True), torch.randn(FEW, 512).bfloat16()
     alone = torch.cat([layer(row[None]) for row in x])
