@@ -27,7 +27,7 @@ from cache.registry import SessionRegistry
 from cache.sections import PAIR, SECTION, pairs_opened
 from cache.session import Session
 from cache.sharing import InRow, Shared, SideBySide, Task, Tasks
-from cache.slopes import slopes
+from cache.slopes import ROUNDS, slopes
 from cache.store import BlockStore
 from cache.summary import Summary
 from cache.team import together
@@ -41,6 +41,7 @@ __all__ = [
     "LANES",
     "MOST_TURNS",
     "PAIR",
+    "ROUNDS",
     "RULES",
     "SECTION",
     "SERVER",

@@ -37,6 +37,7 @@ class Centred:
         device: torch.device = CPU,
     ) -> None:
         self._first, self._others = (Vectors(kv_heads, width, storage, meter, slab, device) for _ in range(2))
+        self._coarse = unchanged if issubclass(storage, Planes) else coarse
         self._centre: Tensor | None = None  # (H, D), once there are all of the first ones
 
     @property
@@ -46,10 +47,10 @@ class Centred:
     def add(self, rows: Tensor) -> None:
         """Append rows (H, N, D)."""
         early, late = rows.split_with_sizes(self._cut(rows.shape[1]), dim=1)
-        self._first.add(coarse(early))
+        self._first.add(self._coarse(early))
         self._settle()
         if late.shape[1]:
-            self._others.add(coarse(late - self._there[:, None]))
+            self._others.add(self._coarse(late - self._there[:, None]))
 
     def _cut(self, count: int) -> list[int]:
         """How many of the next rows are first ones, and how many are not."""
@@ -136,8 +137,14 @@ class Centred:
         fork: Centred = object.__new__(Centred)
         fork._first = self._first.fork(min(count, FIRST), slab)
         fork._others = self._others.fork(max(0, count - FIRST), slab)
+        fork._coarse = self._coarse
         fork._centre = self._centre if count >= FIRST else None
         return fork
+
+
+def unchanged(rows: Tensor) -> Tensor:
+    """For storage that makes rows `coarse` itself."""
+    return rows
 
 
 def _addresses(piece: Segment, centre: int) -> list[int]:

@@ -107,8 +107,11 @@ class FourBits(Rows):
         return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self._scales(heads, at)[..., None])
 
     def put(self, first: int, rows: Tensor) -> None:
-        numbers, scales = rounded(rows)
-        self._write(first, numbers.numpy(), scales.numpy())
+        self._round(np.ascontiguousarray(rows.numpy(), np.float32), first)
+
+    def _round(self, rows: Floats, first: int) -> None:
+        """Write rows as `rounded` makes numbers of them."""
+        raise NotImplementedError
 
     def _write(self, first: int, numbers: Small, scales: Floats) -> None:
         self._put_scales(first, scales)
@@ -148,6 +151,9 @@ class ByRow(FourBits):
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // LANES, self._padded // DEEP, LANES, BYTES
 
+    def _round(self, rows: Floats, first: int) -> None:
+        kernels("rounding").put_by_row(rows, self.words, self.scales, first)
+
     def _put(self, first: int, numbers: Small) -> None:
         nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, BYTES)  # (H, N, slices, …)
         words = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
@@ -172,6 +178,9 @@ class ByPair(FourBits):
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // BYTES, self._padded // self.deep, BYTES, LANES
 
+    def _round(self, rows: Floats, first: int) -> None:
+        kernels("rounding").put_by_pair(rows, self.words, self.scales, first)
+
     def _put(self, first: int, numbers: Small) -> None:
         nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, LANES)  # (H, N, slices, …)
         tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), BYTES)
@@ -190,6 +199,9 @@ class ByChannel(FourBits):
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // DEEP, self._padded // LANES, LANES, BYTES
+
+    def _round(self, rows: Floats, first: int) -> None:
+        kernels("rounding").put_by_channel(rows, self.words, self.scales, first)
 
     def _put(self, first: int, numbers: Small) -> None:
         nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, LANES)

@@ -2,8 +2,8 @@
 
 A number from -7 to 7 plus 8 is 4 * upper + lower. Both halves lie as `cache.four_bits` lets rows lie, lanes being rows,
 with four numbers in a byte. A *glance* at rows reads the upper halves alone and takes the middle for the lower ones: of
-a product with a query it tells most, and how far off it may well be. Scales are kept in bf16: rows that were `coarse`
-before have no others. Letters as in `cache.four_bits`.
+a product with a query it tells most, and how far off it may well be. Scales are kept in bf16: rows become
+`coarse`. Letters as in `cache.four_bits`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def coarse(rows: Tensor) -> Tensor:
 
 
 class Planes(FourBits):
-    """To multiply with queries. Words (H, N / 16, D / 16, 16, 4), twice; rows must be `coarse`."""
+    """To multiply with queries. Words (H, N / 16, D / 16, 16, 4), twice."""
 
     deep = FIELDS * BYTES
     scale = np.dtype(np.uint16)
@@ -52,6 +52,9 @@ class Planes(FourBits):
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // LANES, self._padded // self.deep, LANES, BYTES
+
+    def _round(self, rows: Floats, first: int) -> None:
+        kernels("rounding").put_planes(rows, self.words, self.lower, self.scales, first)
 
     def _scales(self, heads: slice | Numbers, at: slice | Numbers) -> Floats:
         return (self.scales[heads, at].astype(np.uint32) << 16).view(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache import BlockIndex, CacheLayout, kernels, over_heads
+from cache import BlockIndex, CacheLayout, Session, Summary, kernels, over_heads
 from engine.attention.base import LayerGeometry, Listed, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.desk import Desk, Given, Scratch, bits
@@ -24,6 +24,7 @@ from engine.attention.lists import MOST, Kind, Lists, Planned, Seats, different
 from engine.attention.parts import Scoring
 from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, Standing, padded, sines
 from engine.attention.reference import WORKING_BYTES, ReferenceAttention
+from engine.attention.summaries import Summaries
 from engine.step import Span, Step
 
 MOST_READ = 128
@@ -44,6 +45,7 @@ class FusedAttention(ReferenceAttention):
         self._kinds: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # layers that go through a step alike
         self._starts: dict[int, Floats] = {}  # by layer: cosine and sine of the first position of each block
         self._scratch = Scratch()
+        self._summaries = Summaries(layout, settings) if Summaries.serves(settings) else None
         self._lists: dict[object, Lists] = {}  # of steps that were done, by their shapes
         self._warm_up()
 
@@ -169,6 +171,11 @@ class FusedAttention(ReferenceAttention):
                 index = span.session.indexes[layer]
                 if index is not None:
                     self._index(layer, span.session, index, end // size)
+
+    def _summary(self, layer: int, session: Session, index: BlockIndex, slots: Tensor) -> Summary:
+        if self._summaries is None:
+            return super()._summary(layer, session, index, slots)
+        return self._summaries.of(session.store, layer, slots, index.count, self.layers[layer].rotation)
 
     # -- planning --------------------------------------------------------------------------------------------
 

@@ -61,7 +61,8 @@ class ReferenceAttention:
         self._audit = ExactAudit(layers, layout, settings)
         self._foresight = Foresight([self._recent(layer) for layer in range(len(layers))], settings.sink_blocks)
         if settings.landmark_dtype == "int4" and device.type == "cpu":
-            kernels("plane" if settings.centred else "four_bit").warm_up()
+            for name in ("plane" if settings.centred else "four_bit", "rounding"):
+                kernels(name).warm_up()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
@@ -114,14 +115,12 @@ class ReferenceAttention:
     def _index(self, layer: int, session: Session, index: BlockIndex, sealed: int) -> None:
         """Summarise the sealed blocks that the index does not hold yet."""
         if sealed > index.count:
-            keys, values = session.store.read(layer, session.slots_between(index.count, sealed))
-            keys = keys.float()
-            if not self.settings.bounded:
-                keys = self._to_absolute(layer, keys, index.count)
-            index.add(self._summary(index, keys, values))
+            index.add(self._summary(layer, session, index, session.slots_between(index.count, sealed)))
 
-    def _summary(self, index: BlockIndex, keys: Tensor, values: Tensor) -> Summary:
-        """What stands for the next blocks, keys and values (kv_heads, blocks, block_size, head_dim)."""
+    def _summary(self, layer: int, session: Session, index: BlockIndex, slots: Tensor) -> Summary:
+        """What stands for the next blocks, which lie in slots (blocks,)."""
+        keys, values = session.store.read(layer, slots)
+        keys = keys.float() if self.settings.bounded else self._to_absolute(layer, keys.float(), index.count)
         landmarks = self.settings.rule.landmarks(keys, index.count, index.shape.landmarks)
         sloped = slopes(keys, values.float()) if index.shape.slopes else None
         if sloped is not None and self.settings.judges_by_slopes:

@@ -1,0 +1,117 @@
+"""CPU kernels that round rows to 4 bits and write them where `cache.four_bits` and `cache.planes` want them.
+
+By torch it takes some ten small calls for each layer whenever a block is filled, and threads that wait for each other
+where they are not small. What is rounded is the same to the last bit: each number is divided by the scale, and the
+nearest whole one is taken, of two the even one. Compiled by Numba when first called. Numbers in shapes as in
+`cache.four_bits`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.compiling import compiled
+from cache.lane_kernels import as_real, as_whole
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint8]
+Small = NDArray[np.int8]
+Shorts = NDArray[np.uint16]
+LANES, BYTES, HALVES, FIELDS = 16, 4, 2, 4
+LARGEST = np.float32(7)
+TINY = np.float32(np.finfo(np.float32).tiny)
+
+
+@compiled
+def scale_of(row: Floats) -> np.float32:
+    """With which the largest number of a row becomes 7."""
+    largest = np.float32(0)
+    for x in row:
+        largest = max(largest, abs(x))
+    return largest / LARGEST
+
+
+@compiled
+def round_row(row: Floats, scale: float, numbers: Small) -> None:
+    """A row (D,) as numbers from -7 to 7."""
+    divisor = max(np.float32(scale), TINY)
+    for d in range(len(row)):
+        numbers[d] = np.int8(np.rint(row[d] / divisor))
+
+
+@compiled
+def put_by_row(rows: Floats, words: Words, scales: Floats, first: int) -> None:
+    """Write rows (H, N, D) at first, first + 1, … as `ByRow` has them: words (H, N / 16, D / 8, 16, 4)."""
+    numbers = np.zeros(words.shape[2] * HALVES * BYTES, np.int8)
+    for head in range(rows.shape[0]):
+        for n in range(rows.shape[1]):
+            at = first + n
+            scales[head, at] = scale_of(rows[head, n])
+            round_row(rows[head, n], scales[head, at], numbers)
+            tile, lane = at // LANES, at % LANES
+            for part in range(words.shape[2]):
+                begin = part * HALVES * BYTES
+                for byte in range(BYTES):
+                    upper = numbers[begin + BYTES + byte] << 4
+                    words[head, tile, part, lane, byte] = numbers[begin + byte] & 15 | upper & 240
+
+
+@compiled
+def put_by_pair(rows: Floats, words: Words, scales: Floats, first: int) -> None:
+    """The same as `ByPair` has them: words (H, N / 4, D / 32, 4, 16)."""
+    numbers = np.zeros(words.shape[2] * HALVES * LANES, np.int8)
+    for head in range(rows.shape[0]):
+        for n in range(rows.shape[1]):
+            at = first + n
+            scales[head, at] = scale_of(rows[head, n])
+            round_row(rows[head, n], scales[head, at], numbers)
+            for part in range(words.shape[2]):
+                begin = part * HALVES * LANES
+                for lane in range(LANES):
+                    upper = numbers[begin + LANES + lane] << 4
+                    words[head, at // BYTES, part, at % BYTES, lane] = numbers[begin + lane] & 15 | upper & 240
+
+
+@compiled
+def put_by_channel(rows: Floats, words: Words, scales: Floats, first: int) -> None:
+    """The same as `ByChannel` has them, where nothing was written before: words (H, N / 8, D / 16, 16, 4)."""
+    numbers = np.zeros(words.shape[2] * LANES, np.int8)
+    for head in range(rows.shape[0]):
+        for n in range(rows.shape[1]):
+            at = first + n
+            scales[head, at] = scale_of(rows[head, n])
+            round_row(rows[head, n], scales[head, at], numbers)
+            tile, byte, shift = at // (HALVES * BYTES), at % BYTES, 4 * (at // BYTES % HALVES)
+            for group in range(words.shape[2]):
+                for lane in range(LANES):
+                    words[head, tile, group, lane, byte] |= (numbers[group * LANES + lane] & 15) << shift
+
+
+@compiled
+def put_planes(rows: Floats, upper: Words, lower: Words, scales: Shorts, first: int) -> None:
+    """The same as `Planes` has them, by scales in bf16: both halves (H, N / 16, D / 16, 16, 4)."""
+    numbers = np.zeros(upper.shape[2] * FIELDS * BYTES, np.int8)
+    for head in range(rows.shape[0]):
+        for n in range(rows.shape[1]):
+            at = first + n
+            short = (np.int64(as_whole(scale_of(rows[head, n]))) + 0xFFFF) >> 16  # the least one that bears the row
+            scales[head, at] = short
+            round_row(rows[head, n], as_real(np.int32(short << 16)), numbers)
+            tile, lane = at // LANES, at % LANES
+            for part in range(upper.shape[2]):
+                for byte in range(BYTES):
+                    high, low = 0, 0
+                    for field in range(FIELDS):
+                        raised = numbers[(part * FIELDS + field) * BYTES + byte] + 8
+                        high |= raised >> 2 << 2 * field
+                        low |= (raised & 3) << 2 * field
+                    upper[head, tile, part, lane, byte], lower[head, tile, part, lane, byte] = high, low
+
+
+def warm_up() -> None:
+    """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+    none, words = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0, 0), np.uint8)
+    for put in (put_by_row, put_by_pair, put_by_channel):
+        put(none, words, np.empty((0, 0), np.float32), 0)
+    put_planes(none, words, words, np.empty((0, 0), np.uint16), 0)
