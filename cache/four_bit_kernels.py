@@ -2,12 +2,13 @@
 
 Each works on ranges of heads without the GIL, so that several run at once. Arrays are C-contiguous; how the numbers lie
 tells `cache.four_bits`. Queries and weights are rounded to 8 bits, so that a sum of products is an exact integer, and
-one instruction makes 64 products where there is AVX-512 VNNI. The inner loops are written for LLVM itself, because
-Numba makes 64-bit numbers of every sum of integers.
+one instruction makes 64 products where there is AVX-512 VNNI, 32 with AVX2 (`cache.product_kernels`). The inner loops
+are written for LLVM itself, because Numba makes 64-bit numbers of every sum of integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,6 @@ from cache.lane_kernels import (
     REALS,
     TINIEST,
     WHOLES,
-    add_bytes,
     address,
     as_real,
     as_whole,
@@ -41,58 +41,57 @@ from cache.lane_kernels import (
     spread,
     store,
 )
+from cache.product_kernels import KNOWN, Sums, Way
 
+SLICE_BYTES = LANES * BYTES
 TOGETHER = 8
-"""Queries that share the work of unpacking rows: so many sums stay in registers."""
+"""Queries that are looked at together."""
+WIDEST = TOGETHER if KNOWN[0].width == SLICE_BYTES else TOGETHER // 2
+"""Those that share the work of unpacking rows: so many sums stay in registers, of which AVX2 has half as many."""
+AT_ONCE = knows("avx512f")
+"""Whether two operations on bits are one instruction."""
 AHEAD = 64
 """Slices: so far before it is needed a slice is asked for, into the cache behind the nearest one, which bears more such
 wishes at once."""
-SLICE_BYTES = LANES * BYTES
-VNNI = knows("avx512vnni")
+HALVES = DEEP // BYTES
+"""Of a slice: each has a number of all its bytes."""
+LARGEST = 2 * MIDDLE - 1
+"""What a number of 4 bits can be without a sign."""
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
 Starts = NDArray[np.int32]
 
 
-class Sums:
-    """Sums of products of 16 lanes with each of several vectors, in registers while code is written with `builder`."""
-
-    def __init__(self, builder: Any, vectors: int, vnni: bool) -> None:
-        self._builder, self._vnni = builder, vnni
-        # few vectors have two sums each: one would have to wait for the product before
-        ways = 2 if 2 * vectors <= TOGETHER else 1
-        self._sums = [[cgutils.alloca_once(builder, WHOLES) for _ in range(ways)] for _ in range(vectors)]
-
-    def begin(self, starts: list[Any]) -> None:
-        for mine, start in zip(self._sums, starts, strict=True):
-            self._builder.store(spread(self._builder, start, WHOLES), mine[0])
-            for other in mine[1:]:
-                self._builder.store(same(WHOLES, 0), other)
-
-    def add(self, slice: Any, vectors: list[Any]) -> None:
-        """Both halves of a slice times 8 numbers from each of these addresses on."""
-        b = self._builder
-        words = load(b, slice, WHOLES, 1)
-        for half in (0, 1):
-            low = b.and_(b.lshr(words, same(WHOLES, 4)) if half else words, same(WHOLES, 0x0F0F0F0F))
-            numbers = b.xor(low, same(WHOLES, 0x01010101 * MIDDLE))  # the sign's bit: -8 … 7 become 0 … 15
-            self.add_part(half, numbers, [b.add(vector, I64(BYTES * half)) for vector in vectors])
-
-    def add_part(self, part: int, numbers: Any, vectors: list[Any]) -> None:
-        """Four numbers of each lane times 4 numbers from each of these addresses on; parts take turns with the sums."""
-        b = self._builder
-        for mine, vector in zip(self._sums, vectors, strict=True):
-            four, place = spread(b, load(b, vector, I32, 1), WHOLES), mine[part % len(mine)]
-            b.store(add_bytes(b, b.load(place), numbers, four, vnni=self._vnni), place)
-
-    def end(self) -> list[Any]:
-        b = self._builder
-        wholes = [[b.load(each) for each in mine] for mine in self._sums]
-        return [b.sitofp(mine[0] if len(mine) == 1 else b.add(*mine), REALS) for mine in wholes]
+def spread_at(builder: Any, place: Any) -> Any:
+    """The 32-bit number at an address, in all lanes."""
+    return spread(builder, load(builder, place, I32, 1), WHOLES)
 
 
-def rows_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
+def both_halves(builder: Any, words: Any) -> Iterator[Any]:
+    """Of each byte the number in its lower four bits, and that in its upper ones: -8 … 7 become 0 … 15."""
+    b, lower, signs = builder, same(WHOLES, 0x0F0F0F0F), 0x01010101 * MIDDLE
+    if not AT_ONCE:
+        words, signs = b.xor(words, same(WHOLES, signs | signs << 4)), 0
+    for half in (0, 1):
+        low = b.and_(b.lshr(words, same(WHOLES, 4)) if half else words, lower)
+        yield b.xor(low, same(WHOLES, signs)) if AT_ONCE else low
+
+
+def add_slice(builder: Any, sums: Sums, slice: Any, vectors: list[Any]) -> None:
+    """To each sum both halves of a slice times 8 numbers from each of these addresses on."""
+    b = builder
+    for half, numbers in enumerate(both_halves(b, load(b, slice, WHOLES, 1))):
+        add_part(b, sums, half, numbers, [b.add(vector, I64(BYTES * half)) for vector in vectors])
+
+
+def add_part(builder: Any, sums: Sums, part: int, numbers: Any, vectors: list[Any]) -> None:
+    """To each sum four numbers of each lane times 4 numbers from each of these addresses on."""
+    for i, vector in enumerate(vectors):
+        sums.add(i, part, numbers, spread_at(builder, vector))
+
+
+def rows_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
     """Of each of so many vectors of 8-bit numbers, its product with the 16 rows of a tile.
 
     The result takes addresses, and strides in bytes: the tile's first slice, how many there are; the first vector, the
@@ -108,14 +107,14 @@ def rows_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             slices, count, vector, apart, starts, sizes, scales, to, to_apart = arguments
             each = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)]
-            sums = Sums(b, vectors, vnni)
-            sums.begin([load(b, b.add(starts, I64(4 * i)), I32) for i in range(vectors)])
-            with cgutils.for_range(b, count) as loop:
-                slice = b.add(slices, b.mul(loop.index, I64(SLICE_BYTES)))
+            sums = Sums(b, vectors, LARGEST, way, HALVES)
+            sums.begin(spread_at(b, b.add(starts, I64(4 * i))) for i in range(vectors))
+            with sums.steps(count, HALVES) as step:
+                slice = b.add(slices, b.mul(step, I64(SLICE_BYTES)))
                 ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)), nearest=False)
-                sums.add(slice, [b.add(one, b.mul(loop.index, I64(DEEP))) for one in each])
+                add_slice(b, sums, slice, [b.add(one, b.mul(step, I64(DEEP))) for one in each])
             per_row = load(b, scales, REALS)
-            for i, total in enumerate(sums.end()):
+            for i, total in enumerate(sums.in_reals()):
                 factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
                 store(b, b.fmul(total, factor), b.add(to, b.mul(to_apart, I64(i))))
             return context.get_dummy_value()
@@ -125,7 +124,7 @@ def rows_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
     return rows
 
 
-def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
+def channels_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
     """To sums of channels, for each of so many vectors of 8-bit weights, rows times their weights.
 
     Rows are taken as they lie: some of them for all channels, then the next ones.
@@ -145,7 +144,7 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
             slices, groups, count, chunk, vector, starts, sizes, apart, to, to_apart = arguments
             offsets = [b.mul(apart, I64(i)) for i in range(vectors)]
             first_sums = [b.add(to, b.mul(to_apart, I64(i))) for i in range(vectors)]
-            stride, sums = b.mul(groups, I64(SLICE_BYTES)), Sums(b, vectors, vnni)
+            stride, sums = b.mul(groups, I64(SLICE_BYTES)), Sums(b, vectors, LARGEST, way, HALVES)
             chunks = b.sdiv(b.add(count, b.sub(chunk, I64(1))), chunk)
             with cgutils.for_range(b, chunks) as loop:
                 first, place = b.mul(loop.index, chunk), b.mul(loop.index, I64(4))
@@ -155,14 +154,14 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
                 scales = [spread(b, load(b, b.add(b.add(sizes, place), offset), F32), REALS) for offset in offsets]
                 with cgutils.for_range(b, groups) as group:
                     of_group = b.mul(group.index, I64(SLICE_BYTES))
-                    sums.begin(begun)
-                    with cgutils.for_range(b, few) as inner:
-                        octet = b.add(first, inner.index)
+                    sums.begin(spread(b, start, WHOLES) for start in begun)
+                    with sums.steps(few, HALVES) as step:
+                        octet = b.add(first, step)
                         slice = b.add(slices, b.add(b.mul(octet, stride), of_group))
                         ask(b, b.add(slice, b.mul(stride, chunk)), nearest=False)
                         mine = b.add(vector, b.mul(octet, I64(DEEP)))
-                        sums.add(slice, [b.add(mine, offset) for offset in offsets])
-                    for each, size, added in zip(first_sums, scales, sums.end(), strict=True):
+                        add_slice(b, sums, slice, [b.add(mine, offset) for offset in offsets])
+                    for each, size, added in zip(first_sums, scales, sums.in_reals(), strict=True):
                         total = b.add(each, of_group)
                         store(b, plus_product(b, load(b, total, REALS), added, size), total)
             return context.get_dummy_value()
@@ -172,8 +171,8 @@ def channels_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
     return channels
 
 
-rows_one, rows_two, rows_four, rows_eight = (rows_kernel(vectors) for vectors in (1, 2, 4, 8))
-channels_one, channels_two, channels_four, channels_eight = (channels_kernel(vectors) for vectors in (1, 2, 4, 8))
+rows_one, rows_two, rows_four, rows_most = (rows_kernel(vectors) for vectors in (1, 2, 4, WIDEST))
+channels_one, channels_two, channels_four, channels_most = (channels_kernel(vectors) for vectors in (1, 2, 4, WIDEST))
 
 
 @compiled
@@ -220,9 +219,9 @@ def multiply_rows(
                 address(sizes) + place,
             )
             to = results + query * row_apart + 4 * tile * LANES
-            if left >= 8:
-                rows_eight(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
-                query += 8
+            if left >= WIDEST:
+                rows_most(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                query += WIDEST
             elif left >= 4:
                 rows_four(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
                 query += 4
@@ -257,15 +256,15 @@ def add_up_rows(
         left, offset = queries - query, query * apart
         vector, start_at, size_at = numbers + first + offset, starts + chunk + offset, sizes + chunk + offset
         to = address(sums) + query * to_apart
-        if left >= 8:
-            channels_eight(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
+        if left >= WIDEST:
+            channels_most(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
         elif left >= 4:
             channels_four(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
         elif left >= 2:
             channels_two(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
         else:
             channels_one(words, groups, octets, together, vector, start_at, size_at, apart, to, to_apart)
-        query += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+        query += WIDEST if left >= WIDEST else 4 if left >= 4 else 2 if left >= 2 else 1
 
 
 @compiled

@@ -82,23 +82,6 @@ def add_neighbours(builder: Any, sums: Any, left: Any, right: Any) -> Any:
     return builder.add(sums, builder.add(even, odd))
 
 
-def add_bytes(builder: Any, sums: Any, left: Any, right: Any, *, vnni: bool) -> Any:
-    """To each lane of sums, the products of its four bytes in left, without a sign, and in right, with one.
-
-    Args:
-        vnni: by the one instruction that some processors have (`vpdpbusd`), else by six that all have
-    """
-    if vnni:
-        kind = ir.FunctionType(WHOLES, [WHOLES] * 3)
-        product = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
-        return builder.call(product, (sums, left, right))
-    left, right, half = builder.bitcast(left, NUMBERS), builder.bitcast(right, NUMBERS), same(NUMBERS, 8)
-    sums = add_neighbours(
-        builder, sums, builder.and_(left, same(NUMBERS, 255)), builder.ashr(builder.shl(right, half), half)
-    )
-    return add_neighbours(builder, sums, builder.lshr(left, half), builder.ashr(right, half))
-
-
 def knows(feature: str) -> bool:
     """Whether kernels may use what not every processor has; those for another one than this may not."""
     return (

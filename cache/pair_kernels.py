@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cache.four_bit_kernels import SLICE_BYTES, VNNI
+from cache.four_bit_kernels import HALVES, LARGEST, SLICE_BYTES, both_halves
 from cache.four_bits import DEEP
 from cache.lane_kernels import (
     F32,
@@ -23,11 +23,9 @@ from cache.lane_kernels import (
     I64,
     LANES,
     LOG2_E,
-    MIDDLE,
     NOTHING,
     REALS,
     WHOLES,
-    add_bytes,
     ask,
     at,
     call,
@@ -39,6 +37,7 @@ from cache.lane_kernels import (
     store,
 )
 from cache.mass_kernels import moved_power
+from cache.product_kernels import Sums
 
 HEADS = 4
 """Query heads for which a pair is read once."""
@@ -169,7 +168,7 @@ class Asked:
         ]
         self._queries = [b.add(numbers, b.mul(apart, I64(head))) for head in range(HEADS)]
         self._known = [self._slice(I64(WIDE * slice)) for slice in range(known or 0)]
-        self._sums = [cgutils.alloca_once(b, WHOLES) for _ in range(HEADS)]
+        self._sums = Sums(b, HEADS, LARGEST)
 
     def _slice(self, channel: Any) -> list[list[Any]]:
         """Of each half of a slice, from a channel on, each query's numbers for all four rows."""
@@ -180,26 +179,24 @@ class Asked:
     def times(self, words: Any, ahead: Any, slices: Any) -> Any:
         """Sums of products with the rows whose words begin there (4 rows, 4 queries); asks for others further on."""
         b = self._builder
-        for mine, start in zip(self._sums, self._starts, strict=True):
-            b.store(start, mine)
+        self._sums.begin(self._starts)
         if self._known:
             for slice, queries in enumerate(self._known):
                 self._add(words, ahead, I64(SLICE_BYTES * slice), queries)
+            self._sums.widen()
         else:
-            with cgutils.for_range(b, slices) as loop:
-                further = b.mul(loop.index, I64(SLICE_BYTES))
-                self._add(words, ahead, further, self._slice(b.mul(loop.index, I64(WIDE))))
-        return b.sitofp(added_up(b, [b.load(mine) for mine in self._sums]), REALS)
+            with self._sums.steps(slices, HALVES) as step:
+                further = b.mul(step, I64(SLICE_BYTES))
+                self._add(words, ahead, further, self._slice(b.mul(step, I64(WIDE))))
+        return b.sitofp(added_up(b, self._sums.end()), REALS)
 
     def _add(self, words: Any, ahead: Any, further: Any, queries: list[list[Any]]) -> None:
         b = self._builder
         ask(b, b.add(ahead, further))
-        word = load(b, b.add(words, further), WHOLES, 1)
-        for half, theirs in enumerate(queries):
-            low = b.and_(b.lshr(word, same(WHOLES, 4)) if half else word, same(WHOLES, 0x0F0F0F0F))
-            numbers = b.xor(low, same(WHOLES, 0x01010101 * MIDDLE))
-            for mine, query in zip(self._sums, theirs, strict=True):
-                b.store(add_bytes(b, b.load(mine), numbers, query, vnni=VNNI), mine)
+        halves = both_halves(b, load(b, b.add(words, further), WHOLES, 1))
+        for numbers, theirs in zip(halves, queries, strict=True):
+            for head, query in enumerate(theirs):
+                self._sums.add(head, 0, numbers, query)
 
 
 open_narrow, open_wide = opener(NARROW), opener(None)

@@ -15,17 +15,15 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.four_bit_kernels import AHEAD, SLICE_BYTES, VNNI, Sums, round_queries
+from cache.four_bit_kernels import AHEAD, LARGEST, SLICE_BYTES, WIDEST, add_part, round_queries, spread_at
 from cache.lane_kernels import (
     F32,
     I16,
-    I32,
     I64,
     LANES,
     NOTHING,
     REALS,
     WHOLES,
-    add_bytes,
     address,
     ask,
     load,
@@ -35,6 +33,7 @@ from cache.lane_kernels import (
     store,
 )
 from cache.planes import DOUBT, FIELDS, MIDDLE
+from cache.product_kernels import KNOWN, Sums, Way
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint8]
@@ -45,10 +44,12 @@ HALVES = ir.VectorType(I16, LANES)
 SCALE_BYTES = 2
 DEEP = 16
 """Numbers of a lane in a slice."""
+UPPER = 3
+"""The largest number of an upper half."""
 TWICE_MIDDLE = int(2 * MIDDLE)
 
 
-def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
+def near_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
     """Of each of so many vectors of 8-bit numbers, its product with the 16 rows of a tile.
 
     The result takes addresses, and strides in bytes: the tile's first slice of upper halves, that of lower ones, how
@@ -64,18 +65,18 @@ def near_kernel(vectors: int, *, vnni: bool = VNNI) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             upper, lower, count, vector, apart, starts, sizes, scales, to, to_apart = arguments
             each = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)]
-            sums = Sums(b, vectors, vnni)
-            sums.begin([load(b, b.add(starts, I64(4 * i)), I32) for i in range(vectors)])
-            with cgutils.for_range(b, count) as loop:
-                at = b.mul(loop.index, I64(SLICE_BYTES))
+            sums = Sums(b, vectors, LARGEST, way, FIELDS // 2)
+            sums.begin(spread_at(b, b.add(starts, I64(4 * i))) for i in range(vectors))
+            with sums.steps(count, FIELDS) as step:
+                at = b.mul(step, I64(SLICE_BYTES))
                 high, low = (load(b, b.add(half, at), WHOLES, 1) for half in (upper, lower))
                 for half in (upper, lower):
                     ask(b, b.add(b.add(half, at), I64(SLICE_BYTES * AHEAD)), nearest=False)
                 for field in range(FIELDS):
                     numbers = b.or_(shifted(b, high, 2 - 2 * field, 3 << 2), shifted(b, low, -2 * field, 3))
-                    sums.add_part(field, numbers, [fours_at(b, one, loop.index, field) for one in each])
+                    add_part(b, sums, field, numbers, [fours_at(b, one, step, field) for one in each])
             per_row = load_scales(b, scales)
-            for i, total in enumerate(sums.end()):
+            for i, total in enumerate(sums.in_reals()):
                 factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
                 store(b, b.fmul(total, factor), b.add(to, b.mul(to_apart, I64(i))))
             return context.get_dummy_value()
@@ -103,15 +104,17 @@ def fours_at(builder: Any, vector: Any, slice: Any, field: int) -> Any:
     return builder.add(vector, builder.add(builder.mul(slice, I64(DEEP)), I64(4 * field)))
 
 
-def glance_kernel(*, vnni: bool = VNNI) -> Any:
+def glance_kernel(*, way: Way = KNOWN[0]) -> Any:
     """A vector's products at a glance with two tiles after the other two, until one may well reach a bar.
 
-    Fields of a byte are masked where they are: each has a sum of its own, which is a multiple of what its place is
+    Fields of a byte are masked where they are, or those of its upper half where the lower ones are, if sums or
+    registers have no room for more: the fields of each place have a sum, which is a multiple of what the place is
     worth. The result takes addresses: the first tile's first slice of upper halves, how many a tile has; the vector,
     what its sum begins with, its scale, how far off it may well be where a row's scale is 1; a scale for each row; the
     bar; where the 32 results go; the first pair of tiles, and the one behind the last. It returns the pair whose
     results are there, or the last one where none reaches the bar.
     """
+    apart = FIELDS // 2 if way.widen or way.width < SLICE_BYTES else FIELDS
 
     @intrinsic  # type: ignore[untyped-decorator]
     def glance(
@@ -121,33 +124,34 @@ def glance_kernel(*, vnni: bool = VNNI) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             upper, count, vector, start, size, doubt, scales, bar, to, first, last = arguments
             start, (size, doubt, bar) = spread(b, start, WHOLES), (spread(b, x, REALS) for x in (size, doubt, bar))
-            sums = [[cgutils.alloca_once(b, WHOLES) for _ in range(FIELDS)] for _ in range(2)]
+            sums = Sums(b, 2 * apart, UPPER << 2 * (apart - 1), way)
             found = cgutils.alloca_once_value(b, last)
             b.store(last, found)
             length = b.mul(count, I64(SLICE_BYTES))
             with cgutils.for_range(b, last, start=first) as pairs:
                 pair = pairs.index
-                for place in (place for mine in sums for place in mine):
-                    b.store(same(WHOLES, 0), place)
+                sums.begin([same(WHOLES, 0)] * 2 * apart)
                 tiles = b.add(upper, b.mul(b.mul(pair, I64(2)), length))
-                with cgutils.for_range(b, count) as loop:
-                    at = b.add(tiles, b.mul(loop.index, I64(SLICE_BYTES)))
+                with sums.steps(count, FIELDS // apart) as step:
+                    at = b.add(tiles, b.mul(step, I64(SLICE_BYTES)))
                     both = at, b.add(at, length)
                     words = [load(b, one, WHOLES, 1) for one in both]
                     for one in both:
                         ask(b, b.add(one, I64(SLICE_BYTES * AHEAD)), nearest=False)
                     for field in range(FIELDS):
-                        four = spread(b, load(b, fours_at(b, vector, loop.index, field), I32, 1), WHOLES)
-                        for mine, high in zip(sums, words, strict=True):
-                            numbers = shifted(b, high, 0, 3 << 2 * field)
-                            b.store(add_bytes(b, b.load(mine[field]), numbers, four, vnni=vnni), mine[field])
-                reached = []
-                for tile, mine in enumerate(sums):
+                        four, (part, place) = spread_at(b, fours_at(b, vector, step, field)), divmod(field, apart)
+                        for tile, high in enumerate(words):
+                            numbers = shifted(b, high, -2 * apart * part, UPPER << 2 * place)
+                            sums.add(tile * apart + place, 0, numbers, four)
+                reached, ended = [], sums.end()
+                for tile in range(2):
                     row = b.add(b.mul(pair, I64(2 * LANES)), I64(LANES * tile))
                     per_row = load_scales(b, b.add(scales, b.mul(row, I64(2))))
-                    parts = [b.ashr(b.load(one), same(WHOLES, 2 * field)) for field, one in enumerate(mine)]
-                    whole = b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
-                    total = b.sitofp(b.add(b.shl(whole, same(WHOLES, 3)), start), REALS)
+                    mine = enumerate(ended[tile * apart : (tile + 1) * apart])
+                    parts = [b.ashr(one, same(WHOLES, 2 * place)) for place, one in mine]
+                    while len(parts) > 1:
+                        parts = [b.add(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
+                    total = b.sitofp(b.add(b.shl(parts[0], same(WHOLES, 3)), start), REALS)
                     product = b.fmul(total, b.fmul(per_row, size))
                     store(b, product, b.add(to, I64(4 * LANES * tile)))
                     reached.append(b.fcmp_ordered(">=", plus_product(b, product, per_row, doubt), bar))
@@ -163,7 +167,7 @@ def glance_kernel(*, vnni: bool = VNNI) -> Any:
     return glance
 
 
-near_one, near_two, near_four, near_eight = (near_kernel(vectors) for vectors in (1, 2, 4, 8))
+near_one, near_two, near_four, near_most = (near_kernel(vectors) for vectors in (1, 2, 4, WIDEST))
 glance_on = glance_kernel()
 
 
@@ -190,9 +194,9 @@ def multiply_closely(
             left, place = queries - query, 4 * query
             vector, begin, size = address(numbers) + query * apart, address(starts) + place, address(sizes) + place
             to = results + query * row_apart + 4 * tile * LANES
-            if left >= 8:
-                near_eight(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
-                query += 8
+            if left >= WIDEST:
+                near_most(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
+                query += WIDEST
             elif left >= 4:
                 near_four(high, low, slices, vector, apart, begin, size, per_row, to, row_apart)
                 query += 4

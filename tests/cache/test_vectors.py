@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache import BlockIndex, ByChannel, ByRow, IndexShape, Meter, Summary, Vectors, four_bit_kernels
+from cache import BlockIndex, ByChannel, ByRow, IndexShape, Meter, Summary, Vectors
 from cache.packed import Packed
 from cache.rows import Rows
 from tests.pretended import CARD, Card
@@ -184,29 +181,6 @@ def test_sums_do_not_depend_on_who_shares_storage(taken: int) -> None:
     assert torch.equal(fork.rows(900), whole.rows(900))
     near(fork.weigh(weights), whole.weigh(weights))
     assert all(sum(s.count for s in fork.segments[:i]) % 64 == 0 for i in range(len(fork.segments)))
-
-
-def test_products_are_the_same_without_the_instruction_for_them() -> None:
-    """Processors without AVX-512 VNNI make the same integers."""
-    import numba
-
-    generator = np.random.default_rng(6)
-    slices, numbers = generator.integers(0, 256, (8, 16, 4), np.uint8), generator.integers(-127, 128, (4, 64), np.int8)
-    starts, ones = generator.integers(-99, 99, 4, np.int32), np.ones(16, np.float32)
-    found = []
-    for vnni in {False, four_bit_kernels.VNNI}:
-        kernel, to = four_bit_kernels.rows_kernel(4, vnni=vnni), np.zeros((4, 16), np.float32)
-
-        def multiply(a: int, b: int, c: int, d: int, e: int, kernel: Any = kernel) -> None:
-            kernel(a, 8, b, 64, c, d, d, e, 64)
-
-        numba.njit(multiply)(*(x.ctypes.data for x in (slices, numbers, starts, ones, to)))
-        found.append(to)
-    nibbles = np.stack((slices & 15, slices >> 4), axis=-2).astype(np.int64) ^ 8  # (slices, lanes, halves, bytes)
-    factors = numbers.astype(np.int64).reshape(4, 8, 2, 4)
-    expected = starts[:, None] + np.einsum("slhb,qshb->ql", nibbles, factors)
-    for each in found:
-        assert np.array_equal(each, expected)
 
 
 @pytest.mark.parametrize("kind", [Rows, ByRow, ByChannel, Packed])

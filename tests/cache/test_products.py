@@ -1,0 +1,101 @@
+"""Sums of products of bytes are the same integers, whatever a processor has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from llvmlite import binding, ir
+
+from cache import kernels
+
+four_bits, lanes, planes, products = (kernels(name) for name in ("four_bit", "lane", "plane", "product"))
+WAYS = pytest.mark.parametrize("way", products.KNOWN, ids=lambda way: way.product or "plain")
+SLICES = pytest.mark.parametrize("slices", [1, 3, 8, 40])
+LARGEST = pytest.mark.parametrize("largest", [True, False], ids=["largest", "any"])
+
+
+def bytes_of(shape: tuple[int, ...], largest: bool, what: int) -> np.ndarray:
+    """Any bytes, or such that all numbers in them are as large as can be."""
+    return np.full(shape, what, np.uint8) if largest else np.random.default_rng(6).integers(0, 256, shape, np.uint8)
+
+
+def asked(queries: int, channels: int, largest: bool) -> np.ndarray:
+    """Queries in 8 bits, the largest of which have both signs."""
+    numbers = np.random.default_rng(7).integers(-127, 128, (queries, channels), np.int8)
+    signs = np.resize(np.array([[127], [-127]], np.int8), (queries, 1))
+    return np.ascontiguousarray(np.broadcast_to(signs, numbers.shape)) if largest else numbers
+
+
+def call(kernel: Any, *arguments: Any) -> Any:
+    """Arrays by their addresses."""
+    names = ", ".join(f"a{number}" for number in range(len(arguments)))
+    made: Callable[..., Any] = eval(f"lambda {names}: kernel({names})", {"kernel": kernel})
+    return numba.njit(made)(*(x.ctypes.data if isinstance(x, np.ndarray) else x for x in arguments))
+
+
+@WAYS
+@SLICES
+@LARGEST
+@pytest.mark.parametrize("queries", [1, 4])
+def test_products_with_rows(way: Any, slices: int, largest: bool, queries: int) -> None:
+    words, numbers = bytes_of((slices, 16, 4), largest, 0x77), asked(queries, 8 * slices, largest)
+    starts, ones = np.arange(-queries, queries, 2, np.int32), np.ones(16, np.float32)
+    found = np.zeros((queries, 16), np.float32)
+    kernel = four_bits.rows_kernel(queries, way=way)
+    call(kernel, words, slices, numbers, 8 * slices, starts, ones, ones, found, 64)
+    nibbles = np.stack((words & 15, words >> 4), axis=-2).astype(np.int64) ^ 8  # (slices, lanes, halves, bytes)
+    factors = numbers.astype(np.int64).reshape(queries, slices, 2, 4)
+    assert np.array_equal(found, starts[:, None] + np.einsum("slhb,qshb->ql", nibbles, factors))
+
+
+@WAYS
+@SLICES
+@LARGEST
+def test_products_with_halves_of_rows(way: Any, slices: int, largest: bool) -> None:
+    """All bits, and the upper ones alone: a glance makes 2 * (4 * upper) - 13, times what a query asks."""
+    words, numbers = bytes_of((2, 2, slices, 16, 4), largest, 0xFF), asked(2, 16 * slices, largest)
+    starts, ones, scales = np.array([5, 6], np.int32), np.ones(16, np.float32), np.full(32, 0x3F80, np.uint16)
+    found, seen = np.zeros((2, 16), np.float32), np.zeros(32, np.float32)
+    (upper, lower), of_one = words, numbers[0]
+    kernel = planes.near_kernel(2, way=way)
+    call(kernel, upper, lower, slices, numbers, 16 * slices, starts, ones, scales, found, 64)
+    glance, start, real = planes.glance_kernel(way=way), np.int32(7), np.float32
+    reached = call(glance, upper, slices, of_one, start, real(1), real(0), scales, real(-1e30), seen, 0, 1)
+    assert reached == 0
+    shifts = np.arange(0, 8, 2)[:, None]
+    high, low = ((half[..., None, :] >> shifts & 3).astype(np.int64) for half in words)  # (2, slices, lanes, fields, 4)
+    factors = numbers.astype(np.int64).reshape(2, slices, 4, 4)
+    assert np.array_equal(found, starts[:, None] + np.einsum("slfb,qsfb->ql", (4 * high + low)[0], factors))
+    assert np.array_equal(seen.reshape(2, 16), 7 + 8 * np.einsum("tslfb,sfb->tl", high, factors[0]))
+
+
+@pytest.mark.parametrize(
+    ("feature", "expected"),
+    [
+        ("avx512vnni", ["vpdpbusd", "%zmm"]),
+        ("avxvnni", ["vpdpbusd", "%ymm"]),
+        ("avx512bw", ["vpmaddubsw", "vpmaddwd", "%zmm"]),
+        ("avx2", ["vpmaddubsw", "vpmaddwd", "%ymm"]),
+    ],
+)
+def test_other_processors_have_the_instructions_that_kernels_ask_for(feature: str, expected: list[str]) -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module, whole = ir.Module(), ir.IntType(64)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [whole] * 3), "products")
+    builder, (words, count, to) = ir.IRBuilder(function.append_basic_block()), function.args
+    sums = products.Sums(builder, 1, 15, products.WAYS[feature])
+    sums.begin([lanes.same(lanes.WHOLES, 0)])
+    with sums.steps(count, 1) as step:
+        word = lanes.load(builder, lanes.at(builder, words, step), lanes.WHOLES)
+        sums.add(0, 0, word, word)
+    lanes.store(builder, sums.end()[0], to)
+    builder.ret_void()
+    target = binding.Target.from_triple("x86_64-unknown-linux-gnu")
+    machine = target.create_target_machine(features=f"+{feature}" + ",+avx512f" * ("512" in feature))
+    code = machine.emit_assembly(binding.parse_assembly(str(module)))
+    assert all(each in code for each in expected)
