@@ -118,8 +118,14 @@ class FourBits(Rows):
         self._put(first, np.pad(numbers, ((0, 0), (0, 0), (0, self._padded - self._width))))
 
     def rows(self, last: int, first: int = 0) -> Tensor:
-        numbers = self._get(first, last)[..., : self._width]
-        return torch.from_numpy(numbers * self._scales(ALL, slice(first, last))[..., None])
+        found = np.empty((len(self.scales), last - first, self._width), np.float32)
+        self._widen(first, found)
+        return torch.from_numpy(found)
+
+    def _widen(self, first: int, to: Floats) -> None:
+        """Rows first, first + 1, … as they are kept, to (H, N, D)."""
+        last = first + to.shape[1]
+        to[:] = self._get(first, last)[..., : self._width] * self._scales(ALL, slice(first, last))[..., None]
 
     def pack(self, first: int, last: int) -> Bytes:
         numbers = self._get(first, last)[..., : self._width].transpose(1, 0, 2)  # (N, H, D)
@@ -153,6 +159,9 @@ class ByRow(FourBits):
 
     def _round(self, rows: Floats, first: int) -> None:
         kernels("rounding").put_by_row(rows, self.words, self.scales, first)
+
+    def _widen(self, first: int, to: Floats) -> None:
+        kernels("rounding").rows_by_row(self.words, self.scales, first, to)
 
     def _put(self, first: int, numbers: Small) -> None:
         nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, BYTES)  # (H, N, slices, …)
@@ -202,6 +211,9 @@ class ByChannel(FourBits):
 
     def _round(self, rows: Floats, first: int) -> None:
         kernels("rounding").put_by_channel(rows, self.words, self.scales, first)
+
+    def _widen(self, first: int, to: Floats) -> None:
+        kernels("rounding").rows_by_channel(self.words, self.scales, first, to)
 
     def _put(self, first: int, numbers: Small) -> None:
         nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, LANES)

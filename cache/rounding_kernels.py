@@ -109,9 +109,35 @@ def put_planes(rows: Floats, upper: Words, lower: Words, scales: Shorts, first: 
                     upper[head, tile, part, lane, byte], lower[head, tile, part, lane, byte] = high, low
 
 
+@compiled
+def rows_by_row(words: Words, scales: Floats, first: int, to: Floats) -> None:
+    """Rows first, first + 1, … of `ByRow` as they are kept, to (H, N, D)."""
+    for head in range(to.shape[0]):
+        for n in range(to.shape[1]):
+            tile, lane, scale = (first + n) // LANES, (first + n) % LANES, scales[head, first + n]
+            for d in range(to.shape[2]):
+                byte = words[head, tile, d // (HALVES * BYTES), lane, d % BYTES]
+                nibble = np.int64(byte) >> 4 * (d // BYTES % HALVES) & 15
+                to[head, n, d] = np.float32((nibble ^ 8) - 8) * scale
+
+
+@compiled
+def rows_by_channel(words: Words, scales: Floats, first: int, to: Floats) -> None:
+    """The same of `ByChannel`."""
+    for head in range(to.shape[0]):
+        for n in range(to.shape[1]):
+            at, scale = first + n, scales[head, first + n]
+            tile, byte, shift = at // (HALVES * BYTES), at % BYTES, 4 * (at // BYTES % HALVES)
+            for d in range(to.shape[2]):
+                nibble = np.int64(words[head, tile, d // LANES, d % LANES, byte]) >> shift & 15
+                to[head, n, d] = np.float32((nibble ^ 8) - 8) * scale
+
+
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
     none, words = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0, 0), np.uint8)
     for put in (put_by_row, put_by_pair, put_by_channel):
         put(none, words, np.empty((0, 0), np.float32), 0)
+    for rows in (rows_by_row, rows_by_channel):
+        rows(words, np.empty((0, 0), np.float32), 0, none)
     put_planes(none, words, words, np.empty((0, 0), np.uint16), 0)

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cache.compiling import kernels
 from cache.landmarks.base import LandmarkRule
-from cache.sections import PAIR, PAIRS, Gathered, gathered_profile
+from cache.sections import PAIR, PAIRS, SECTION, Gathered, gathered_profile
 from cache.summary import Summary
 
 
@@ -56,6 +58,8 @@ class Moments(LandmarkRule):
         assert blocks.values is not None
         assert blocks.slopes is not None
         means, variances = blocks.landmarks[:, :, 0].chunk(2, dim=-1)
+        if means.device.type == "cpu":
+            return gathered(means, variances, blocks.values, *blocks.slopes)
         pairs = Gathered(means, variances, blocks.values, *blocks.slopes).together(PAIR)
         size = pairs.variances.amax(-1, keepdim=True)
         landmarks = torch.cat((pairs.means, pairs.along, size), dim=-1)[:, :, None]
@@ -83,6 +87,18 @@ class Moments(LandmarkRule):
             variance = variance + product.square()
         reach = expected_largest(size)
         return mean + reach * variance.sqrt(), mean + reach * (variance + reach * reach).sqrt() - reach * reach
+
+
+def gathered(*blocks: Tensor) -> tuple[Summary, Summary]:
+    """`Moments.gather` by a kernel, of means, variances, values and slopes (H, N, D) each."""
+    heads, count, dim = blocks[0].shape
+    pairs = np.empty((heads, count // PAIR, 2 * dim + 1), np.float32)
+    profiles = np.empty((heads, count // SECTION, dim), np.float32)
+    sections = np.empty((3, *profiles.shape), np.float32)
+    kernels("gathering").gather(np.stack([part.numpy() for part in blocks]), pairs, profiles, sections)
+    values, along, turning = torch.from_numpy(sections)
+    of_pairs, of_sections = (torch.from_numpy(x)[:, :, None] for x in (pairs, profiles))
+    return Summary(of_pairs), Summary(of_sections, values, (along, turning))
 
 
 def expected_largest(count: int) -> float:

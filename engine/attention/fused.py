@@ -20,11 +20,12 @@ from engine.attention.base import LayerGeometry, Listed, RetrievalSettings
 from engine.attention.choosing import Choice
 from engine.attention.desk import Desk, Given, Scratch, bits
 from engine.attention.exact import Read
-from engine.attention.lists import MOST, Kind, Lists, Planned, Seats, different
-from engine.attention.parts import Scoring
+from engine.attention.lists import MOST, Kind, Lists, Planned, Seats, different, first_alike
+from engine.attention.parts import Scoring, lose
 from engine.attention.plans import LANES, Floats, Numbers, Plan, Reach, Standing, padded, sines
 from engine.attention.reference import WORKING_BYTES, ReferenceAttention
 from engine.attention.summaries import Summaries
+from engine.attention.writing import Writing
 from engine.step import Span, Step
 
 MOST_READ = 128
@@ -67,10 +68,11 @@ class FusedAttention(ReferenceAttention):
         planned = self._planned(layer, step, groups, squashed=softcap is not None)
         given = Given(q, k, v, self._scale(layer, step, scaling, q.device), torch.empty_like(q))
         for span, rows, seats in planned.alone:
-            self.store(layer, span, k[rows], v[rows])
             if seats is None:
+                self.store(layer, span, k[rows], v[rows])
                 super()._attend(layer, span, q[rows].float() * given.scale_of(rows), scoring, step, given.output[rows])
                 continue
+            self._write(layer, span, seats, given, rows)
             for desk in self._seated(layer, seats, groups, writes=False):
                 self._read(layer, desk, given, scoring, step)
         for desk in self._seated(layer, planned.together, groups):
@@ -154,12 +156,28 @@ class FusedAttention(ReferenceAttention):
                 return False
         return True
 
+    def _write(self, layer: int, span: Span, seats: Seats, given: Given, rows: slice) -> None:
+        """As `store`, by a kernel where a tier has pools."""
+        pools, index = span.session.store.tier.pools(layer), span.session.indexes[layer]
+        if pools is None:
+            self.store(layer, span, given.k[rows], given.v[rows])
+            return
+        if seats.writing is None:
+            both = zip(seats.plans, self._standing(seats), strict=True)
+            seats.writing = Writing(list(both), given, pools)
+        seats.writing.do(given, pools)
+        if index is not None:
+            self._index(layer, span.session, index, (span.first + len(span.token_ids)) // self.layout.block_size)
+
+    def _standing(self, seats: Seats) -> tuple[Standing, ...]:
+        seats.standings = seats.standings or tuple(self._stands(plan) for plan in seats.plans)
+        return seats.standings
+
     def _seated(self, layer: int, seats: Seats, groups: int, *, writes: bool = True) -> tuple[Desk, ...]:
         """Desks of a step whose layers come one after the other."""
         looks = self._looks(layer)
         if looks not in seats.desks:
-            seats.standings = seats.standings or tuple(self._stands(plan) for plan in seats.plans)
-            both = zip(seats.plans, seats.standings, strict=True)
+            both = zip(seats.plans, self._standing(seats), strict=True)
             seats.desks[looks] = tuple(self._desk(layer, *each, groups, writes=writes) for each in both)
         return seats.desks[looks]
 
@@ -374,23 +392,9 @@ class FusedAttention(ReferenceAttention):
             self._copies.shared_attend()
 
 
-def first_alike(layers: list[LayerGeometry], settings: RetrievalSettings) -> list[int]:
-    """Of each layer the first that turns and reads as much as it does: not so are dense ones."""
-    kinds = [(id(geometry.rotation), geometry.window, at < settings.dense_layers) for at, geometry in enumerate(layers)]
-    return [kinds.index(kind) for kind in kinds]
-
-
 def alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as kernels take them: contiguous, and all of them fp32 or all bf16."""
     types = {q.dtype, k.dtype, v.dtype}
     if types != {torch.bfloat16}:
         q, k, v = q.float(), k.float(), v.float()
     return q.contiguous(), k.contiguous(), v.contiguous()
-
-
-def lose(void: Tensor, weight: Floats, output: Tensor) -> None:
-    """Let a score (H, G) without a value take its part of an estimate: weight (H, T, G), output (H, T, G, D)."""
-    before = torch.from_numpy(weight)
-    after = torch.logaddexp(before, void[:, None])
-    output *= (before - after).exp()[..., None]
-    before.copy_(after)

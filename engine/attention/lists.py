@@ -15,9 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from cache import Tasks
-from engine.attention.base import Jobs
+from engine.attention.base import Jobs, LayerGeometry, RetrievalSettings
 from engine.attention.desk import Desk, Given, Scratch
 from engine.attention.plans import Plan, Standing
+from engine.attention.writing import Writing
 from engine.step import Span
 
 MOST = 16
@@ -53,11 +54,13 @@ class Seats:
     Attributes:
         plans: of queries that attend one plan after the other
         standings: how they stand, once a layer needs it
+        writing: puts their keys and values into the cache, once a layer needs that apart
         desks: for layers that look at landmarks and for those that do not, once there is one
     """
 
     plans: tuple[Plan, ...]
     standings: tuple[Standing, ...] | None = None
+    writing: Writing | None = None
     desks: dict[bool, tuple[Desk, ...]] = field(default_factory=dict)
 
 
@@ -142,3 +145,9 @@ class Lists:
         if self._jobs is None:
             self._jobs = [np.concatenate(each) for each in parts.values()]
         return self._jobs
+
+
+def first_alike(layers: list[LayerGeometry], settings: RetrievalSettings) -> list[int]:
+    """Of each layer the first that turns and reads as much as it does: not so are dense ones."""
+    kinds = [(id(geometry.rotation), geometry.window, at < settings.dense_layers) for at, geometry in enumerate(layers)]
+    return [kinds.index(kind) for kind in kinds]

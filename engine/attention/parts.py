@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import BlockIndex
@@ -224,3 +226,11 @@ def combine(parts: Sequence[Part], void: Tensor | None = None) -> tuple[Tensor, 
     assert isinstance(output, Tensor)
     masses = [w.unflatten(-1, p.scores.shape[3:]).sum((2, 4)) for p, w in zip(parts, weights, strict=True)]
     return output, masses
+
+
+def lose(void: Tensor, weight: NDArray[np.float32], output: Tensor) -> None:
+    """Let a score (H, G) without a value take its part of an estimate: weight (H, T, G), output (H, T, G, D)."""
+    before = torch.from_numpy(weight)
+    after = torch.logaddexp(before, void[:, None])
+    output *= (before - after).exp()[..., None]
+    before.copy_(after)

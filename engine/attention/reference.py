@@ -61,7 +61,7 @@ class ReferenceAttention:
         self._audit = ExactAudit(layers, layout, settings)
         self._foresight = Foresight([self._recent(layer) for layer in range(len(layers))], settings.sink_blocks)
         if settings.landmark_dtype == "int4" and device.type == "cpu":
-            for name in ("plane" if settings.centred else "four_bit", "rounding"):
+            for name in ("plane" if settings.centred else "four_bit", "rounding", "gathering"):
                 kernels(name).warm_up()
 
     def __call__(

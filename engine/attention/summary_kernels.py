@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache import compiled, kernels
@@ -19,7 +22,7 @@ from engine.linear_kernels import widen
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 lanes = kernels("lane")
-address, LANES = lanes.address, lanes.LANES
+address, LANES, I64, REALS = lanes.address, lanes.LANES, lanes.I64, lanes.REALS
 TINY = np.float32(np.finfo(np.float32).tiny)
 
 
@@ -53,22 +56,29 @@ def apart(rows: Floats, mean: Floats) -> None:
             row[d] -= mean[d]
 
 
-@compiled
-def multiply(columns: Floats, direction: Floats, products: Floats) -> None:
-    """Products (B,) of columns (D, B) with a direction (D,)."""
-    products[:] = np.float32(0)
-    for d in range(len(direction)):
-        for b in range(len(products)):
-            products[b] += columns[d, b] * direction[d]
+@intrinsic  # type: ignore[untyped-decorator]
+def add_rows(context: Any, rows: Any, apart: Any, weights: Any, count: Any, to: Any, steps: Any) -> Any:
+    """The sum of so many rows of 16 * steps numbers, so many bytes apart, by a weight of each; all are addresses."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        rows, apart, weights, count, to, steps = arguments
+        with cgutils.for_range(b, steps) as outer:
+            total, start = cgutils.alloca_once_value(b, lanes.same(REALS, 0.0)), lanes.at(b, rows, outer.index)
+            with cgutils.for_range(b, count) as inner:
+                row = lanes.load(b, b.add(start, b.mul(inner.index, apart)), REALS)
+                weight = lanes.load(b, b.add(weights, b.mul(inner.index, I64(4))), lanes.F32)
+                b.store(lanes.plus_product(b, b.load(total), row, lanes.spread(b, weight, REALS)), total)
+            lanes.store(b, b.load(total), lanes.at(b, to, outer.index))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate
 
 
 @compiled
 def add_up(rows: Floats, weights: Floats, total: Floats) -> None:
-    """The sum (D,) of rows (B, D) by weights (B,)."""
-    total[:] = np.float32(0)
-    for b in range(len(rows)):
-        for d in range(len(total)):
-            total[d] += rows[b, d] * weights[b]
+    """The sum (X,) of rows (N, X) by weights (N,), X a multiple of 16."""
+    size = rows.shape[1]
+    add_rows(address(rows), 4 * size, address(weights), len(rows), address(total), size // LANES)
 
 
 @compiled
@@ -100,7 +110,9 @@ def moments(
     """
     dim = means.shape[2]
     room, mine, its = np.empty(dim, np.float32), np.empty((size, dim), np.float32), np.empty((size, dim), np.float32)
-    columns, products, direction = np.empty((dim, size), np.float32), np.empty(size, np.float32), np.empty_like(room)
+    padded = -(-size // LANES) * LANES
+    columns, padding, direction = np.zeros((dim, padded), np.float32), np.empty(padded, np.float32), np.empty_like(room)
+    products = padding[:size]
     for head in range(first, last):
         for n in range(places.shape[1]):
             for b in range(size):
@@ -123,10 +135,10 @@ def moments(
                     variance[d] += mine[b, d] * mine[b, d]
             direction[:] = mine[np.argmax(products)]
             for _ in range(rounds):
-                multiply(columns, direction, products)
+                add_up(columns, direction, padding)
                 add_up(mine, products, direction)
                 scaled(direction, 1)
-            multiply(columns, direction, products)
+            add_up(columns, direction, padding)
             scaled(products, size)
             add_up(mine, products, along[head, n])
             add_up(its, products, turning[head, n])

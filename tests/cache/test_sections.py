@@ -23,6 +23,7 @@ from cache import (
     pairs_opened,
     slopes,
 )
+from cache.sections import Gathered, gathered_profile
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
@@ -103,6 +104,40 @@ def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
     keys, values = (x.unflatten(1, (-1, SECTION)).flatten(2, 3) for x in (keys, values))
     read = ((keys @ query).softmax(-1)[..., None] * values).sum(2) - values.mean(2)
     torch.testing.assert_close(moved, read, atol=0.05, rtol=0.1)
+
+
+def test_a_kernel_gathers_as_torch_does() -> None:
+    blocks = summary(*drawn(5 * SECTION))
+    assert blocks.values is not None
+    assert blocks.slopes is not None
+    means, variances = blocks.landmarks[:, :, 0].chunk(2, -1)
+    means[0, :SECTION], variances[0, :SECTION] = 1.0, 0.0  # of this section all keys are equal
+    for along in blocks.slopes:
+        along[0, :SECTION] = 0.0
+    pairs, sections = RULE.gather(blocks)
+    of_pairs = Gathered(means, variances, blocks.values, *blocks.slopes).together(PAIR)
+    of_sections = of_pairs.together(PAIRS)
+    mean, along, size = pairs.landmarks[:, :, 0].split(RULE.pair_widths(CHANNELS), -1)
+    near(mean, of_pairs.means)
+    near(*turned(of_pairs.along, along, along))
+    near(size[..., 0], of_pairs.variances.amax(-1))
+    near(sections.landmarks[:, :, 0], gathered_profile(of_pairs.variances.unflatten(1, (-1, PAIRS))))
+    assert sections.values is not None
+    assert sections.slopes is not None
+    near(sections.values, of_sections.values)
+    along, turning = sections.slopes
+    near(*turned(of_sections.along, along, along))
+    near(*turned(of_sections.along, along, turning, of_sections.turning))
+
+
+def turned(true: Tensor, found: Tensor, mine: Tensor, its: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Directions may point either way: vectors that go with `found` as others go with `true`, and those."""
+    sign = (true * found).sum(-1, keepdim=True).sign()
+    return sign * mine, true if its is None else its
+
+
+def near(mine: Tensor, its: Tensor) -> None:
+    torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rounded", [True, False])

@@ -1,0 +1,130 @@
+"""A CPU kernel that tells what stands for pairs and sections of blocks; what it means is `cache.sections.Gathered`.
+
+By torch it is some hundred small calls for each layer, whose threads wait for each other where a prompt is read. Sums
+go over members and over channels in their order. Compiled by Numba when first called. Letters in shapes: H KV heads, N
+blocks, S members of a group, D channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.compiling import compiled
+from cache.sections import NUDGE, PAIR, PAIRS, SECTION
+from cache.slopes import ROUNDS
+
+Floats = NDArray[np.float32]
+TINY = np.float32(np.finfo(np.float32).tiny)
+BIT = np.float32(NUDGE)
+MEANS, VARIANCES, VALUES, ALONG, TURNING = range(5)
+"""Of members, and of what is put together from them."""
+
+
+@compiled
+def dot(one: Floats, other: Floats) -> np.float32:
+    total = np.float32(0)
+    for d in range(len(one)):
+        total += one[d] * other[d]
+    return total
+
+
+@compiled
+def main_direction(vectors: Floats, direction: Floats) -> None:
+    """As `cache.slopes.main_direction` of vectors (V, D), to a direction (D,)."""
+    farthest, best = 0, np.float32(-1)
+    for i in range(len(vectors)):
+        reach = dot(vectors[i], vectors[i])
+        if reach > best:
+            farthest, best = i, reach
+    direction[:] = vectors[farthest]
+    found = np.empty_like(direction)
+    for _ in range(ROUNDS):
+        found[:] = np.float32(0)
+        for i in range(len(vectors)):
+            along = dot(vectors[i], direction)
+            for d in range(len(found)):
+                found[d] += vectors[i, d] * along
+        size = max(np.sqrt(dot(found, found)), TINY)
+        for d in range(len(found)):
+            direction[d] = found[d] / size
+
+
+@compiled
+def put_together(members: Floats, group: Floats) -> None:
+    """Members (5, S, D) as one (5, D), which is filled."""
+    count, dim = members.shape[1], members.shape[2]
+    share = np.float32(1) / np.float32(count)
+    vectors, direction = np.empty((2 * count, dim), np.float32), np.empty(dim, np.float32)
+    group[:] = np.float32(0)
+    for part in (MEANS, VALUES):
+        for s in range(count):
+            for d in range(dim):
+                group[part, d] += members[part, s, d] * share
+    for s in range(count):
+        for d in range(dim):
+            vectors[s, d] = members[MEANS, s, d] - group[MEANS, d]
+            vectors[count + s, d] = members[ALONG, s, d]
+    main_direction(vectors, direction)
+    spread = np.float32(0)
+    for s in range(count):
+        between, within, left = dot(vectors[s], direction), dot(vectors[count + s], direction), np.float32(0)
+        for d in range(dim):
+            rest = members[VARIANCES, s, d] * direction[d]  # what no slope tells
+            left += rest * direction[d]
+            group[ALONG, d] += vectors[s, d] * between + vectors[count + s, d] * within + rest
+            apart = members[VALUES, s, d] - group[VALUES, d]
+            group[TURNING, d] += apart * between + members[TURNING, s, d] * within
+            square = vectors[s, d] * vectors[s, d] + vectors[count + s, d] * vectors[count + s, d]
+            group[VARIANCES, d] += (square + members[VARIANCES, s, d]) * share
+        spread += (between * between + within * within + left) * share
+    spread = share / max(np.sqrt(spread), TINY)
+    for d in range(dim):
+        group[ALONG, d] *= spread
+        group[TURNING, d] *= spread
+        group[VARIANCES, d] = max(np.float32(0), group[VARIANCES, d] - group[ALONG, d] * group[ALONG, d])
+
+
+@compiled
+def gather(blocks: Floats, pairs: Floats, profiles: Floats, sections: Floats) -> None:
+    """What stands for pairs and sections.
+
+    Args:
+        blocks: five parts of each (5, H, N, D), N a multiple of SECTION
+        pairs: mean, direction and size (H, N / PAIR, 2 * D + 1), filled
+        profiles: of sections (H, N / SECTION, D), filled
+        sections: mean values and both vectors of their slopes (3, H, N / SECTION, D), filled
+    """
+    dim = blocks.shape[3]
+    members, of_pairs = np.empty((5, PAIR, dim), np.float32), np.empty((5, PAIRS, dim), np.float32)
+    group = np.empty((5, dim), np.float32)
+    for head in range(blocks.shape[1]):
+        for section in range(blocks.shape[2] // SECTION):
+            profile = profiles[head, section]
+            profile[:] = np.float32(0)
+            for pair in range(PAIRS):
+                begin = section * SECTION + pair * PAIR
+                members[:] = blocks[:, head, begin : begin + PAIR]
+                put_together(members, group)
+                of_pairs[:, pair] = group
+                told, size = pairs[head, section * PAIRS + pair], np.float32(0)
+                for d in range(dim):
+                    told[d], told[dim + d] = group[MEANS, d], group[ALONG, d]
+                    size = max(size, group[VARIANCES, d])
+                told[2 * dim] = size
+                for d in range(dim):
+                    profile[d] += group[VARIANCES, d] / max(size, TINY) / np.float32(PAIRS)
+            for d in range(dim):
+                profile[d] += BIT
+            put_together(of_pairs, group)
+            sections[0, head, section] = group[VALUES]
+            sections[1, head, section] = group[ALONG]
+            sections[2, head, section] = group[TURNING]
+
+
+def warm_up() -> None:
+    """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
+    none = np.empty((1, 0, 1), np.float32)
+    gather(
+        np.empty((5, 1, 0, 1), np.float32), np.empty((1, 0, 3), np.float32), none, np.empty((3, 1, 0, 1), np.float32)
+    )
