@@ -31,6 +31,8 @@ LANES, I32, I64, F32, REALS = lanes.LANES, lanes.I32, lanes.I64, lanes.F32, lane
 load, store, address, at, plus_product = lanes.load, lanes.store, lanes.address, lanes.at, lanes.plus_product
 TALL = 4
 """Rows of the matrix that are read together."""
+ROOMY = lanes.knows("avx512f")
+"""Whether registers bear 16 sums of 16 lanes: those of AVX2 bear 8 at most, and what is multiplied needs some, too."""
 FAR = 16384
 """Bytes: the rows that come next are asked for while these are read, as long as the nearest cache holds both."""
 NEAR = 1024
@@ -112,22 +114,26 @@ def tile_kernel(tall: int, rows: int) -> Any:
             starts = [b.add(inputs, b.mul(inputs_apart, I64(row))) for row in range(rows)]
             firsts = [b.add(weights, b.mul(apart, I64(i))) for i in range(tall)]
 
-            def add(step: Any, which: int) -> None:
+            def add(step: Any, which: int, few: range) -> None:
                 x = [load(b, at(b, start, step), REALS) for start in starts]
-                for i, first in enumerate(firsts):
+                for i in few:
+                    first = firsts[i]
                     weight = widened(b, at(b, first, step, width), kind.dtype)
                     for row in range(rows):
                         total = sums[i][row][which % parts]
                         b.store(plus_product(b, b.load(total), weight, x[row]), total)
 
-            with cgutils.for_range(b, b.lshr(steps, I64(1))) as loop:
-                step = b.shl(loop.index, I64(1))
-                for first in firsts:
-                    ask_lines(b, b.add(at(b, first, step, width), ahead), 2 * LANES * width)
-                for which in (0, 1):
-                    add(b.add(step, I64(which)), which)
-            with b.if_then(b.trunc(steps, ir.IntType(1))):
-                add(b.sub(steps, I64(1)), 0)
+            at_once = tall if ROOMY or rows == 1 else 1  # rows of the matrix; sums are the same either way
+            for begin in range(0, tall, at_once):
+                few = range(begin, begin + at_once)
+                with cgutils.for_range(b, b.lshr(steps, I64(1))) as loop:
+                    step = b.shl(loop.index, I64(1))
+                    for first in firsts[begin : begin + at_once]:
+                        ask_lines(b, b.add(at(b, first, step, width), ahead), 2 * LANES * width)
+                    for which in (0, 1):
+                        add(b.add(step, I64(which)), which, few)
+                with b.if_then(b.trunc(steps, ir.IntType(1))):
+                    add(b.sub(steps, I64(1)), 0, few)
             tile = [sums[i][row] for row in range(rows) for i in range(tall)]
             loaded = [[b.load(part) for part in product] for product in tile]
             ordered = [b.fadd(*each) if parts == 2 else each[0] for each in loaded]
@@ -325,7 +331,7 @@ def add_rows(
     apart = width * channels
     channel = 0
     while channel < channels:
-        wide = channels - channel >= 4 * LANES
+        wide = channels - channel >= 4 * LANES and (ROOMY or groups == 1)
         begin, group = width * (first * channels + channel), 0
         while group < groups:
             mine, to = factors + group * factors_apart, sums + group * sums_apart + 4 * channel
