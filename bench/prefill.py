@@ -24,6 +24,7 @@ from bench.report import write_json
 from bench.shapes import add_model, beside, made, served
 from bench.turns import ratio, take_turns
 from engine import EngineConfig, LoadedModel
+from engine.many_rows import native
 from engine.rounded import RoundedLinear, matrix_of
 
 
@@ -50,8 +51,12 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def machine_rate() -> float:
-    """Multiplications per second in a product of large matrices, of fp32 or of bf16, whichever are more."""
-    return max(product_rate(torch.float32), product_rate(torch.bfloat16))
+    """Multiplications per second in a product of large matrices, of fp32 or of bf16, whichever are more.
+
+    Without instructions for bf16 torch would take minutes to show that it is fp32.
+    """
+    types = [torch.float32, torch.bfloat16] if native(torch.bfloat16) else [torch.float32]
+    return max(map(product_rate, types))
 
 
 def product_rate(dtype: torch.dtype) -> float:

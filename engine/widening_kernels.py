@@ -35,9 +35,10 @@ WORDS, REALS = ir.VectorType(I32, VECTOR), ir.VectorType(F32, VECTOR)
 UPPER = 0xFFFF0000
 RAISED = 65536.0
 """What weights of 8 bits are multiplied with on the way."""
-TALL = 2
-"""Rows of the matrix that are read together. With two inputs their sums fill half of 16 vectors; with three what is
-widened does not fit beside them (9 for 10 of such products on a Zen 2)."""
+TALL = 4 if PARTS == 1 else 2
+"""Rows of the matrix that are read together. With two inputs and rows of two parts their sums fill half of 16 vectors;
+with three they would fill twelve, which is slower (9 for 10 of such products on a Zen 2). Where vectors have 64
+bytes there are 32 of them, and a sum is one part."""
 AHEAD = 4096
 """Bytes: so far ahead the matrix is asked for."""
 

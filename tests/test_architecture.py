@@ -38,7 +38,7 @@ INTERNALS = {
         "engine.audit",
         "engine.huggingface",
         "engine.layers",
-        "engine.linear",
+        "engine.many_rows",
         "engine.placing",
         "engine.rounded",
         "engine.step",
