@@ -43,7 +43,7 @@ def call(kernel: Any, *arguments: Any) -> Any:
 @pytest.mark.parametrize("queries", [1, 4])
 def test_products_with_rows(way: Any, slices: int, largest: bool, queries: int) -> None:
     words, numbers = bytes_of((slices, 16, 4), largest, 0x77), asked(queries, 8 * slices, largest)
-    starts, ones = np.arange(-queries, queries, 2, np.int32), np.ones(16, np.float32)
+    starts, ones = np.arange(-queries, queries, 2, dtype=np.int32), np.ones(16, np.float32)
     found = np.zeros((queries, 16), np.float32)
     kernel = four_bits.rows_kernel(queries, way=way)
     call(kernel, words, slices, numbers, 8 * slices, starts, ones, ones, found, 64)
