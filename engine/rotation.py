@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PAGE = 64
-"""Positions whose turns are worked out together."""
-MOST_PAGES = 64
-"""Pages that are kept."""
+PAGE = 32
+"""Positions whose turns are worked out together: for more cosines than 2,048 torch calls up threads, which wait for
+each other where another process has a core."""
+MOST_PAGES = 512
+"""Pages that are kept, 32 KB each where 128 channels turn: who decodes has one of his own."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rotation:
     interleaved: bool = False
     _last: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
     _pages: dict[int, Page] = field(default_factory=dict, compare=False, repr=False)
+    _firsts: dict[int, Page] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -92,14 +94,19 @@ class Rotation:
 
     def page(self, number: int) -> Page:
         """`turns` of positions PAGE * number, …, on a CPU: who decodes comes to all of them, one after the other."""
-        page = self._pages.get(number)
-        if page is None:
-            page = self._pages[number] = self.first(PAGE, PAGE * number)
-            for old in list(self._pages)[:-MOST_PAGES]:
-                self._pages.pop(old, None)
+        page = self._pages.pop(number, None) or self._made(PAGE * number, PAGE)
+        self._pages[number] = page  # behind those that nobody asked for since
+        for old in list(self._pages)[:-MOST_PAGES] if len(self._pages) > MOST_PAGES else ():
+            self._pages.pop(old, None)
         return page
 
-    def first(self, count: int, start: int = 0) -> Page:
+    def first(self, count: int) -> Page:
+        """`turns` of positions 0, …, count - 1, on a CPU; few counts are ever asked for."""
+        if count not in self._firsts:
+            self._firsts[count] = self._made(0, count)
+        return self._firsts[count]
+
+    def _made(self, start: int, count: int) -> Page:
         """`turns` of so many positions from one on, on a CPU."""
         if self.frequencies is None:
             nothing = np.empty((count, 2, 0), np.float32)

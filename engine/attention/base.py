@@ -129,6 +129,13 @@ class RetrievalSettings:
         )
 
     @property
+    def indexing_kernels(self) -> list[str]:
+        """What an index on a CPU calls, by name."""
+        exact, gathers = self.landmark_dtype != "int4", self.own_values is not None
+        called = [] if exact else ["plane" if self.centred else "four_bit", "rounding"]
+        return [*called, "gathering"] if gathers else called
+
+    @property
     def bounded(self) -> bool:
         return self.positions == "bounded"
 

@@ -164,7 +164,7 @@ class Standing:
         self.own = np.empty((heads, count), np.int64)
         self.far_turns, self.own_turns = (np.empty((2, count, channels), np.float32) for _ in range(2))
         self.turns = np.empty((count, 2, channels // 2), np.float32)
-        self._near = plan.rotation.first((reach.recent + 2) * plan.size)  # own turns, and bounded far ones
+        self._near = plan.rotation.first((reach.recent + 2 if plan.bounded else 1) * plan.size)
         given = (self.positions, self.tables, self._turned, self._near.turns, plan.size, reach.recent, reach.shared)
         told = (self.offsets, self.ends, self.fixed, self.latest, self.own, self.far_turns, self.own_turns, self.turns)
         self._stand, how = stand_kernels.stand, (sinks, plan.bounded, plan.rotation.interleaved)

@@ -60,9 +60,8 @@ class ReferenceAttention:
         self.settings = settings
         self._audit = ExactAudit(layers, layout, settings)
         self._foresight = Foresight([self._recent(layer) for layer in range(len(layers))], settings.sink_blocks)
-        if settings.landmark_dtype == "int4" and device.type == "cpu":
-            for name in ("plane" if settings.centred else "four_bit", "rounding", "gathering"):
-                kernels(name).warm_up()
+        for name in settings.indexing_kernels if device.type == "cpu" else ():
+            kernels(name).warm_up()
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None

@@ -33,7 +33,7 @@ def place_queries(
     Args:
         positions, tables: see `plans.Standing`
         turned: address of what turns each position (T,): cosines and sines (2, S)
-        near: the same of the first positions (at least (recent + 2) * size, 2, S)
+        near: the same of the first positions (size, 2, S), of (recent + 2) blocks if bounded
         size: positions of a block
         recent, shared, sinks: blocks
     """
@@ -74,7 +74,8 @@ def warm_up() -> None:
     none, nowhere = np.empty(0, np.int64), np.empty((0, 0, 0), np.float32)
     table = np.empty((0, 0), np.int64)
     told = none, none, table, table, table, nowhere, nowhere, nowhere
-    stand(words(none, none, none, nowhere, 1, 0, 0, 0, True, True, *told).ctypes.data)
+    made = words(none, none, none, nowhere, 1, 0, 0, 0, True, True, *told)  # read once it is compiled
+    stand(made.ctypes.data)
 
 
 def words(*arguments: Any) -> Integers:

@@ -29,7 +29,7 @@ class Summaries:
     @staticmethod
     def serves(settings: RetrievalSettings) -> bool:
         """Whether kernels know what is kept of a block: a trained landmark, or moments with slopes."""
-        known = settings.gated or (settings.landmarks == "moments" and settings.judges_by_slopes)
+        known = (settings.gated and settings.bounded) or (settings.landmarks == "moments" and settings.judges_by_slopes)
         return known and not settings.copied_blocks and not settings.outlier_blocks
 
     def of(self, store: BlockStore, layer: int, slots: torch.Tensor, first: int, rotation: Rotation) -> Summary:
