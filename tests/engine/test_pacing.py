@@ -166,7 +166,7 @@ def test_a_part_beside_steps_takes_about_as_long_as_it_may(token: float) -> None
 def test_decoding_goes_on_while_a_prompt_is_read(landmark_folder: Path) -> None:
     """Through the engine: the steps of one long prompt, some with and some without a part of it."""
     with running(landmark_folder, step_tokens=64, max_session_tokens=4000) as run:
-        decoding = [run.submit(random_tokens(20, seed), max_tokens=400) for seed in range(3)]
+        decoding = [run.submit(random_tokens(20, seed), max_tokens=1200) for seed in range(3)]
         while any(not [event for event in each.drain() if hasattr(event, "token")] for each in decoding):
             time.sleep(0.001)
         begun = len(run.gate.reports)
