@@ -110,8 +110,8 @@ class FourBits(Rows):
         self._round(np.ascontiguousarray(rows.numpy(), np.float32), first)
 
     def _round(self, rows: Floats, first: int) -> None:
-        """Write rows as `rounded` makes numbers of them."""
-        raise NotImplementedError
+        """Write rows as `rounded` makes numbers of them; lanes are rows."""
+        kernels("rounding").put_by_row(rows, self.words, self.scales, first)
 
     def _write(self, first: int, numbers: Small, scales: Floats) -> None:
         self._put_scales(first, scales)
@@ -157,9 +157,6 @@ class ByRow(FourBits):
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // LANES, self._padded // DEEP, LANES, BYTES
 
-    def _round(self, rows: Floats, first: int) -> None:
-        kernels("rounding").put_by_row(rows, self.words, self.scales, first)
-
     def _widen(self, first: int, to: Floats) -> None:
         kernels("rounding").rows_by_row(self.words, self.scales, first, to)
 
@@ -186,9 +183,6 @@ class ByPair(FourBits):
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         return heads, self.capacity // BYTES, self._padded // self.deep, BYTES, LANES
-
-    def _round(self, rows: Floats, first: int) -> None:
-        kernels("rounding").put_by_pair(rows, self.words, self.scales, first)
 
     def _put(self, first: int, numbers: Small) -> None:
         nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, LANES)  # (H, N, slices, …)

@@ -12,24 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
+from cache.four_bits import BYTES, HALVES, LANES, LARGEST
 from cache.lane_kernels import as_real, as_whole
+from cache.planes import FIELDS
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
 Shorts = NDArray[np.uint16]
-LANES, BYTES, HALVES, FIELDS = 16, 4, 2, 4
-LARGEST = np.float32(7)
+STEPS = np.float32(LARGEST)
 TINY = np.float32(np.finfo(np.float32).tiny)
 
 
 @compiled
 def scale_of(row: Floats) -> np.float32:
-    """With which the largest number of a row becomes 7."""
+    """With which the largest number of a row becomes LARGEST."""
     largest = np.float32(0)
     for x in row:
         largest = max(largest, abs(x))
-    return largest / LARGEST
+    return largest / STEPS
 
 
 @compiled
@@ -42,35 +43,24 @@ def round_row(row: Floats, scale: float, numbers: Small) -> None:
 
 @compiled
 def put_by_row(rows: Floats, words: Words, scales: Floats, first: int) -> None:
-    """Write rows (H, N, D) at first, first + 1, … as `ByRow` has them: words (H, N / 16, D / 8, 16, 4)."""
-    numbers = np.zeros(words.shape[2] * HALVES * BYTES, np.int8)
+    """Write rows (H, N, D) at first, first + 1, … as `ByRow` and `ByPair` have them.
+
+    Args:
+        words: (H, tiles, slices, rows of a tile, bytes of a row), (…, 16, 4) and (…, 4, 16)
+    """
+    tall, run = words.shape[3], words.shape[4]
+    numbers = np.zeros(words.shape[2] * HALVES * run, np.int8)
     for head in range(rows.shape[0]):
         for n in range(rows.shape[1]):
             at = first + n
             scales[head, at] = scale_of(rows[head, n])
             round_row(rows[head, n], scales[head, at], numbers)
-            tile, lane = at // LANES, at % LANES
+            tile, lane = at // tall, at % tall
             for part in range(words.shape[2]):
-                begin = part * HALVES * BYTES
-                for byte in range(BYTES):
-                    upper = numbers[begin + BYTES + byte] << 4
+                begin = part * HALVES * run
+                for byte in range(run):
+                    upper = numbers[begin + run + byte] << 4
                     words[head, tile, part, lane, byte] = numbers[begin + byte] & 15 | upper & 240
-
-
-@compiled
-def put_by_pair(rows: Floats, words: Words, scales: Floats, first: int) -> None:
-    """The same as `ByPair` has them: words (H, N / 4, D / 32, 4, 16)."""
-    numbers = np.zeros(words.shape[2] * HALVES * LANES, np.int8)
-    for head in range(rows.shape[0]):
-        for n in range(rows.shape[1]):
-            at = first + n
-            scales[head, at] = scale_of(rows[head, n])
-            round_row(rows[head, n], scales[head, at], numbers)
-            for part in range(words.shape[2]):
-                begin = part * HALVES * LANES
-                for lane in range(LANES):
-                    upper = numbers[begin + LANES + lane] << 4
-                    words[head, at // BYTES, part, at % BYTES, lane] = numbers[begin + lane] & 15 | upper & 240
 
 
 @compiled
@@ -136,7 +126,7 @@ def rows_by_channel(words: Words, scales: Floats, first: int, to: Floats) -> Non
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
     none, words = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0, 0), np.uint8)
-    for put in (put_by_row, put_by_pair, put_by_channel):
+    for put in (put_by_row, put_by_channel):
         put(none, words, np.empty((0, 0), np.float32), 0)
     for rows in (rows_by_row, rows_by_channel):
         rows(words, np.empty((0, 0), np.float32), 0, none)
