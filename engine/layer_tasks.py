@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cache import SideBySide, Task, Tasks
-from engine.pairs import FEW, piece_of
+from engine.pairs import piece_of
 from engine.rounded import RoundedLinear, matrix_of
 from engine.usual import LANES, Parts, Product, epsilon_of
 
@@ -24,18 +24,22 @@ ADDED, GATED = 128, 32
 
 
 class Rooms(threading.local):
-    """What the layers of a model work in, one after the other: each thread has its own, for FEW rows.
+    """What the layers of a model work in, one after the other: each thread has its own.
 
     Args:
         widths: numbers of a row, by name
+        rows: as many fit into where they are, always; for more a room becomes another one
     """
 
-    def __init__(self, widths: dict[str, int], dtype: torch.dtype) -> None:
-        self._rooms = {name: torch.empty(FEW * width, dtype=dtype) for name, width in widths.items()}
+    def __init__(self, widths: dict[str, int], dtype: torch.dtype, rows: int = 0) -> None:
+        self._rooms = {name: torch.empty(rows * width, dtype=dtype) for name, width in widths.items()}
 
     def rows(self, name: str, rows: int, width: int) -> Tensor:
         """(rows, width)"""
-        return self._rooms[name][: rows * width].view(rows, width)
+        room = self._rooms[name]
+        if room.numel() < rows * width:
+            room = self._rooms[name] = torch.empty(rows * width, dtype=room.dtype)
+        return room[: rows * width].view(rows, width)
 
 
 class RowTasks:
@@ -47,7 +51,7 @@ class RowTasks:
         self.rows, self._jobs = rows, layer_kernels.jobs(width, weights)
         self._kept: list[Tensor] = []  # what else lies at addresses that tasks have, whatever a model gets instead
 
-    def _norm(self, norm: Any, x: Tensor, to: Tensor, rows: int) -> Task:
+    def norm(self, norm: Any, x: Tensor, to: Tensor, rows: int) -> Task:
         weight, epsilon = self._keep(norm.weight), epsilon_of(norm)
         bits = int(np.float64(epsilon).view(np.int64))
         words = (x.data_ptr(), weight.data_ptr(), to.data_ptr(), len(weight), bits)
@@ -69,8 +73,12 @@ class RowTasks:
         self._kept.append(weight.detach())
         return self._kept[-1]
 
-    def _add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
+    def add(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
         return self._elementwise(self._jobs.add, one, other, to, ADDED)
+
+    def gate(self, one: Tensor, other: Tensor, to: Tensor) -> Task:
+        """SiLU of one, times the other."""
+        return self._elementwise(self._jobs.swish, one, other, to, GATED)
 
     def _elementwise(self, job: int, one: Tensor, other: Tensor, to: Tensor, piece: int) -> Task:
         words = (one.data_ptr(), other.data_ptr(), to.data_ptr())
@@ -94,18 +102,18 @@ class LayerTasks(RowTasks):
         self.q, self.k, self.v = (x.view(rows, -1, head_dim) for x in (q, k, v))
         of_heads = (parts.q_norm, q), (parts.k_norm, k)
         self.before = Tasks([
-            self._norm(parts.before, given, normed, rows),
+            self.norm(parts.before, given, normed, rows),
             self._products(normed, (parts.q, q), (parts.k, k), (parts.v, v)),
-            *(self._norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
+            *(self.norm(norm, x, x, x.numel() // head_dim) for norm, x in of_heads if norm is not None),
         ])  # fmt: skip
         self.after = Tasks([
             self._product(parts.o, attended, normed),
-            self._add(given, normed, room["stream"]),
-            self._norm(parts.after, room["stream"], normed, rows),
+            self.add(given, normed, room["stream"]),
+            self.norm(parts.after, room["stream"], normed, rows),
             self._products(normed, (parts.gate, gate), (parts.up, up)),
-            self._elementwise(self._jobs.swish, gate, up, gate, GATED),
+            self.gate(gate, up, gate),
             self._product(parts.down, gate, normed),
-            self._add(room["stream"], normed, given),
+            self.add(room["stream"], normed, given),
         ])  # fmt: skip
 
 
@@ -122,7 +130,7 @@ class EndTasks(RowTasks):
         self.given, normed = (rooms.rows(name, rows, len(norm.weight)) for name in ("given", "normed"))
         self._outputs, self._dtype = len(matrix_of(head)), norm.weight.dtype
         nowhere = torch.empty(0)
-        self.tasks = Tasks([self._norm(norm, self.given, normed, rows), self._product(head, normed, nowhere)])
+        self.tasks = Tasks([self.norm(norm, self.given, normed, rows), self._product(head, normed, nowhere)])
 
     def aimed(self) -> Tensor:
         """Where the product will be: (rows, outputs)."""
@@ -131,10 +139,10 @@ class EndTasks(RowTasks):
         return product
 
 
-def rooms_of(all_parts: Sequence[Parts]) -> Rooms:
+def rooms_of(all_parts: Sequence[Parts], rows: int) -> Rooms:
     """For layers of such parts."""
     widths = [widths_of(parts) for parts in all_parts]
-    return Rooms({name: max(each[name] for each in widths) for name in widths[0]}, all_parts[0].dtype)
+    return Rooms({name: max(each[name] for each in widths) for name in widths[0]}, all_parts[0].dtype, rows)
 
 
 def widths_of(parts: Parts) -> dict[str, int]:

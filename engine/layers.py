@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from engine.broad_layer import BroadLayer
 from engine.layer_tasks import rooms_of
+from engine.pairs import FEW
 from engine.quick import QuickLayer
 from engine.usual import Ends, Parts, Seen, alike, given_out, louder, observed, pretended_step
 from engine.whole import QuickModel
@@ -33,8 +35,12 @@ def quicken_layers(model: nn.Module, kv_heads: int, head_dim: int) -> Callable[[
     fitting = {layer: parts for layer, parts in found if parts is not None and parts.fits(kv_heads, head_dim)}
     if not fitting:
         return lambda: None
-    rooms, step = rooms_of(list(fitting.values())), pretended_step(kv_heads, head_dim)
-    quick = {layer: QuickLayer(layer, parts, head_dim, rooms) for layer, parts in fitting.items()}
+    rooms, broad = (rooms_of(list(fitting.values()), rows) for rows in (FEW, 0))
+    step = pretended_step(kv_heads, head_dim)
+    quick = {
+        layer: QuickLayer(layer, parts, head_dim, rooms, BroadLayer(parts, head_dim, broad))
+        for layer, parts in fitting.items()
+    }
     for times in (1.0, LOUD):
         with louder([norm for parts in fitting.values() for norm in parts.norms], times):
             seen = observed(model, list(quick), step)

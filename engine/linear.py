@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import over_heads
-from engine.many_rows import by_wide_pieces, native
+from engine.many_rows import many, native
 from engine.pairs import PairProduct
 
 FEW = 16
@@ -73,7 +73,7 @@ class WideProduct:
     def __call__(self, x: Tensor) -> Tensor:
         weight, channels = self._weight, x.shape[-1]
         if x.numel() > FEW * channels or channels % LANES:
-            return by_wide_pieces(x, weight, self._bias, self._scales)
+            return many(x, weight, self._bias, self._scales)
         rows = x.reshape(-1, channels).float()
         product = self._few(rows, weight) if len(rows) <= SEVERAL else self._several(rows, weight)
         if self._scales is not None:

@@ -24,18 +24,29 @@ def native(dtype: torch.dtype) -> bool:
     return dtype == torch.float16 and torch.cpu._is_amx_fp16_supported()
 
 
-def many(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None) -> Tensor:
-    """x (…, channels) times weights (outputs, channels), times scales: (…, outputs), of the type of x."""
-    if not native(x.dtype):
-        return by_wide_pieces(x, weight, bias, scales)
-    return functional.linear(x, weight, bias) if scales is None else by_short_pieces(x, weight, bias, scales)
+def many(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None, to: Tensor | None = None) -> Tensor:
+    """x (…, channels) times weights (outputs, channels), times scales: (…, outputs), of the type of x.
+
+    Args:
+        to: where it goes, if that is known
+    """
+    product = x.new_empty(*x.shape[:-1], len(weight)) if to is None else to
+    rows, products = x.reshape(-1, x.shape[-1]), product.view(-1, len(weight))
+    if scales is None and (native(x.dtype) or x.dtype == weight.dtype == torch.float32):
+        if bias is None:
+            torch.mm(rows, weight.T, out=products)
+        else:
+            torch.addmm(bias, rows, weight.T, out=products)
+    elif scales is not None and native(x.dtype):
+        by_short_pieces(rows, weight, bias, scales, products)
+    else:
+        by_wide_pieces(rows, weight, bias, scales, products)
+    return product
 
 
-def by_wide_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None) -> Tensor:
-    """`many`, for which one piece of the matrix after the other becomes fp32."""
-    rows = x.reshape(-1, x.shape[-1]).float()
-    product = torch.empty(len(rows), len(weight), dtype=x.dtype)
-    piece = max(1, PIECE_BYTES // (4 * weight.shape[1]))
+def by_wide_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None, to: Tensor) -> None:
+    """`many` of x (rows, channels), for which one piece of the matrix after the other becomes fp32."""
+    rows, piece = x.float(), max(1, PIECE_BYTES // (4 * weight.shape[1]))
     for start in range(0, len(weight), piece):
         mine = slice(start, start + piece)
         some = functional.linear(rows, weight[mine].float())
@@ -43,18 +54,14 @@ def by_wide_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tenso
             some *= scales[mine]
         if bias is not None:
             some += bias[mine]
-        product[:, mine] = some
-    return product.view(*x.shape[:-1], -1)
+        to[:, mine] = some
 
 
-def by_short_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor) -> Tensor:
-    """`many`, for which one piece of a matrix of 8 bits after the other becomes numbers of the type of x."""
-    rows = x.reshape(-1, x.shape[-1])
-    product = torch.empty(len(rows), len(weight), dtype=x.dtype)
+def by_short_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor, to: Tensor) -> None:
+    """The same of a matrix of 8 bits, for which one piece after the other becomes numbers of the type of x."""
     piece = max(1, SHORT_PIECE_BYTES // (x.itemsize * weight.shape[1]))
     for start in range(0, len(weight), piece):
         mine = slice(start, start + piece)
-        torch.mul(functional.linear(rows, weight[mine].to(x.dtype)), scales[mine], out=product[:, mine])
+        torch.mul(functional.linear(x, weight[mine].to(x.dtype)), scales[mine], out=to[:, mine])
     if bias is not None:
-        product += bias
-    return product.view(*x.shape[:-1], -1)
+        to += bias

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.base import Attention
+from engine.broad_layer import BroadLayer
 from engine.layer_tasks import LayerTasks, Rooms
 from engine.pairs import FEW
 from engine.step import Step
@@ -31,21 +32,23 @@ class QuickLayer:
     """What stands for a layer's `forward`.
 
     Args:
-        rooms: of the layers of its model
+        rooms: of the layers of its model, for FEW rows
+        broad: what goes for more positions
     """
 
-    def __init__(self, layer: Any, parts: Parts, head_dim: int, rooms: Rooms) -> None:
+    def __init__(self, layer: Any, parts: Parts, head_dim: int, rooms: Rooms, broad: BroadLayer) -> None:
         self._whole: Callable[..., Tensor] = layer.forward
-        self.layer, self.parts, self.head_dim, self.rooms = layer, parts, head_dim, rooms
+        self.layer, self.parts, self.head_dim, self.rooms, self._broad = layer, parts, head_dim, rooms, broad
         self._mine = threading.local()
 
     def __call__(self, hidden_states: Tensor, **told: Any) -> Tensor:
         """(1, positions, channels) to the same."""
-        rows, x = hidden_states.numel() // self.parts.width, hidden_states
+        x = hidden_states
         mine = "cairn_attention" in told  # else it is trained, or compared
-        if not mine or rows > FEW or x.dtype != self.parts.dtype or not x.is_contiguous():
+        if not mine or x.dtype != self.parts.dtype or not x.is_contiguous():
             return self._whole(hidden_states, **told)
-        return self.run(x, told["cairn_attention"], told["cairn_step"])
+        run = self.run if x.numel() <= FEW * self.parts.width else self._broad.run
+        return run(x, told["cairn_attention"], told["cairn_step"])
 
     def run(self, x: Tensor, attention: Attention, step: Step) -> Tensor:
         """What the layer makes of x (1, positions, channels), contiguous, as many as FEW at most."""

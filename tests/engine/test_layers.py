@@ -71,7 +71,7 @@ def test_a_usual_layer_gives_what_it_gave(family: str, dtype: str, weights: str,
     model = loaded(family, tmp_path, dtype, weights, **LARGE)
     assert len(quick_layers(model.model)) == 3
     assert isinstance(vars(model.model)["forward"], QuickModel)
-    for rows in (1, 2, 3, 7, 16, FEW, FEW + 1):
+    for rows in (1, 2, 3, 7, 16, FEW, FEW + 1, 100):
         torch.manual_seed(rows)
         hidden = 3 * torch.randn(1, rows, 128).to(model.dtype)
         found = outputs(model, hidden)
@@ -208,7 +208,7 @@ def test_rows_do_not_depend_on_those_beside_them(tmp_path: Path) -> None:
 
 def test_two_threads_have_rooms_of_their_own(tmp_path: Path) -> None:
     model = loaded("llama", tmp_path)
-    texts = [torch.randn(1, rows, 64) for rows in (1, 5)]
+    texts = [torch.randn(1, rows, 64) for rows in (1, 5, FEW + 1, 90)]
     expected = [outputs(model, hidden)[:3] for hidden in texts]
     with ThreadPoolExecutor(2) as pool:
         for _ in range(20):
