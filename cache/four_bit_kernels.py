@@ -8,7 +8,7 @@ are written for LLVM itself, because Numba makes 64-bit numbers of every sum of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from cache.lane_kernels import (
     as_real,
     as_whole,
     ask,
+    at,
     knows,
     load,
     plus_product,
@@ -41,16 +42,20 @@ from cache.lane_kernels import (
     spread,
     store,
 )
-from cache.product_kernels import KNOWN, Sums, Way
+from cache.product_kernels import KNOWN, REGISTERS, Sums, Way
 
 SLICE_BYTES = LANES * BYTES
 TOGETHER = 8
 """Queries that are looked at together."""
 WIDEST = TOGETHER if KNOWN[0].width == SLICE_BYTES else TOGETHER // 2
 """Those that share the work of unpacking rows: so many sums stay in registers, of which AVX2 has half as many."""
+NEAR = 16
+"""Tiles that all queries look at before the next ones."""
+MOST_BESIDE = 4
+"""Slices whose sums are added up at once, at most."""
 AT_ONCE = knows("avx512f")
 """Whether two operations on bits are one instruction."""
-AHEAD = 64
+AHEAD = 128
 """Slices: so far before it is needed a slice is asked for, into the cache behind the nearest one, which bears more such
 wishes at once."""
 HALVES = DEEP // BYTES
@@ -78,11 +83,14 @@ def both_halves(builder: Any, words: Any) -> Iterator[Any]:
         yield b.xor(low, same(WHOLES, signs)) if AT_ONCE else low
 
 
-def add_slice(builder: Any, sums: Sums, slice: Any, vectors: list[Any]) -> None:
-    """To each sum both halves of a slice times 8 numbers from each of these addresses on."""
-    b = builder
-    for half, numbers in enumerate(both_halves(b, load(b, slice, WHOLES, 1))):
-        add_part(b, sums, half, numbers, [b.add(vector, I64(BYTES * half)) for vector in vectors])
+def add_slices(builder: Any, sums: Sums, slices: list[Any], vectors: list[Any]) -> None:
+    """To the sums of each slice, one for each of these vectors, both its halves times 8 numbers from an address on."""
+    b, words = builder, [load(builder, slice, WHOLES, 1) for slice in slices]
+    for half, numbers in enumerate(zip(*(both_halves(b, word) for word in words), strict=True)):
+        for i, vector in enumerate(vectors):
+            factors = spread_at(b, b.add(vector, I64(BYTES * half)))
+            for place, mine in enumerate(numbers):
+                sums.add(place * len(vectors) + i, half, mine, factors)
 
 
 def add_part(builder: Any, sums: Sums, part: int, numbers: Any, vectors: list[Any]) -> None:
@@ -91,35 +99,61 @@ def add_part(builder: Any, sums: Sums, part: int, numbers: Any, vectors: list[An
         sums.add(i, part, numbers, spread_at(builder, vector))
 
 
-def rows_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
-    """Of each of so many vectors of 8-bit numbers, its product with the 16 rows of a tile.
+def beside(vectors: int, way: Way) -> int:
+    """How many slices' sums are added up at once: a product waits for some others of its own sum, and what is asked
+    is read once for all of them."""
+    return max(1, min(MOST_BESIDE, REGISTERS // vectors)) if way.whole else 1
 
-    The result takes addresses, and strides in bytes: the tile's first slice, how many there are; the first vector, the
-    stride to the next one; for each vector what its sum begins with, and a scale; a scale for each row; where the 16
-    results of the first vector go, and the stride to the next one's.
+
+def in_bundles(builder: Any, count: Any, most: int, work: Callable[[Any, int], None]) -> None:
+    """Work from each of so many numbers on, `most` at once, and what is left one by one."""
+    b = builder
+    bundles = b.sdiv(count, I64(most))
+    with cgutils.for_range(b, bundles) as loop:
+        work(b.mul(loop.index, I64(most)), most)
+    if most > 1:
+        with cgutils.for_range(b, count, b.mul(bundles, I64(most))) as loop:
+            work(loop.index, 1)
+
+
+def rows_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
+    """Of each of so many vectors of 8-bit numbers, its products with rows, 16 of them in a tile.
+
+    The result takes addresses, and strides in bytes: the first tile's first slice, how many tiles there are, and slices
+    of each; the first vector, the stride to the next one; for each vector what its sums begin with, and a scale; a
+    scale for each row; where the results of the first vector go, and the stride to the next one's.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def rows(
-        context: Any, slices: Any, count: Any, vector: Any, apart: Any, starts: Any, sizes: Any, scales: Any, to: Any,
-        to_apart: Any,
+        context: Any, words: Any, tiles: Any, count: Any, vector: Any, apart: Any, starts: Any, sizes: Any, scales: Any,
+        to: Any, to_apart: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            slices, count, vector, apart, starts, sizes, scales, to, to_apart = arguments
-            each = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)]
-            sums = Sums(b, vectors, LARGEST, way, HALVES)
-            sums.begin(spread_at(b, b.add(starts, I64(4 * i))) for i in range(vectors))
-            with sums.steps(count, HALVES) as step:
-                slice = b.add(slices, b.mul(step, I64(SLICE_BYTES)))
-                ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)), nearest=False)
-                add_slice(b, sums, slice, [b.add(one, b.mul(step, I64(DEEP))) for one in each])
-            per_row = load(b, scales, REALS)
-            for i, total in enumerate(sums.in_reals()):
-                factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
-                store(b, b.fmul(total, factor), b.add(to, b.mul(to_apart, I64(i))))
+            words, tiles, count, vector, apart, starts, sizes, scales, to, to_apart = arguments
+            each, stride = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)], b.mul(count, I64(SLICE_BYTES))
+
+            def multiply(tile: Any, few: int) -> None:
+                sums, places = Sums(b, few * vectors, LARGEST, way, HALVES), [b.add(tile, I64(i)) for i in range(few)]
+                begun = [spread_at(b, b.add(starts, I64(4 * i))) for i in range(vectors)]
+                sums.begin(begun * few)
+                with sums.steps(count, HALVES) as step:
+                    further = b.add(words, b.mul(step, I64(SLICE_BYTES)))
+                    slices = [b.add(further, b.mul(place, stride)) for place in places]
+                    for slice in slices:
+                        ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)), nearest=False)
+                    add_slices(b, sums, slices, [b.add(one, b.mul(step, I64(DEEP))) for one in each])
+                totals = iter(sums.in_reals())
+                for place in places:
+                    per_row = load(b, at(b, scales, place), REALS)
+                    for i in range(vectors):
+                        factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
+                        store(b, b.fmul(next(totals), factor), at(b, b.add(to, b.mul(to_apart, I64(i))), place))
+
+            in_bundles(b, tiles, beside(vectors, way), multiply)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 9), generate
+        return types.void(*[types.intp] * 10), generate
 
     return rows
 
@@ -144,26 +178,33 @@ def channels_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
             slices, groups, count, chunk, vector, starts, sizes, apart, to, to_apart = arguments
             offsets = [b.mul(apart, I64(i)) for i in range(vectors)]
             first_sums = [b.add(to, b.mul(to_apart, I64(i))) for i in range(vectors)]
-            stride, sums = b.mul(groups, I64(SLICE_BYTES)), Sums(b, vectors, LARGEST, way, HALVES)
+            stride = b.mul(groups, I64(SLICE_BYTES))
             chunks = b.sdiv(b.add(count, b.sub(chunk, I64(1))), chunk)
             with cgutils.for_range(b, chunks) as loop:
                 first, place = b.mul(loop.index, chunk), b.mul(loop.index, I64(4))
                 left = b.sub(count, first)
-                few = b.select(b.icmp_signed("<", left, chunk), left, chunk)
+                taken = b.select(b.icmp_signed("<", left, chunk), left, chunk)
                 begun = [load(b, b.add(b.add(starts, place), offset), I32) for offset in offsets]
                 scales = [spread(b, load(b, b.add(b.add(sizes, place), offset), F32), REALS) for offset in offsets]
-                with cgutils.for_range(b, groups) as group:
-                    of_group = b.mul(group.index, I64(SLICE_BYTES))
-                    sums.begin(spread(b, start, WHOLES) for start in begun)
-                    with sums.steps(few, HALVES) as step:
+
+                def add_up(group: Any, few: int) -> None:
+                    sums = Sums(b, few * vectors, LARGEST, way, HALVES)
+                    of_groups = [b.mul(b.add(group, I64(i)), I64(SLICE_BYTES)) for i in range(few)]
+                    sums.begin([spread(b, start, WHOLES) for start in begun] * few)
+                    with sums.steps(taken, HALVES) as step:
                         octet = b.add(first, step)
-                        slice = b.add(slices, b.add(b.mul(octet, stride), of_group))
-                        ask(b, b.add(slice, b.mul(stride, chunk)), nearest=False)
-                        mine = b.add(vector, b.mul(octet, I64(DEEP)))
-                        add_slice(b, sums, slice, [b.add(mine, offset) for offset in offsets])
-                    for each, size, added in zip(first_sums, scales, sums.in_reals(), strict=True):
-                        total = b.add(each, of_group)
-                        store(b, plus_product(b, load(b, total, REALS), added, size), total)
+                        row, mine = b.add(slices, b.mul(octet, stride)), b.add(vector, b.mul(octet, I64(DEEP)))
+                        lying = [b.add(row, of_group) for of_group in of_groups]
+                        for slice in lying:
+                            ask(b, b.add(slice, b.mul(stride, chunk)), nearest=False)
+                        add_slices(b, sums, lying, [b.add(mine, offset) for offset in offsets])
+                    totals = iter(sums.in_reals())
+                    for of_group in of_groups:
+                        for each, size in zip(first_sums, scales, strict=True):
+                            total = b.add(each, of_group)
+                            store(b, plus_product(b, load(b, total, REALS), next(totals), size), total)
+
+                in_bundles(b, groups, beside(vectors, way), add_up)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate
@@ -206,10 +247,10 @@ def multiply_rows(
             which must be there
     """
     queries, slices = numbers.shape[0], numbers.shape[1] // DEEP
-    apart, row_apart = numbers.shape[1], 4 * products.shape[1]
+    apart, row_apart, tiles = numbers.shape[1], 4 * products.shape[1], (count + LANES - 1) // LANES
     results = address(products) + 4 * start
-    for tile in range((count + LANES - 1) // LANES):
-        first, per_row = words + tile * slices * SLICE_BYTES, scales + 4 * tile * LANES
+    for tile in range(0, tiles, NEAR):
+        first, per_row, few = words + tile * slices * SLICE_BYTES, scales + 4 * tile * LANES, min(NEAR, tiles - tile)
         query = 0
         while query < queries:
             left, place = queries - query, 4 * query
@@ -220,16 +261,16 @@ def multiply_rows(
             )
             to = results + query * row_apart + 4 * tile * LANES
             if left >= WIDEST:
-                rows_most(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                rows_most(first, few, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
                 query += WIDEST
             elif left >= 4:
-                rows_four(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                rows_four(first, few, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
                 query += 4
             elif left >= 2:
-                rows_two(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                rows_two(first, few, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
                 query += 2
             else:
-                rows_one(first, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
+                rows_one(first, few, slices, vector, apart, start_at, size_at, per_row, to, row_apart)
                 query += 1
 
 

@@ -105,6 +105,8 @@ class BlockIndex:
         shape: what is kept of a block
         meter: counts the memory that it takes
         device: where it lies: where attention computes
+        slab: where it lies if it is large
+        stands_for: blocks of the session that a block of this index is
 
     Attributes:
         pairs: what is looked at of pairs of blocks, if the shape asks for it
@@ -112,17 +114,24 @@ class BlockIndex:
     """
 
     def __init__(
-        self, kv_heads: int, shape: IndexShape, meter: Meter | None = None, device: torch.device = CPU
+        self,
+        kv_heads: int,
+        shape: IndexShape,
+        meter: Meter | None = None,
+        device: torch.device = CPU,
+        slab: Slab | None = None,
+        stands_for: int = 1,
     ) -> None:
         self.shape = shape
         self.count = 0
         self._kv_heads = kv_heads
         self._meter, self._device = meter, device
-        self._slab = Slab()
+        self._slab, self._stands_for = slab or Slab(), stands_for
 
         def vectors(width: int, storage: type[Rows]) -> Vectors:
             rounded = storage if device.type == "cpu" else Packed
-            return Vectors(kv_heads, width, rounded if shape.rounded else Rows, meter, self._slab, device)
+            kind = rounded if shape.rounded else Rows
+            return Vectors(kv_heads, width, kind, meter, self._slab, device, stands_for=stands_for)
 
         def landmarks(width: int) -> Vectors | Centred:
             if not (shape.centred and shape.rounded):
@@ -136,8 +145,9 @@ class BlockIndex:
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
         self._copies = [vectors(shape.copies[1], kind) for kind in (ByRow, ByChannel) if shape.copies[0]]
         gathers = shape.gather is not None
-        self.pairs = BlockIndex(kv_heads, shape.of_pairs, meter, device) if gathers else None
-        self.sections = BlockIndex(kv_heads, shape.of_sections, meter, device) if gathers else None
+        lying = meter, device, self._slab
+        self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
+        self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
         of_pairs = (kv_heads, shape.widths[0], ByPair, meter, self._slab, device, PAIR)
         self._opened = Vectors(*of_pairs) if shape.opens(device) else None
         self._table: Numbers | None = None
@@ -324,17 +334,17 @@ class BlockIndex:
         self._gather()
         self._forget_addresses()
 
-    def fork(self, count: int) -> BlockIndex:
-        """An index of the first `count` blocks that shares their storage."""
-        fork = BlockIndex(self._kv_heads, self.shape, self._meter, self._device)
+    def fork(self, count: int, slab: Slab | None = None) -> BlockIndex:
+        """An index of the first `count` blocks that shares their storage; it goes on in a slab of its own."""
+        fork = BlockIndex(self._kv_heads, self.shape, self._meter, self._device, slab, self._stands_for)
         fork.count = count
         fork._landmarks = [vectors.fork(count * self.shape.landmarks, fork._slab) for vectors in self._landmarks]
         fork._values = self._values.fork(count if self.shape.values else 0, fork._slab)
         fork._slopes = [vectors.fork(count, fork._slab) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
-        fork.sections = self.sections and self.sections.fork(count // SECTION)
-        fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS)
+        fork.sections = self.sections and self.sections.fork(count // SECTION, fork._slab)
+        fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS, fork._slab)
         fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork
 

@@ -34,6 +34,8 @@ from cache.lane_kernels import (
 ROOM = 2**15 - 1
 """The largest number of 16 bits."""
 BYTES = 4 * LANES
+REGISTERS = 16
+"""Of 32 vectors of 64 bytes those that sums may take."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Way:
     product: str = ""
     width: int = BYTES
     widen: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a sum is one vector, to which one instruction adds: then there are twice as many vectors, too."""
+        return bool(self.product) and self.width == BYTES and not self.widen
 
 
 WAYS = {
@@ -74,7 +81,8 @@ class Sums:
     def __init__(self, builder: Any, count: int, most: int, way: Way = KNOWN[0], turns: int = 1) -> None:
         self._builder, self._way, self._parts = builder, way, BYTES // way.width
         self._most = ROOM // (2 * most * FINEST)
-        turns = 1 if way.widen or turns * count * self._parts > 8 else turns
+        most_sums = REGISTERS if way.whole else REGISTERS // 2
+        turns = 1 if way.widen or turns * count * self._parts > most_sums else turns
         lanes = LANES // self._parts
         self._bytes, self._shorts, self._wholes = (
             ir.VectorType(kind, size * lanes) for kind, size in ((I8, 4), (I16, 2), (I32, 1))

@@ -22,8 +22,8 @@ from cache.rows import CPU, Rows, each_head
 
 FIRST_SEGMENT, MANY, LARGEST_SEGMENT = 64, 1024, 8192
 """All sizes are multiples of the first one, and so are the rows before a segment: kernels round 64 weights together,
-and which ones must not depend on who shares storage with whom. From `MANY` rows on a segment lies in large pages, which
-its first rows take whole: heads lie apart."""
+and which ones must not depend on who shares storage with whom. Rows for `MANY` blocks or more lie in large pages, which
+the first of them take whole: heads lie apart."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Vectors:
         slab: where rows lie that are many
         device: whose memory they lie in
         side_by_side: rows that are added together: storage grows by as many times more rows
+        stands_for: blocks that a row stands for
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Vectors:
         slab: Slab | None = None,
         device: torch.device = CPU,
         side_by_side: int = 1,
+        stands_for: int = 1,
     ) -> None:
         self._shape = (kv_heads, width)
         self._storage = storage
@@ -97,7 +99,7 @@ class Vectors:
         self._meter = meter or Meter()
         self._segments: list[Segment] = []
         self._owned = False
-        self._side_by_side = side_by_side
+        self._side_by_side, self._stands_for = side_by_side, stands_for
         self.count = 0
 
     def add(self, rows: Tensor) -> None:
@@ -123,7 +125,7 @@ class Vectors:
         if not self._owned or not self._segments[-1].room:
             capacity = 2 * self._segments[-1].storage.capacity if self._owned else self._first_segment
             capacity = min(capacity, LARGEST_SEGMENT * self._side_by_side)
-            take = self._slab.take if capacity >= MANY else zero_bytes
+            take = self._slab.take if capacity * self._stands_for >= MANY else zero_bytes
             storage = self._storage(self._shape[0], capacity, self._shape[1], take, self._device)
             use = self._meter.watch(storage)
             if not self._backed_when_written:
@@ -260,7 +262,8 @@ class Vectors:
 
     def fork(self, count: int, slab: Slab | None = None) -> Vectors:
         """Vectors that are the first `count` rows and share their storage; they go on in a slab of their own."""
-        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device, self._side_by_side)
+        of_rows = self._side_by_side, self._stands_for
+        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device, *of_rows)
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:

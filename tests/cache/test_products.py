@@ -40,16 +40,34 @@ def call(kernel: Any, *arguments: Any) -> Any:
 @WAYS
 @SLICES
 @LARGEST
-@pytest.mark.parametrize("queries", [1, 4])
-def test_products_with_rows(way: Any, slices: int, largest: bool, queries: int) -> None:
-    words, numbers = bytes_of((slices, 16, 4), largest, 0x77), asked(queries, 8 * slices, largest)
-    starts, ones = np.arange(-queries, queries, 2, dtype=np.int32), np.ones(16, np.float32)
-    found = np.zeros((queries, 16), np.float32)
+@pytest.mark.parametrize("queries", [1, 2, 4, 8])
+@pytest.mark.parametrize("tiles", [1, 7])
+def test_products_with_rows(way: Any, slices: int, largest: bool, queries: int, tiles: int) -> None:
+    words, numbers = bytes_of((tiles, slices, 16, 4), largest, 0x77), asked(queries, 8 * slices, largest)
+    starts, ones = np.arange(-queries, queries, 2, dtype=np.int32), np.ones(16 * tiles, np.float32)
+    found = np.zeros((queries, tiles, 16), np.float32)
     kernel = four_bits.rows_kernel(queries, way=way)
-    call(kernel, words, slices, numbers, 8 * slices, starts, ones, ones, found, 64)
-    nibbles = np.stack((words & 15, words >> 4), axis=-2).astype(np.int64) ^ 8  # (slices, lanes, halves, bytes)
+    call(kernel, words, tiles, slices, numbers, 8 * slices, starts, ones, ones, found, 64 * tiles)
+    nibbles = np.stack((words & 15, words >> 4), axis=-2).astype(np.int64) ^ 8  # (tiles, slices, lanes, halves, bytes)
     factors = numbers.astype(np.int64).reshape(queries, slices, 2, 4)
-    assert np.array_equal(found, starts[:, None] + np.einsum("slhb,qshb->ql", nibbles, factors))
+    assert np.array_equal(found, starts[:, None, None] + np.einsum("tslhb,qshb->qtl", nibbles, factors))
+
+
+@WAYS
+@LARGEST
+@pytest.mark.parametrize("queries", [1, 2, 4, 8])
+@pytest.mark.parametrize("groups", [1, 7])
+def test_rows_by_weights(way: Any, largest: bool, queries: int, groups: int) -> None:
+    """Of 11 slices 8 are weighed with one scale and 3 with the next one."""
+    words, weights = bytes_of((11, groups, 16, 4), largest, 0x77), asked(queries, 128, largest)
+    starts, sizes = np.arange(32 * queries, dtype=np.int32).reshape(queries, 32), np.ones((queries, 32), np.float32)
+    found = np.ones((queries, groups, 16), np.float32)
+    kernel = four_bits.channels_kernel(queries, way=way)
+    call(kernel, words, groups, 11, 8, weights, starts, sizes, 128, found, 64 * groups)
+    nibbles = np.stack((words & 15, words >> 4), axis=-2).astype(np.int64) ^ 8  # (slices, groups, lanes, halves, bytes)
+    factors = weights.astype(np.int64)[:, :88].reshape(queries, 11, 2, 4)
+    sums = np.einsum("sglhb,qshb->qgl", nibbles, factors)
+    assert np.array_equal(found, 1 + starts[:, :2].sum(1)[:, None, None] + sums)
 
 
 @WAYS

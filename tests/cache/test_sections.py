@@ -23,6 +23,7 @@ from cache import (
     pairs_opened,
     slopes,
 )
+from cache.pages import Slab
 from cache.sections import Gathered, gathered_profile
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
@@ -191,6 +192,33 @@ def rounded(rows: Tensor) -> Tensor:
     """Queries as the kernels take them: in 8 bits, with a scale each."""
     scale = rows.abs().amax(-1, keepdim=True) / 127
     return (rows / scale).round() * scale
+
+
+class Told(Slab):
+    """Tells where its pieces lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: set[int] = set()
+
+    def take(self, count: int) -> np.ndarray:
+        piece = super().take(count)
+        self.pieces.add(piece.ctypes.data)
+        return piece
+
+
+def test_from_many_blocks_on_pairs_and_sections_lie_in_large_pages_with_their_blocks() -> None:
+    slab = Told()
+    index = BlockIndex(HEADS, SHAPE, slab=slab)
+    index.add(summary(*drawn(1032)))
+    seen = set()
+    for kept, stands_for in ((index, 1), (index.pairs, PAIR), (index.sections, SECTION)):
+        assert kept is not None
+        for capacity, _, words, *_ in kept.table:
+            large = bool(capacity * stands_for >= 1024)
+            seen.add((stands_for, large))
+            assert (int(words) in slab.pieces) == large
+    assert len(seen) == 6, "each has both"
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5, 9])
