@@ -15,6 +15,7 @@ does in torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,26 +59,43 @@ def widened(builder: Any, address: Any, kind: Any) -> Any:
 
 
 def lane_sums(builder: Any, vectors: list[Any]) -> Any:
-    """The sum over the lanes of each of 1, 2, 4, 8 or 16 vectors, as one vector of that many lanes.
+    """The sum over the lanes of each of 1, 2, 4, 8 or 16 vectors, as one vector of that many lanes."""
+    return over_each(builder, vectors, builder.fadd)
 
-    Two vectors whose sums are still spread over runs of lanes become one, with runs half as long, until there is one
-    vector; its own runs are folded then.
+
+def over_each(builder: Any, vectors: list[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """What joins all lanes, in any order, of each of 1, 2, 4, 8 or 16 vectors, as one vector of that many lanes.
+
+    Two vectors whose results are still spread over runs of lanes become one, with runs half as long: of each run one
+    half is where it was, which takes a blend, for which there are more ports than for a shuffle, and the other half is
+    swapped with the other vector's. Runs of one vector are folded.
     """
     run = LANES
+    vectors = [vectors[place] for place in from_behind(len(vectors))]
     while run > 1:
         run //= 2
-        several = len(vectors) > 1
-        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if several else [(vectors[0], vectors[0])]
-        lanes_left = 2 * LANES if several else vectors[0].type.count
-        vectors = []
-        for one, other in pairs:
-            halves = []
-            for half in (0, run):
-                places = [start + half + i for start in range(0, lanes_left, 2 * run) for i in range(run)]
-                mask = ir.Constant(ir.VectorType(I32, len(places)), places)
-                halves.append(builder.shuffle_vector(one, other, mask))
-            vectors.append(builder.fadd(*halves))
+        lanes_left = vectors[0].type.count
+        starts = range(0, lanes_left, 2 * run)
+        if len(vectors) > 1:
+            kept = [start + i + half * (lanes_left + run) for start in starts for half in (0, 1) for i in range(run)]
+            swapped = [
+                start + i + (1 - half) * run + half * lanes_left
+                for start in starts
+                for half in (0, 1)
+                for i in range(run)
+            ]
+            pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+        else:
+            kept, swapped = ([start + i + half for start in starts for i in range(run)] for half in (0, run))
+            pairs = [(vectors[0], vectors[0])]
+        masks = [ir.Constant(ir.VectorType(I32, len(places)), places) for places in (kept, swapped)]
+        vectors = [join(*(builder.shuffle_vector(one, other, mask) for mask in masks)) for one, other in pairs]
     return vectors[0]
+
+
+def from_behind(count: int) -> list[int]:
+    """0, …, count - 1, a power of two, ordered by their bits from the last one on."""
+    return [0] if count == 1 else [2 * i + odd for odd in (0, 1) for i in from_behind(count // 2)]
 
 
 def ask_lines(builder: Any, address: Any, count: int) -> None:
@@ -163,19 +181,9 @@ def multiply(
         inputs, inputs_apart: address of fp32 inputs (rows, channels), and bytes from one to the next
         to, to_apart: where the product of the first one with row `first` goes, and bytes to the next one's
     """
-    apart = TALL * weights.itemsize * weights.shape[1]
-    ahead = apart if apart <= FAR else NEAR
-    multiply_before(weights, inputs, inputs_apart, to, to_apart, rows, first, last, ahead)
-
-
-@compiled
-def multiply_before(
-    weights: NDArray[Any], inputs: int, inputs_apart: int, to: int, to_apart: int, rows: int, first: int, last: int,
-    ahead: int,
-) -> None:  # fmt: skip
-    """`multiply`, which asks for what lies so many bytes ahead of what it reads."""
     channels = weights.shape[1]
     apart, steps = weights.itemsize * channels, channels // LANES
+    ahead = TALL * apart if TALL * apart <= FAR else NEAR
     output = first
     while output < last:
         tall = TALL if output + TALL <= last else 1
@@ -267,90 +275,3 @@ def multiply_columns(
             begin = address(columns) + 4 * LANES * channel
             add_products(address(wide), 4 * wide.shape[1], begin, steps, address(room))
         products[output : output + tall] = room[:tall]
-
-
-def sum_kernel(groups: int, vectors: int) -> Any:
-    """Adds rows of a matrix, times a factor of each group, to a sum of each group; 16 * vectors channels of them.
-
-    The result takes the matrix, and addresses and strides in bytes: from its first number to the first row, the stride
-    to the next one; how many; how far ahead of them to ask for others; the first group's first factor, the stride to
-    the next group's; the first group's sum, and the stride to the next one's.
-    """
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def add(
-        context: Any, matrix: Any, offset: Any, apart: Any, count: Any, ahead: Any, factors: Any, factors_apart: Any,
-        sums: Any, sums_apart: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            array, offset, apart, count, ahead, factors, factors_apart, sums, sums_apart = arguments
-            kind = signature.args[0]
-            width = kind.dtype.bitwidth // 8
-            start = b.add(b.ptrtoint(context.make_array(kind)(context, b, array).data, I64), offset)
-            tile = [(group, i) for group in range(groups) for i in range(vectors)]
-            places = [at(b, b.add(sums, b.mul(sums_apart, I64(group))), I64(i)) for group, i in tile]
-            totals = [cgutils.alloca_once_value(b, load(b, place, REALS)) for place in places]
-            with cgutils.for_range(b, count) as loop:
-                row = b.add(start, b.mul(apart, loop.index))
-                ask_lines(b, b.add(row, ahead), vectors * LANES * width)
-                numbers = [widened(b, at(b, row, I64(i), width), kind.dtype) for i in range(vectors)]
-                for group in range(groups):
-                    place = b.add(b.add(factors, b.mul(factors_apart, I64(group))), b.mul(loop.index, I64(4)))
-                    factor = lanes.spread(b, load(b, place, F32), REALS)
-                    for i in range(vectors):
-                        total = totals[group * vectors + i]
-                        b.store(plus_product(b, b.load(total), factor, numbers[i]), total)
-            for place, total in zip(places, totals, strict=True):
-                store(b, b.load(total), place)
-            return context.get_dummy_value()
-
-        return types.void(matrix, *[types.intp] * 8), generate
-
-    return add
-
-
-sum_wide, sum_narrow, sum_wide_two, sum_narrow_two, sum_wide_one, sum_narrow_one = (
-    sum_kernel(groups, vectors) for groups in (4, 2, 1) for vectors in (4, 1)
-)
-
-
-@compiled
-def add_rows(
-    matrix: NDArray[Any], first: int, count: int, factors: int, factors_apart: int, sums: int, sums_apart: int,
-    groups: int, ahead: int,
-) -> None:  # fmt: skip
-    """Add rows first, first + 1, … of the matrix, times factors, to sums.
-
-    Args:
-        matrix: (rows, channels), as in `multiply`; channels are a multiple of 16
-        factors, factors_apart: address of fp32 factors (groups, count), and bytes from one group's to the next
-        sums, sums_apart: address of fp32 sums (groups, channels), and bytes from one group's to the next
-        ahead: what lies so many bytes ahead of what is read is asked for
-    """
-    channels, width = matrix.shape[1], matrix.itemsize
-    apart = width * channels
-    channel = 0
-    while channel < channels:
-        wide = channels - channel >= 4 * LANES and (ROOMY or groups == 1)
-        begin, group = width * (first * channels + channel), 0
-        while group < groups:
-            mine, to = factors + group * factors_apart, sums + group * sums_apart + 4 * channel
-            if groups - group >= 4:
-                if wide:
-                    sum_wide(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
-                else:
-                    sum_narrow(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
-                group += 4
-            elif groups - group >= 2:
-                if wide:
-                    sum_wide_two(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
-                else:
-                    sum_narrow_two(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
-                group += 2
-            else:
-                if wide:
-                    sum_wide_one(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
-                else:
-                    sum_narrow_one(matrix, begin, apart, count, ahead, mine, factors_apart, to, sums_apart)
-                group += 1
-        channel += 4 * LANES if wide else LANES

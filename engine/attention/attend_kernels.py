@@ -1,9 +1,10 @@
 """CPU kernels of attention over blocks that were chosen. Compiled by Numba when first called.
 
-They read blocks where they lie and copy nothing; while one is read the next one is asked for, line by line: asked for
-all at once, a core waits for it. Each works on a range of KV heads without the GIL, so several run at
-once. Arrays are C-contiguous; all but the cache are fp32. Letters: H KV heads, T queries, G query heads per KV head, N
-far blocks, K fetched blocks, M blocks that are read, B positions of a block, D channels, R pairs of channels that turn.
+They read blocks where they lie and copy nothing; while one is read the next ones are asked for, line by line: asked for
+all at once, a core waits for them. Blocks that are not there leave no trace: those that are read are listed first. Each
+works on a range of KV heads without the GIL, so several run at once. Arrays are C-contiguous; all but the cache are
+fp32. Letters: H KV heads, T queries, G query heads per KV head, N far blocks, K fetched blocks, M blocks that are read,
+B positions of a block, D channels, R pairs of channels that turn.
 """
 
 from __future__ import annotations
@@ -15,74 +16,126 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import Shared, compiled, kernels
-from engine.linear_kernels import add_rows, multiply_before
+from engine.attention.block_kernels import add_blocks, exponentials_each, highest_each, scale, score_block
+from engine.attention.turn_kernels import parted, turn_to
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 lanes, sharing = kernels("lane"), kernels("sharing")
-address, exponentials, highest = lanes.address, lanes.exponentials, lanes.highest
+address, copy, exponentials, highest = lanes.address, lanes.copy, lanes.exponentials, lanes.highest
 LANES, NOTHING = lanes.LANES, lanes.NOTHING
+SMALLEST = 2.0**-61
+"""What a block of landmark attention is weighed with at least: its positions' smallest weights are 2**-64, and their
+products must not become numbers that a CPU is slow with."""
 
 
 @compiled
-def turn_to(
-    query: Floats, number: int, turn: Floats, starts: Floats, stride: int, apart: int, sines: Floats, turned: Floats
-) -> None:
-    """Query heads (G, D) as they see a block: rotated by the distance from its start; see `attend`.
+def hide(scores: Floats, first: int, last: int) -> None:
+    """Scores first, …, last - 1 of each group (G, …) count as nothing."""
+    for group in range(len(scores)):
+        for j in range(first, last):
+            scores[group, j] = NOTHING
+
+
+@compiled
+def score(
+    queries: int, near: int, turned: int, far: int, keys: NDArray[Any], size: int, dim: int, blocks: Integers,
+    numbers: Integers, count: int, turn: int, starts: Floats, interleaved: bool, bounded: bool,
+    position: int, recent: int, window: int, scores: Floats,
+) -> int:  # fmt: skip
+    """Scores of one query's blocks, of those that it sees; returns which is its own, or -1.
 
     Args:
-        sines: room (2, R)
-        turned: (G, D), filled
+        queries: address of its heads (G, D); near, turned: of room for them as a block sees them; far: of what bounded
+            far blocks see, in the order of `parted`
+        keys: for their type
+        blocks, numbers: addresses of their keys, and of two blocks that come next, and which they are (count + 2,)
+        turn: address of the cosine and sine of its position (2, R)
+        scores: (G, count * V), where a block has a multiple of 16, filled
     """
-    pairs = turn.shape[1]
-    for i in range(pairs):
-        sines[0, i] = turn[0, i] * starts[0, number, i] + turn[1, i] * starts[1, number, i]
-        sines[1, i] = turn[1, i] * starts[0, number, i] - turn[0, i] * starts[1, number, i]
-    for group in range(len(query)):
-        if stride == 1:  # neighbours turn alike, so these loops become vectors
-            for i in range(pairs):
-                turned[group, i] = query[group, i] * sines[0, i] - query[group, apart + i] * sines[1, i]
-            for i in range(pairs):
-                turned[group, apart + i] = query[group, apart + i] * sines[0, i] + query[group, i] * sines[1, i]
-        else:
-            for i in range(pairs):
-                one, other = query[group, i * stride], query[group, i * stride + apart]
-                turned[group, i * stride] = one * sines[0, i] - other * sines[1, i]
-                turned[group, i * stride + apart] = other * sines[0, i] + one * sines[1, i]
-        for d in range(2 * pairs, query.shape[1]):
-            turned[group, d] = query[group, d]
+    groups, pairs, step, own_block, own = len(scores), starts.shape[2], -(-size // LANES) * LANES, position // size, -1
+    to, to_apart = address(scores), 4 * scores.shape[1]
+    cosines = address(starts)
+    sines = cosines + 4 * pairs * starts.shape[1]
+    for i in range(count):
+        number, here = numbers[i], blocks[i]
+        distant, asked = number < own_block - recent, far
+        if not (bounded and distant):
+            row = 4 * pairs * number
+            turn_to(queries, dim, groups, turn, cosines + row, sines + row, pairs, interleaved, turned)
+            asked = parted(keys, turned, dim, groups, near)
+        ahead, beyond = blocks[i + 1] - here, blocks[i + 2] - here
+        score_block(keys, here, ahead, beyond, size, dim, asked, groups, to + 4 * step * i, to_apart)
+        begin, seen = i * step, size
+        if number == own_block:
+            own, seen = i, position % size + 1
+        hide(scores, begin + seen, begin + step)
+        if not distant:
+            hide(scores, begin, begin + min(size, max(0, position - window + 1 - number * size)))
+    return own
 
 
 @compiled
-def gate(scores: Floats, size: int, blocks: int, own: int) -> None:
-    """Grouped softmax as a bias on scores (G, M * B …): a block weighs what its landmark says, but the own one."""
-    steps = (size - 1 + LANES - 1) // LANES
-    room = np.empty(steps * LANES, np.float32)
-    for group in range(scores.shape[0]):
-        for m in range(blocks):
-            block = scores[group, m * size : (m + 1) * size]
-            if m != own:
-                room[: size - 1] = block[: size - 1]
-                room[size - 1 :] = NOTHING
-                peak = np.float32(highest(address(room), steps))
-                shift = block[size - 1] - peak - np.log(exponentials(address(room), peak, address(room), steps))
-                for j in range(size - 1):
-                    block[j] += shift
-            block[size - 1] = NOTHING
+def weigh(scores: Floats, group: int, steps: int, estimated: np.float32, shares: Floats) -> None:
+    """Scores of 16 * steps positions become their weights in one softmax with what is estimated.
+
+    Args:
+        scores: (G, …), of which this group's are taken; of weights the largest is 1
+        estimated: logarithm of its mass
+        shares: (G, 2), filled: the weight of what is estimated, and what makes all weights one together
+    """
+    mine = address(scores) + 4 * scores.shape[1] * group
+    peak = max(np.float32(highest(mine, steps)), estimated)
+    share = np.exp(estimated - peak)
+    total = np.float32(exponentials(mine, peak, mine, steps)) + share
+    shares[group, 0], shares[group, 1] = share, np.float32(1.0) / total
 
 
 @compiled
-def next_to(pool: NDArray[Any], block_bytes: int, places: Integers, m: int) -> int:
-    """Address of the first block from places[m] on that is there, or 0."""
-    while m < len(places) and places[m] < 0:
-        m += 1
-    return address(pool) + places[m] * block_bytes if m < len(places) else 0
+def weigh_gated(
+    scores: Floats, group: int, steps: int, size: int, count: int, own: int, estimated: np.float32, room: Floats,
+    shares: Floats,
+) -> None:  # fmt: skip
+    """The same by a grouped softmax: a block weighs what its landmark says, and its positions share that.
+
+    The own one's positions stand beside the landmarks of others. Sixteen blocks are looked at together.
+
+    Args:
+        scores: (G, count * 16 * steps) and room for the next multiple of 16 blocks
+        own: which block is the query's own, or -1
+        room: for three numbers of as many blocks (3, …)
+    """
+    width, padded = steps * LANES, -(-count // LANES) * LANES
+    start, gates = address(scores) + 4 * scores.shape[1] * group, address(room)
+    peaks, sums = gates + 4 * room.shape[1], gates + 8 * room.shape[1]
+    for i in range(count):
+        landmark = i * width + size - 1
+        room[0, i] = scores[group, landmark] if i != own else NOTHING
+        scores[group, landmark] = NOTHING
+    for i in range(count, padded):
+        room[0, i] = NOTHING
+    for i in range(0, padded, LANES):
+        highest_each(start + 4 * width * i, steps, peaks + 4 * i)
+    peak = max(np.float32(highest(gates, padded // LANES)), estimated)
+    if own >= 0:
+        peak = max(peak, room[1, own])
+        room[1, own] = peak
+    for i in range(0, padded, LANES):
+        exponentials_each(start + 4 * width * i, steps, peaks + 4 * i, sums + 4 * i)
+    share = np.exp(estimated - peak)
+    total = np.float32(exponentials(gates, peak, gates, padded // LANES)) + share
+    if own >= 0:
+        total += room[2, own]
+    for i in range(count):
+        if i != own:
+            scale(start + 4 * width * i, max(room[0, i] / room[2, i], SMALLEST), steps)
+    shares[group, 0], shares[group, 1] = share, np.float32(1.0) / total
 
 
 @compiled
 def attend(
     queries: Floats, far: Floats, keys: NDArray[Any], values: NDArray[Any], size: int, places: Integers,
-    numbers: Integers, turns: Floats, starts: Floats, stride: int, apart: int, gated: bool, bounded: bool,
+    numbers: Integers, turns: Floats, starts: Floats, interleaved: bool, gated: bool, bounded: bool,
     positions: Integers, recent: int, window: int, rest_weight: Floats, output: Floats, first: int, last: int,
 ) -> None:  # fmt: skip
     """One softmax over blocks and what is estimated of others, for heads first, …, last - 1.
@@ -95,7 +148,7 @@ def attend(
         numbers: of these blocks in the session (H, T, M)
         turns: cosine and sine of the queries' positions (T, 2, R)
         starts: cosine and sine of the first position of each block of the session (2, blocks, R)
-        stride, apart: channels i * stride and i * stride + apart make pair i
+        interleaved: channels 2i and 2i + 1 are turned together, not i and i + R
         gated: the last key of each block but the query's own is a landmark that gates the block
         bounded: blocks more than `recent` before the query's own are seen from one distance
         positions: (T,)
@@ -103,60 +156,43 @@ def attend(
         rest_weight: logarithm of the mass of what is estimated (H, T, G)
         output: (H, T, G, D): what is estimated; replaced by the result
     """
-    groups, dim, read = queries.shape[2], queries.shape[3], places.shape[2]
-    turned, sines = np.empty((groups, dim), np.float32), np.empty((2, turns.shape[2]), np.float32)
-    steps = (read * size + LANES - 1) // LANES
-    scores = np.empty((groups, steps * LANES), np.float32)
-    to_apart, block_bytes = 4 * steps * LANES, size * dim * keys.itemsize
+    groups, dim, most, steps = queries.shape[2], queries.shape[3], places.shape[2], -(-size // LANES)
+    padded = -(-most // LANES) * LANES
+    scores, shares = np.empty((groups, padded * steps * LANES), np.float32), np.empty((groups, 2), np.float32)
+    heads, room = np.empty((3, groups, dim), np.float32), np.empty((3, padded), np.float32)
+    blocks, those = np.empty(2 * most + 2, np.int64), np.empty(most, np.int64)
+    head_bytes, block_bytes, to_apart = 4 * groups * dim, size * dim * keys.itemsize, 4 * scores.shape[1]
+    near = address(heads)
+    turned, beyond = near + head_bytes, near + 2 * head_bytes
     for head in range(first, last):
         for query in range(len(positions)):
-            position, result = positions[query], output[head, query]
-            own_block, own = position // size, -1
-            scores[:, read * size :] = NOTHING
-            for m in range(read):
-                place, number = places[head, query, m], numbers[head, query, m]
-                if place < 0:
-                    scores[:, m * size : (m + 1) * size] = NOTHING
-                    continue
-                distant = number < own_block - recent
-                if bounded and distant:
-                    turned[:] = far[head, query]
-                else:
-                    turn_to(queries[head, query], number, turns[query], starts, stride, apart, sines, turned)
-                here, to = address(keys) + place * block_bytes, address(scores) + 4 * m * size
-                following = next_to(keys, block_bytes, places[head, query], m + 1)
-                if following == 0:
-                    following = next_to(values, block_bytes, places[head, query], 0)
-                first_row = place * size
-                multiply_before(
-                    keys, address(turned), 4 * dim, to, to_apart, groups, first_row, first_row + size, following - here
-                )  # fmt: skip
-                if number == own_block:
-                    own = m
-                    scores[:, m * size + position % size + 1 : (m + 1) * size] = NOTHING
-                if not distant:
-                    hidden = min(size, max(0, position - window + 1 - number * size))
-                    scores[:, m * size : m * size + hidden] = NOTHING
-            if gated:
-                gate(scores, size, read, own)
+            count, skipped = 0, (head * len(positions) + query) * head_bytes
+            for m in range(most):
+                if places[head, query, m] >= 0:
+                    blocks[count], those[count] = places[head, query, m] * block_bytes, numbers[head, query, m]
+                    count += 1
+            for i in range(count):
+                blocks[count + i] = address(values) + blocks[i]
+                blocks[i] += address(keys)
+            blocks[2 * count] = blocks[2 * count + 1] = blocks[2 * count - 1]
+            asked, result = address(queries) + skipped, address(output) + skipped
+            copy(asked, turned, groups * dim // LANES)  # for channels that do not turn
+            seen_far = parted(keys, address(far) + skipped, dim, groups, beyond)
+            own = score(
+                asked, near, turned, seen_far, keys, size, dim, blocks, those, count,
+                address(turns) + 8 * turns.shape[2] * query, starts, interleaved, bounded, positions[query], recent,
+                window, scores,
+            )  # fmt: skip
             for group in range(groups):
-                mine, estimated = scores[group], rest_weight[head, query, group]
-                peak = max(np.float32(highest(address(mine), steps)), estimated)
-                share = np.exp(estimated - peak)
-                total = np.float32(exponentials(address(mine), peak, address(mine), steps)) + share
-                factor = np.float32(1.0) / total
-                for i in range(len(mine)):
-                    mine[i] *= factor
-                for d in range(dim):
-                    result[group, d] *= share / total
-            for m in range(read):
-                place = places[head, query, m]
-                if place < 0:
-                    continue
-                here, factors = address(values) + place * block_bytes, address(scores) + 4 * m * size
-                following = next_to(values, block_bytes, places[head, query], m + 1)
-                ahead = following - here if following else 0
-                add_rows(values, place * size, size, factors, to_apart, address(result), 4 * dim, groups, ahead)
+                estimated = rest_weight[head, query, group]
+                if gated:
+                    weigh_gated(scores, group, steps, size, count, own, estimated, room, shares)
+                else:
+                    weigh(scores, group, count * steps, estimated, shares)
+            add_blocks(
+                values, size, dim, address(blocks) + 8 * count, count, address(scores), steps, to_apart, groups,
+                address(shares), result,
+            )  # fmt: skip
 
 
 def kinds(dtype: Any) -> tuple[Any, ...]:
@@ -165,8 +201,8 @@ def kinds(dtype: Any) -> tuple[Any, ...]:
     reals, integers = np.float32, np.int64
     return (
         array(reals, 4), array(reals, 4), array(dtype, 2), array(dtype, 2), whole, array(integers, 3),
-        array(integers, 3), array(reals, 3), array(reals, 3), whole, whole, flag, flag, array(integers, 1), whole,
-        whole, array(reals, 3), array(reals, 4),
+        array(integers, 3), array(reals, 3), array(reals, 3), flag, flag, flag, array(integers, 1), whole, whole,
+        array(reals, 3), array(reals, 4),
     )  # fmt: skip
 
 

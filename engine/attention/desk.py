@@ -319,9 +319,15 @@ class Desk:
 
         plan, stands, settings, heads = self.plan, self._standing, self._settings, self._layout.kv_heads
         kept, output = pool_bits(keys), bits(given.output)
-        stride, apart = (2, 1) if plan.rotation.interleaved else (1, stands.turns.shape[2])
-        blocks = (plan.size, self._places, self._numbers, stands.turns, self._starts, stride, apart)
-        seen = (settings.gated, settings.bounded, stands.positions, plan.reach.recent, self._window)
+        blocks = (plan.size, self._places, self._numbers, stands.turns, self._starts)
+        seen = (
+            plan.rotation.interleaved,
+            settings.gated,
+            settings.bounded,
+            stands.positions,
+            plan.reach.recent,
+            self._window,
+        )
         arguments = (self.queries, self.far, kept, pool_bits(values), *blocks, *seen, self.weight, self.result)
         attending = attend_kernels.shared_attend(kept.dtype).task(arguments, heads)
         finishing = place_kernels.shared_finish(output.dtype).task((self.result, output, stands.rows), heads)
