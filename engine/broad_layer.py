@@ -18,6 +18,8 @@ from engine.rounded import RoundedLinear, matrix_of
 from engine.step import Step
 from engine.usual import Parts, Product
 
+ROOMS = ("q", "k", "v", "normed", "stream", "gate", "up")
+
 
 class BroadLayer:
     """A usual layer, for any number of positions.
@@ -34,8 +36,7 @@ class BroadLayer:
         """What the layer makes of x (1, positions, channels), contiguous."""
         parts, rows = self._parts, x.numel() // self._parts.width
         tasks = RowTasks(parts.dtype.itemsize, matrix_of(parts.q).dtype, rows)
-        room = {name: self._rooms.rows(name, rows, width) for name, width in self._widths.items()}
-        q, k, v, normed, stream, gate, up = (room[n] for n in ("q", "k", "v", "normed", "stream", "gate", "up"))
+        q, k, v, normed, stream, gate, up = (self._rooms.rows(name, rows, self._widths[name]) for name in ROOMS)
         do(tasks.norm(parts.before, x, normed, rows))
         for layer, to in ((parts.q, q), (parts.k, k), (parts.v, v)):
             multiply(layer, normed, to)

@@ -36,10 +36,10 @@ class Rooms(threading.local):
 
     def rows(self, name: str, rows: int, width: int) -> Tensor:
         """(rows, width)"""
-        room = self._rooms[name]
-        if room.numel() < rows * width:
-            room = self._rooms[name] = torch.empty(rows * width, dtype=room.dtype)
-        return room[: rows * width].view(rows, width)
+        if self._rooms[name].numel() < rows * width:
+            dtype = self._rooms.pop(name).dtype  # its memory first, for most likely the new one is larger
+            self._rooms[name] = torch.empty(rows * width, dtype=dtype)
+        return self._rooms[name][: rows * width].view(rows, width)
 
 
 class RowTasks:

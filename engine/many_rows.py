@@ -30,18 +30,26 @@ def many(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None, 
     Args:
         to: where it goes, if that is known
     """
+    plain = scales is None and (native(x.dtype) or x.dtype == weight.dtype == torch.float32)
+    if plain and to is None:
+        return functional.linear(x, weight, bias)
     product = x.new_empty(*x.shape[:-1], len(weight)) if to is None else to
     rows, products = x.reshape(-1, x.shape[-1]), product.view(-1, len(weight))
-    if scales is None and (native(x.dtype) or x.dtype == weight.dtype == torch.float32):
-        if bias is None:
-            torch.mm(rows, weight.T, out=products)
-        else:
-            torch.addmm(bias, rows, weight.T, out=products)
+    if plain:
+        multiply_to(products, rows, weight, bias)
     elif scales is not None and native(x.dtype):
         by_short_pieces(rows, weight, bias, scales, products)
     else:
         by_wide_pieces(rows, weight, bias, scales, products)
     return product
+
+
+def multiply_to(to: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """`functional.linear` of x (rows, channels), to a place that is there."""
+    if bias is None:
+        torch.mm(x, weight.T, out=to)
+    else:
+        torch.addmm(bias, x, weight.T, out=to)
 
 
 def by_wide_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None, to: Tensor) -> None:
