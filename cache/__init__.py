@@ -30,6 +30,7 @@ from cache.session import Session
 from cache.sharing import InRow, Shared, SideBySide, Task, Tasks
 from cache.slopes import ROUNDS, slopes
 from cache.store import BlockStore
+from cache.stretches import opened as tiles_opened
 from cache.summary import Summary
 from cache.team import together
 from cache.tiers import DeviceTier, DiskTier, LowerTier, PagedTier, Places, Tier, Traffic, WindowTier, copies_for
@@ -95,6 +96,7 @@ __all__ = [
     "pairs_opened",
     "slopes",
     "threads_for",
+    "tiles_opened",
     "together",
     "zeros",
 ]

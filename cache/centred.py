@@ -3,7 +3,8 @@
 Keys of landmark tokens are mostly the same: four fifths of their squares are their mean. It tells no block from another
 one, but few bits spent on it are missed. So from the 64th vector on what is kept is the difference from the mean of the
 first 64, which are kept as they are: a session's own vectors alone say where its centre lies, whatever is added later,
-and those who share a beginning share it. Letters as in `cache.four_bits`.
+and those who share a beginning share it. Of what is kept whole stretches are kept once more (`cache.stretches`).
+Letters as in `cache.four_bits`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache.four_bits import FourBits
 from cache.layout import Bytes
 from cache.pages import Slab
-from cache.planes import Planes, coarse
 from cache.rows import CPU, Rows
+from cache.stretches import Stretches
 from cache.vectors import FIRST_SEGMENT, Meter, Segment, Vectors
 
 Numbers = NDArray[np.int64]
@@ -25,7 +27,11 @@ FIRST = FIRST_SEGMENT
 
 
 class Centred:
-    """Arguments and methods as those of `Vectors`, whose rows have glances."""
+    """Arguments and methods as those of `Vectors`.
+
+    Attributes:
+        stretches: those of the rows behind the first ones
+    """
 
     def __init__(
         self,
@@ -37,7 +43,7 @@ class Centred:
         device: torch.device = CPU,
     ) -> None:
         self._first, self._others = (Vectors(kv_heads, width, storage, meter, slab, device) for _ in range(2))
-        self._coarse = unchanged if issubclass(storage, Planes) else coarse
+        self.stretches = Stretches(storage, meter, slab, device)
         self._centre: Tensor | None = None  # (H, D), once there are all of the first ones
 
     @property
@@ -47,10 +53,11 @@ class Centred:
     def add(self, rows: Tensor) -> None:
         """Append rows (H, N, D)."""
         early, late = rows.split_with_sizes(self._cut(rows.shape[1]), dim=1)
-        self._first.add(self._coarse(early))
+        self._first.add(early)
         self._settle()
         if late.shape[1]:
-            self._others.add(self._coarse(late - self._there[:, None]))
+            self._others.add(late - self._there[:, None])
+            self.stretches.follow(self._others, FIRST)
 
     def _cut(self, count: int) -> list[int]:
         """How many of the next rows are first ones, and how many are not."""
@@ -89,25 +96,17 @@ class Centred:
         """What all rows but the first ones have in common of a product (H, Q, 1)."""
         return queries @ self._there[..., None]
 
-    def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """`scores` less what all have in common by the upper half of the bits, of the rows behind the first ones.
-
-        Returns:
-            Products, and how far off each of them may well be (H, Q, count - 64) each
-        """
-        return self._others.glances(queries, count - FIRST)
-
     @property
     def table(self) -> Numbers:
-        """Where they lie on a CPU, for kernels: (segments, 6).
+        """Where they lie on a CPU, for kernels: (segments, 5).
 
-        Of each segment of storage its capacity, how many of its rows belong to these, the addresses of upper halves,
-        scales and lower halves, and that of the centre (H, D), or 0 where rows are as they were.
+        Of each segment of storage its capacity, how many of its rows belong to these, the addresses of words and
+        scales, and that of the centre (H, D), or 0 where rows are as they were.
         """
         centre = 0 if self._centre is None else self._centre.data_ptr()
         rows = [_addresses(piece, 0) for piece in self._first.segments]
         rows += [_addresses(piece, centre) for piece in self._others.segments]
-        return np.array(rows, np.int64).reshape(-1, 6)
+        return np.array(rows, np.int64).reshape(-1, 5)
 
     # -- to and from bytes -----------------------------------------------------------------------------------
 
@@ -131,23 +130,18 @@ class Centred:
         self._first.unpack(early)
         self._settle()
         self._others.unpack(late)
+        self.stretches.follow(self._others, FIRST)
 
     def fork(self, count: int, slab: Slab | None = None) -> Centred:
         """The first `count` rows, which share their storage; they go on in a slab of their own."""
         fork: Centred = object.__new__(Centred)
         fork._first = self._first.fork(min(count, FIRST), slab)
         fork._others = self._others.fork(max(0, count - FIRST), slab)
-        fork._coarse = self._coarse
+        fork.stretches = self.stretches.fork(max(0, count - FIRST), slab)
         fork._centre = self._centre if count >= FIRST else None
         return fork
 
 
-def unchanged(rows: Tensor) -> Tensor:
-    """For storage that makes rows `coarse` itself."""
-    return rows
-
-
 def _addresses(piece: Segment, centre: int) -> list[int]:
-    assert isinstance(piece.storage, Planes)
-    upper, scales, lower = piece.storage.addresses
-    return [piece.storage.capacity, piece.count, upper, scales, lower, centre]
+    assert isinstance(piece.storage, FourBits)
+    return [piece.storage.capacity, piece.count, *piece.storage.addresses, centre]

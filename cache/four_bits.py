@@ -17,7 +17,6 @@ channels.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +32,11 @@ LANES, BYTES, HALVES = 16, 4, 2
 DEEP = BYTES * HALVES
 """Numbers of a lane in a slice."""
 LARGEST = 7
+SCALE_BYTES = 4
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float32]
-ALL = slice(None)
 
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +48,7 @@ def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def scales_of(packed: Bytes, heads: int) -> Floats:
     """The scales (N, heads) of packed rows, which stand behind their numbers."""
-    return np.ascontiguousarray(packed[:, packed.shape[1] - heads * np.dtype(np.float32).itemsize :]).view(np.float32)
+    return np.ascontiguousarray(packed[:, packed.shape[1] - heads * SCALE_BYTES :]).view(np.float32)
 
 
 class FourBits(Rows):
@@ -57,8 +56,6 @@ class FourBits(Rows):
 
     deep: int
     """Channels must be padded to a multiple of this."""
-    scale: np.dtype[Any] = np.dtype(np.float32)
-    """In what a row's scale is kept."""
 
     def __init__(
         self, heads: int, capacity: int, width: int, take: Take = zero_bytes, device: torch.device = CPU
@@ -69,8 +66,8 @@ class FourBits(Rows):
         self._padded = -(-width // self.deep) * self.deep
         shape = self._words_shape(heads)
         self.words: Words = take(math.prod(shape)).reshape(shape)
-        self.scales = take(self.scale.itemsize * heads * capacity).view(self.scale).reshape(heads, capacity)
-        self.addresses: tuple[int, ...] = (self.words.ctypes.data, self.scales.ctypes.data)
+        self.scales: Floats = take(SCALE_BYTES * heads * capacity).view(np.float32).reshape(heads, capacity)
+        self.addresses = self.words.ctypes.data, self.scales.ctypes.data
 
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         raise NotImplementedError
@@ -85,26 +82,18 @@ class FourBits(Rows):
 
     @staticmethod
     def row_bytes(heads: int, width: int) -> int:
-        return heads * (-(-width // 2) + np.dtype(np.float32).itemsize)
+        return heads * (-(-width // 2) + SCALE_BYTES)
 
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
         """Numbers (H, N, padded width) of rows `at` (H or 1, N) of heads (H, 1)."""
         raise NotImplementedError
 
-    def _scales(self, heads: slice | Numbers, at: slice | Numbers) -> Floats:
-        """Scales of rows of heads, as indices tell them."""
-        return self.scales[heads, at]
-
-    def _put_scales(self, first: int, scales: Floats) -> None:
-        """Write scales (H, N)."""
-        self.scales[:, first : first + scales.shape[1]] = scales
-
     def largest(self, count: int) -> Tensor:
-        return torch.from_numpy(self._scales(ALL, slice(count)) * np.float32(LARGEST))
+        return torch.from_numpy(self.scales[:, :count] * np.float32(LARGEST))
 
     def pick(self, numbers: Tensor) -> Tensor:
         heads, at = np.arange(len(numbers))[:, None], numbers.numpy()
-        return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self._scales(heads, at)[..., None])
+        return torch.from_numpy(self._pick(heads, at)[..., : self._width] * self.scales[heads, at, None])
 
     def put(self, first: int, rows: Tensor) -> None:
         self._round(np.ascontiguousarray(rows.numpy(), np.float32), first)
@@ -114,7 +103,7 @@ class FourBits(Rows):
         kernels("rounding").put_by_row(rows, self.words, self.scales, first)
 
     def _write(self, first: int, numbers: Small, scales: Floats) -> None:
-        self._put_scales(first, scales)
+        self.scales[:, first : first + scales.shape[1]] = scales
         self._put(first, np.pad(numbers, ((0, 0), (0, 0), (0, self._padded - self._width))))
 
     def rows(self, last: int, first: int = 0) -> Tensor:
@@ -125,7 +114,7 @@ class FourBits(Rows):
     def _widen(self, first: int, to: Floats) -> None:
         """Rows first, first + 1, … as they are kept, to (H, N, D)."""
         last = first + to.shape[1]
-        to[:] = self._get(first, last)[..., : self._width] * self._scales(ALL, slice(first, last))[..., None]
+        to[:] = self._get(first, last)[..., : self._width] * self.scales[:, first:last, None]
 
     def pack(self, first: int, last: int) -> Bytes:
         numbers = self._get(first, last)[..., : self._width].transpose(1, 0, 2)  # (N, H, D)
@@ -133,7 +122,7 @@ class FourBits(Rows):
             numbers = np.pad(numbers, ((0, 0), (0, 0), (0, 1)))
         nibbles = numbers.view(np.uint8) & 15
         halves = (nibbles[..., ::2] | nibbles[..., 1::2] << 4).reshape(last - first, -1)
-        scales = np.ascontiguousarray(self._scales(ALL, slice(first, last)).T).view(np.uint8)
+        scales = np.ascontiguousarray(self.scales[:, first:last].T).view(np.uint8)
         return np.concatenate((halves, scales), axis=1)
 
     @staticmethod
@@ -143,7 +132,7 @@ class FourBits(Rows):
 
     def unpack(self, first: int, packed: Bytes) -> None:
         heads = len(self.scales)
-        border = packed.shape[1] - heads * np.dtype(np.float32).itemsize
+        border = packed.shape[1] - heads * SCALE_BYTES
         halves: Bytes = packed[:, :border].reshape(len(packed), heads, -1)
         nibbles = np.stack((halves & 15, halves >> 4), axis=-1).reshape(len(packed), heads, -1)
         self._write(first, signed(nibbles)[..., : self._width].transpose(1, 0, 2), scales_of(packed, heads).T)

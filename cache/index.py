@@ -18,9 +18,9 @@ from cache.four_bits import ByChannel, ByPair, ByRow, FourBits
 from cache.layout import Bytes
 from cache.packed import Packed
 from cache.pages import Slab
-from cache.planes import Planes
 from cache.rows import CPU, Rows
 from cache.sections import PAIR, PAIRS, SECTION
+from cache.stretches import Stretches
 from cache.summary import Summary
 from cache.vectors import Meter, Segment, Vectors
 
@@ -42,7 +42,8 @@ class IndexShape:
         copies: positions of a block and channels of its keys and values, all of which are kept once more; (0, 0) keeps
             none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
-        centred: whether of rounded landmarks, each of one part, what they differ in is kept; then they have glances
+        centred: whether of rounded landmarks, each of one part, what they differ in is kept, and whole stretches of
+            them once more
         gather: makes what stands for pairs and for sections from what stands for their blocks, to be kept as well
         pair_widths, section_widths: channels of their landmarks, in parts as those of a block
     """
@@ -75,7 +76,10 @@ class IndexShape:
         return IndexShape((self.widths[0],) * 2, rounded=self.rounded)
 
     def memory_bytes(self, device: torch.device = CPU) -> int:
-        """Bytes that a block takes in memory, its part of what stands for pairs and sections included, per KV head."""
+        """Bytes that a block takes in memory, its part of what stands for several included, per KV head."""
+        if self.centred and self.rounded:
+            storage = ByRow if device.type == "cpu" else Packed
+            return self.block_bytes + Stretches.row_bytes(storage, 1, self.widths[0])
         if self.gather is None:
             return self.block_bytes
         pair, section = -(-self.of_pairs.block_bytes // PAIR), -(-self.of_sections.block_bytes // SECTION)
@@ -136,7 +140,7 @@ class BlockIndex:
         def landmarks(width: int) -> Vectors | Centred:
             if not (shape.centred and shape.rounded):
                 return vectors(width, ByRow)
-            storage = Planes if device.type == "cpu" else Packed
+            storage = ByRow if device.type == "cpu" else Packed
             return Centred(kv_heads, width, storage, meter, self._slab, device)
 
         self._landmarks = [landmarks(width) for width in shape.widths]
@@ -152,6 +156,7 @@ class BlockIndex:
         self._opened = Vectors(*of_pairs) if shape.opens(device) else None
         self._table: Numbers | None = None
         self._copies_table: Numbers | None = None
+        self._stretches_table: Numbers | None = None
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks."""
@@ -209,11 +214,12 @@ class BlockIndex:
         products = [v.scores(q, rows) for v, q in zip(self._landmarks, parts, strict=True)]
         return products[0][..., None] if len(products) == 1 else torch.stack(products, dim=-1)
 
-    def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """See `Centred.glances`, of landmarks that are centred: (kv_heads, queries, count - 64) each."""
+    @property
+    def stretches(self) -> Stretches:
+        """Whole stretches of landmarks that are centred."""
         (landmarks,) = self._landmarks
         assert isinstance(landmarks, Centred)
-        return landmarks.glances(queries, count)
+        return landmarks.stretches
 
     def largest(self, count: int) -> Tensor:
         """The largest channels of each landmark of the first `count` blocks, by part: (kv_heads, landmarks, parts)."""
@@ -244,7 +250,14 @@ class BlockIndex:
         return self._table
 
     def _forget_addresses(self) -> None:
-        self._table = self._copies_table = None
+        self._table = self._copies_table = self._stretches_table = None
+
+    @property
+    def stretches_table(self) -> Numbers:
+        """See `Stretches.table`."""
+        if self._stretches_table is None:
+            self._stretches_table = self.stretches.table
+        return self._stretches_table
 
     @property
     def copies_table(self) -> Numbers:

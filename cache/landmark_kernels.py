@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from cache.choice_kernels import choose_head
 from cache.compiling import compiled
 from cache.four_bit_kernels import TOGETHER, round_queries
-from cache.glance_kernels import choose_at_a_glance, multiply_all
 from cache.recall_kernels import first_beyond
 from cache.sharing import Shared
 from cache.sharing_kernels import WHOLE, array, shared, unpacker
+from cache.stretch_kernels import choose_by_tiles, multiply_all
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -24,15 +24,17 @@ Integers = NDArray[np.int64]
 
 @compiled
 def choose_landmarks(
-    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, sinks: int, ends: Integers,
-    most: int, blocks: Integers, room: Floats, first: int, last: int,
+    queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, stretches: Integers,
+    stretch_borders: Integers, sinks: int, ends: Integers, most: int, blocks: Integers, room: Floats, first: int,
+    last: int,
 ) -> None:  # fmt: skip
     """What heads first, …, last - 1 fetch; arguments as `recall_moments`.
 
     Args:
         queries: (H, T * G, W), W a multiple of 16
         tables: as `Centred.table`
-        most: of more blocks than so many a query chooses at a glance; only if G is 1
+        stretches, stretch_borders: the same as `Stretches.table`
+        most: of more blocks than so many a query chooses by tiles of whole stretches; only if G is 1
         room: (H, `choose_rows`, R), of which only that of head `first` is used; R for `most` blocks at least, if there
             are more
     """
@@ -42,6 +44,7 @@ def choose_landmarks(
     sizes = np.empty(groups * few, np.float32)
     for i in range(len(borders) - 1):
         table = tables[table_borders[i] : table_borders[i + 1]]
+        whole = stretches[stretch_borders[i] : stretch_borders[i + 1]]
         far = first_beyond(ends, borders[i], borders[i + 1], most)
         for head in range(first, last):
             for begin in range(borders[i], far, few):
@@ -54,8 +57,8 @@ def choose_landmarks(
                 choose_head(scores, sinks, ends[begin:end], blocks[head, begin:end], room[first, 0])
             for begin in range(far, borders[i + 1], few):
                 end = min(begin + few, borders[i + 1])
-                choose_at_a_glance(
-                    queries[head, begin:end], table, head, sinks, ends[begin:end], blocks[head, begin:end]
+                choose_by_tiles(
+                    queries[head, begin:end], table, whole, head, sinks, ends[begin:end], blocks[head, begin:end]
                 )
 
 
@@ -66,8 +69,8 @@ def choose_rows(groups: int) -> int:
 
 REALS, INTEGERS = np.float32, np.int64
 CHOOSE = (
-    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), WHOLE,
-    array(INTEGERS, 3), array(REALS, 3),
+    array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), array(INTEGERS, 2),
+    array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), WHOLE, array(INTEGERS, 3), array(REALS, 3),
 )  # fmt: skip
 """Kinds of the arguments of `choose_landmarks` before the range."""
 unpack_choose = unpacker(*CHOOSE)

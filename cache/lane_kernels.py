@@ -67,7 +67,7 @@ def call(builder: Any, name: str, result: Any, *arguments: Any, flags: tuple[str
 
 
 def over_lanes(builder: Any, what: str, x: Any) -> Any:
-    """One number of 16, by LLVM's name for it: `fmax` or `fadd`."""
+    """One number of 16, by LLVM's name for it: `fmax`, `fmin` or `fadd`."""
     start = [F32(0.0)] if what == "fadd" else []
     return call(builder, f"llvm.vector.reduce.{what}.v{LANES}f32", F32, *start, x, flags=IN_ANY_ORDER)
 
@@ -278,6 +278,57 @@ def copy(context: Any, x: Any, to: Any, steps: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def dot(context: Any, x: Any, y: Any, steps: Any) -> Any:
+    """The product of two vectors of 16 * steps numbers."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, y, steps = arguments
+        total = cgutils.alloca_once_value(b, same(REALS, 0.0))
+        with cgutils.for_range(b, steps) as loop:
+            one, other = (load(b, at(b, place, loop.index), REALS) for place in (x, y))
+            b.store(plus_product(b, b.load(total), one, other), total)
+        return over_lanes(b, "fadd", b.load(total))
+
+    return types.float32(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_times(context: Any, to: Any, x: Any, factor: Any, steps: Any) -> Any:
+    """Add 16 * steps numbers, times a factor, to others."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        to, x, factor, steps = arguments
+        factor = spread(b, factor, REALS)
+        with cgutils.for_range(b, steps) as loop:
+            place = at(b, to, loop.index)
+            store(b, plus_product(b, load(b, place, REALS), load(b, at(b, x, loop.index), REALS), factor), place)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lift(context: Any, x: Any, steps: Any) -> Any:
+    """Subtract the smallest of 16 * steps numbers from all of them; their sum then."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, steps = arguments
+        lowest, total = (cgutils.alloca_once_value(b, same(REALS, start)) for start in (-NOTHING, 0.0))
+        with cgutils.for_range(b, steps) as loop:
+            value, least = load(b, at(b, x, loop.index), REALS), b.load(lowest)
+            b.store(b.select(b.fcmp_ordered("<", value, least), value, least), lowest)
+        least = spread(b, over_lanes(b, "fmin", b.load(lowest)), REALS)
+        with cgutils.for_range(b, steps) as loop:
+            place = at(b, x, loop.index)
+            value = b.fsub(load(b, place, REALS), least)
+            store(b, value, place)
+            b.store(b.fadd(b.load(total), value), total)
+        return over_lanes(b, "fadd", b.load(total))
+
+    return types.float32(types.intp, types.intp), generate
 
 
 CHUNK = 64

@@ -15,7 +15,6 @@ from torch import Tensor
 from cache.four_bits import LARGEST, FourBits, rounded, scales_of
 from cache.layout import Bytes
 from cache.pages import zero_bytes
-from cache.planes import DOUBT, MIDDLE
 from cache.rows import CPU, Rows, Take, each_head
 
 PIECE_BYTES = 32 << 20
@@ -57,12 +56,9 @@ class Packed(Rows):
 
     def _widened(self, rows: slice | Tensor, heads: slice | Tensor) -> Tensor:
         """Some rows of some heads, or rows (H, N) of heads (H, 1), in fp32 (H, N, D)."""
-        return self._numbers(rows, heads) * self._scales[heads, rows, None]
-
-    def _numbers(self, rows: slice | Tensor, heads: slice | Tensor) -> Tensor:
-        """The same without their scales, int8."""
         signed = self._halves[heads, rows].view(torch.int8)  # shifts of these keep the sign
-        return torch.stack(((signed << 4) >> 4, signed >> 4), dim=-1).flatten(-2)[..., : self._width]
+        numbers = torch.stack(((signed << 4) >> 4, signed >> 4), dim=-1).flatten(-2)[..., : self._width]
+        return numbers * self._scales[heads, rows, None]
 
     def _pieces(self, count: int, heads: slice) -> Iterator[tuple[slice, Tensor]]:
         """The first rows of some heads in fp32, piece by piece."""
@@ -89,12 +85,6 @@ class Packed(Rows):
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
         for rows, widened in self._pieces(count, heads):
             found[heads, :, start + rows.start : start + rows.stop] = queries[heads] @ widened.mT
-
-    def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        scales = self._scales[:, None, :count]
-        upper = self._numbers(slice(0, count), slice(None)).add(8).bitwise_right_shift(2)
-        likely = (queries @ (4 * upper.float() - MIDDLE).mT) * scales
-        return likely, DOUBT * queries.norm(dim=-1, keepdim=True) * scales
 
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
         for rows, widened in self._pieces(count, heads):

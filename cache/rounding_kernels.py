@@ -1,4 +1,4 @@
-"""CPU kernels that round rows to 4 bits and write them where `cache.four_bits` and `cache.planes` want them.
+"""CPU kernels that round rows to 4 bits and write them where `cache.four_bits` wants them.
 
 By torch it takes some ten small calls for each layer whenever a block is filled, and threads that wait for each other
 where they are not small. What is rounded is the same to the last bit: each number is divided by the scale, and the
@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 
 from cache.compiling import compiled
 from cache.four_bits import BYTES, HALVES, LANES, LARGEST
-from cache.lane_kernels import as_real, as_whole
-from cache.planes import FIELDS
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint8]
 Small = NDArray[np.int8]
-Shorts = NDArray[np.uint16]
 STEPS = np.float32(LARGEST)
 TINY = np.float32(np.finfo(np.float32).tiny)
 
@@ -79,27 +76,6 @@ def put_by_channel(rows: Floats, words: Words, scales: Floats, first: int) -> No
 
 
 @compiled
-def put_planes(rows: Floats, upper: Words, lower: Words, scales: Shorts, first: int) -> None:
-    """The same as `Planes` has them, by scales in bf16: both halves (H, N / 16, D / 16, 16, 4)."""
-    numbers = np.zeros(upper.shape[2] * FIELDS * BYTES, np.int8)
-    for head in range(rows.shape[0]):
-        for n in range(rows.shape[1]):
-            at = first + n
-            short = (np.int64(as_whole(scale_of(rows[head, n]))) + 0xFFFF) >> 16  # the least one that bears the row
-            scales[head, at] = short
-            round_row(rows[head, n], as_real(np.int32(short << 16)), numbers)
-            tile, lane = at // LANES, at % LANES
-            for part in range(upper.shape[2]):
-                for byte in range(BYTES):
-                    high, low = 0, 0
-                    for field in range(FIELDS):
-                        raised = numbers[(part * FIELDS + field) * BYTES + byte] + 8
-                        high |= raised >> 2 << 2 * field
-                        low |= (raised & 3) << 2 * field
-                    upper[head, tile, part, lane, byte], lower[head, tile, part, lane, byte] = high, low
-
-
-@compiled
 def rows_by_row(words: Words, scales: Floats, first: int, to: Floats) -> None:
     """Rows first, first + 1, … of `ByRow` as they are kept, to (H, N, D)."""
     for head in range(to.shape[0]):
@@ -130,4 +106,3 @@ def warm_up() -> None:
         put(none, words, np.empty((0, 0), np.float32), 0)
     for rows in (rows_by_row, rows_by_channel):
         rows(words, np.empty((0, 0), np.float32), 0, none)
-    put_planes(none, words, words, np.empty((0, 0), np.uint16), 0)

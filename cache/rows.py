@@ -81,10 +81,6 @@ class Rows:
         """Write products of queries (H, Q, D) with the first rows to found (H, Q, N) from column `start` on."""
         found[heads, :, start : start + count] = queries[heads] @ self.rows(count)[heads].mT
 
-    def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Products as the upper half of their bits tells them, and how far off they may well be: (H, Q, count) each."""
-        raise NotImplementedError
-
     def add_up(self, weights: Tensor, count: int, sums: Tensor, start: int, heads: slice) -> None:
         """Add the first rows, times weights (H, Q, N) from column `start` on, to sums (H, Q, D)."""
         sums[heads] += weights[heads, :, start : start + count] @ self.rows(count)[heads]

@@ -199,11 +199,6 @@ class Vectors:
         self._over_heads(lambda heads: self.fill(queries, found, heads), len(found), found[0].numel())
         return found
 
-    def glances(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """`scores` by the upper half of the bits, and how far off each may well be: (kv_heads, queries, count) each."""
-        likely, doubt = zip(*(rows.glances(queries, taken) for rows, taken in self._until(count)), strict=True)
-        return torch.cat(likely, -1), torch.cat(doubt, -1)
-
     def _over_heads(self, work: Callable[[slice], None], heads: int, each: int) -> None:
         """`over_heads` on a CPU; a device has threads of its own."""
         if self._device.type == "cpu":

@@ -15,7 +15,7 @@ from engine.requests import Quota
 
 OWN_VALUES = 1024
 """Far blocks: up to 16,000 tokens of the usual ones."""
-GLANCED_AT = 16384
+TILED_AT = 16384
 """Blocks whose trained landmarks are all looked at closely: up to so many, what is read for it stays in caches."""
 DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
@@ -183,7 +183,7 @@ class EngineConfig:
             top_p=self.retrieval_top_p,
             least_blocks=self.least_blocks,
             landmark_dtype=self.landmark_dtype or "int4",
-            glanced_at=GLANCED_AT,
+            tiled_at=TILED_AT,
         )
 
     def _check(self, settings: RetrievalSettings, block_size: int) -> None:

@@ -53,8 +53,8 @@ class RetrievalSettings:
         rest_slopes: with it, mean values turn with the query
         own_values: for a query with more far blocks than so many, one mean value stands for each section of blocks that
             are not read, and blocks are chosen by what they weigh; None never
-        glanced_at: of more far blocks than so many, whose landmarks were trained, landmarks are looked at closely only
-            where the upper half of their bits leaves a doubt, if each KV head has one query head; None never
+        tiled_at: of more far blocks than so many, whose landmarks were trained, only the likeliest tiles of landmarks
+            that are alike are looked at, if each KV head has one query head; None never
         landmark_dtype: in which landmarks and what else is kept of a block are stored: `int4` or `float32`
         dense_layers: in the first layers every block is read
         positions: `absolute`: far blocks stand at their true distance; `bounded`: all of them stand just
@@ -76,7 +76,7 @@ class RetrievalSettings:
     landmark_dtype: str = "float32"
     dense_layers: int = 0
     own_values: int | None = None
-    glanced_at: int | None = None
+    tiled_at: int | None = None
 
     @property
     def rule(self) -> LandmarkRule:
@@ -93,9 +93,9 @@ class RetrievalSettings:
         """Up to so many far blocks each stands for itself; behind more, of which a section is whole, sections do."""
         return None if self.own_values is None else max(self.own_values, SECTION - 1)
 
-    def glances_beyond(self, groups: int) -> int | None:
-        """Of more far blocks than so many landmarks are glanced at, with such query heads per KV head; None never."""
-        return self.glanced_at if self.centred and groups == 1 else None
+    def tiles_beyond(self, groups: int) -> int | None:
+        """Of more far blocks than so many tiles are looked at, with such query heads per KV head; None never."""
+        return self.tiled_at if self.centred and groups == 1 else None
 
     @property
     def centred(self) -> bool:
@@ -132,8 +132,8 @@ class RetrievalSettings:
     def indexing_kernels(self) -> list[str]:
         """What an index on a CPU calls, by name."""
         exact, gathers = self.landmark_dtype != "int4", self.own_values is not None
-        called = [] if exact else ["plane" if self.centred else "four_bit", "rounding"]
-        return [*called, "gathering"] if gathers else called
+        called = [] if exact else ["four_bit", "rounding"]
+        return [*called, *["gathering"] * gathers, *["likeness"] * self.centred]
 
     @property
     def bounded(self) -> bool:

@@ -29,10 +29,10 @@ COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
 GIVEN, SCALE, PLACED, OUTPUT = (0, 1, 2), 4, (8, 9), 1
 POOLS, STARTS = (2, 3), 8
-TABLES, PAIR_TABLES, SECTION_TABLES = 2, 4, 6
+TABLES, PAIR_TABLES, SECTION_TABLES, STRETCH_TABLES = 2, 4, 6, 4
 """Arguments that change from layer to layer, or from step to step: of placing q, k, v, their scale, and the cache's
 keys and values; of finishing; of attending keys and values, and where blocks start; of choosing, and reading copies,
-the indexes' tables, and of choosing those of pairs and of sections, each with their borders behind."""
+the indexes' tables, and of choosing those of pairs and of sections, or of stretches, each with their borders behind."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
@@ -206,6 +206,8 @@ class Desk:
     def _tables(self, indexes: Sequence[list[BlockIndex]]) -> Tables:
         """Where the indexes of each layer lie."""
         tables = {(1, TABLES): [[index.table for index in some] for some in indexes]}
+        if self._settings.centred:
+            tables[1, STRETCH_TABLES] = [[index.stretches_table for index in some] for some in indexes]
         if not self._settings.gated:
             tables[1, PAIR_TABLES] = [[table_of(index.pairs) for index in some] for some in indexes]
             tables[1, SECTION_TABLES] = [[table_of(index.sections) for index in some] for some in indexes]
@@ -232,7 +234,8 @@ class Desk:
         asked, ends = (far, stands.borders), (settings.sink_blocks, stands.ends)
         lying = {key: joined(some[0]) for key, some in tables.items()}
         if settings.gated:
-            landmarks = (*asked, *lying[1, TABLES], *ends, self._glance_beyond, self.chosen, room)
+            known = (*lying[1, TABLES], *lying[1, STRETCH_TABLES])
+            landmarks = (*asked, *known, *ends, self._tiles_beyond, self.chosen, room)
             return [kernels("landmark").shared_choose().task(landmarks, heads)]
         most = EVERYTHING if settings.few_blocks is None else settings.few_blocks
         reach, pair_reach = settings.reaches(size)
@@ -249,21 +252,21 @@ class Desk:
     @property
     def _room_argument(self) -> int:
         """Where the kernels that choose take their room."""
-        return 8 if self._settings.gated else 16
+        return 10 if self._settings.gated else 16
 
     @property
     def _room_shape(self) -> tuple[int, int, int]:
         groups, room = self.queries.shape[2], self.plan.room
         if self._settings.gated:
-            rows, room = kernels("landmark").choose_rows(groups), min(room, padded(self._glance_beyond))
+            rows, room = kernels("landmark").choose_rows(groups), min(room, padded(self._tiles_beyond))
         else:
             rows = self._kernels[0].recall_rows(groups)
         return self._layout.kv_heads, rows, room
 
     @property
-    def _glance_beyond(self) -> int:
-        """Of more blocks than so many landmarks are looked at closely only where a glance leaves a doubt."""
-        beyond = self._settings.glances_beyond(self.queries.shape[2])
+    def _tiles_beyond(self) -> int:
+        """Of more blocks than so many only landmarks of the likeliest tiles are looked at."""
+        beyond = self._settings.tiles_beyond(self.queries.shape[2])
         return EVERYTHING if beyond is None else beyond
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache import FIRST, LANES, PAIR, SECTION, BlockIndex, pairs_opened
+from cache import FIRST, LANES, PAIR, SECTION, BlockIndex, pairs_opened, tiles_opened
 from engine.attention.base import RetrievalSettings
 from engine.attention.choosing import shares
 from engine.attention.rows import Rows
@@ -114,24 +114,28 @@ def pooled(settings: RetrievalSettings, ends: Tensor, far_blocks: int) -> Tensor
     return (SECTION * sections >= settings.sink_blocks) & (sections < (ends // SECTION)[:, None])
 
 
-def looked_at_closely(
-    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, hidden: Tensor, taken: int
+def in_opened_tiles(
+    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int
 ) -> Tensor | None:
-    """Which blocks a query may choose after a glance at all of them: bool (H, T, N), None for all.
+    """Which blocks a query may choose that looks at tiles first: bool (H, T, N), None for all.
 
-    Those of each tile of 16 of which one may well be as good as the `taken` likeliest, and the first ones.
+    Those of the likeliest tiles of the stretches that are whole before its end, and all that are in none of these.
 
     Args:
         ends: for each query the first block that it may not choose any more (T,)
-        hidden: bool (T, N), blocks that a query may not choose
     """
-    beyond, glanced = settings.glances_beyond(rows.queries.shape[2]), hidden[:, FIRST:]
-    if beyond is None or hidden.shape[1] <= max(beyond, FIRST + taken):
+    beyond = settings.tiles_beyond(rows.queries.shape[2])
+    if beyond is None or far_blocks <= beyond or not index.stretches.all:
         return None
-    looking = settings.rule.look(rows.far_queries, rows.own)[:, :, 0]  # (H, T, W)
-    likely, doubt = index.glances(looking, hidden.shape[1])  # (H, T, N - FIRST) each
-    likely = likely.masked_fill(glanced, -torch.inf)
-    bar = likely.topk(taken, dim=-1).values[..., -1:]
-    within = torch.nn.functional.pad(likely + doubt >= bar, (0, -glanced.shape[1] % LANES))
-    tiles = within.unflatten(2, (-1, LANES)).any(-1).repeat_interleave(LANES, dim=2)[..., : glanced.shape[1]]
-    return torch.nn.functional.pad(tiles, (FIRST, 0), value=True) | (ends <= beyond)[:, None]
+    looking, each = settings.rule.look(rows.far_queries, rows.own)[:, :, 0], index.stretches.all[0].tiles
+    likely, numbers = index.stretches.likely(looking), index.stretches.numbers  # (H, T, tiles), (H, tiles, 16)
+    whole = ((ends - FIRST) // (LANES * each)).where(ends > beyond, 0)  # stretches (T,)
+    seen = torch.ones(*looking.shape[:2], far_blocks, dtype=torch.bool, device=ends.device)
+    heads = torch.arange(len(seen), device=ends.device)[:, None, None]
+    for tiles in (each * count for count in whole.unique().tolist() if count > 0):
+        mine = whole * each == tiles
+        best = likely[:, mine, :tiles].topk(tiles_opened(tiles), dim=-1).indices
+        inside = seen[:, mine]
+        inside[..., FIRST : FIRST + LANES * tiles] = False
+        seen[:, mine] = inside.scatter(2, numbers[heads, best].flatten(2).long(), True)
+    return seen

@@ -28,7 +28,7 @@ from engine.attention.choosing import Choice, most_outlying, shares, within_top_
 from engine.attention.counting import count_read
 from engine.attention.exact import ExactAudit, Read
 from engine.attention.foresight import Foresight
-from engine.attention.looking import judged, looked_at_closely
+from engine.attention.looking import in_opened_tiles, judged
 from engine.attention.parts import BlocksPart, EstimatedPart, Part, Scoring, attended, combine, dense_part, fetched_part
 from engine.attention.rows import Rows
 from engine.step import Span, Step
@@ -356,9 +356,9 @@ class ReferenceAttention:
             wanted = wanted.masked_fill(seen.closed, -torch.inf)
         if self.settings.outlier_blocks:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
-        closely = looked_at_closely(self.settings, index, rows, ends, hidden, taken)
-        if closely is not None:
-            wanted = wanted.masked_fill(~closely, -torch.inf)
+        inside = in_opened_tiles(self.settings, index, rows, ends, far_blocks)
+        if inside is not None:
+            wanted = wanted.masked_fill(~inside, -torch.inf)
         blocks, valid = self._best(wanted, ends, taken)
         return Choice(blocks, valid, seen.gauges, taken - fetch, seen.pooled)
 

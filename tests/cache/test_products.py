@@ -12,7 +12,7 @@ from llvmlite import binding, ir
 
 from cache import kernels
 
-four_bits, lanes, planes, products = (kernels(name) for name in ("four_bit", "lane", "plane", "product"))
+four_bits, lanes, products = (kernels(name) for name in ("four_bit", "lane", "product"))
 WAYS = pytest.mark.parametrize("way", products.KNOWN, ids=lambda way: way.product or "plain")
 SLICES = pytest.mark.parametrize("slices", [1, 3, 8, 40])
 LARGEST = pytest.mark.parametrize("largest", [True, False], ids=["largest", "any"])
@@ -68,27 +68,6 @@ def test_rows_by_weights(way: Any, largest: bool, queries: int, groups: int) -> 
     factors = weights.astype(np.int64)[:, :88].reshape(queries, 11, 2, 4)
     sums = np.einsum("sglhb,qshb->qgl", nibbles, factors)
     assert np.array_equal(found, 1 + starts[:, :2].sum(1)[:, None, None] + sums)
-
-
-@WAYS
-@SLICES
-@LARGEST
-def test_products_with_halves_of_rows(way: Any, slices: int, largest: bool) -> None:
-    """All bits, and the upper ones alone: a glance makes 2 * (4 * upper) - 13, times what a query asks."""
-    words, numbers = bytes_of((2, 2, slices, 16, 4), largest, 0xFF), asked(2, 16 * slices, largest)
-    starts, ones, scales = np.array([5, 6], np.int32), np.ones(16, np.float32), np.full(32, 0x3F80, np.uint16)
-    found, seen = np.zeros((2, 16), np.float32), np.zeros(32, np.float32)
-    (upper, lower), of_one = words, numbers[0]
-    kernel = planes.near_kernel(2, way=way)
-    call(kernel, upper, lower, slices, numbers, 16 * slices, starts, ones, scales, found, 64)
-    glance, start, real = planes.glance_kernel(way=way), np.int32(7), np.float32
-    reached = call(glance, upper, slices, of_one, start, real(1), real(0), scales, real(-1e30), seen, 0, 1)
-    assert reached == 0
-    shifts = np.arange(0, 8, 2)[:, None]
-    high, low = ((half[..., None, :] >> shifts & 3).astype(np.int64) for half in words)  # (2, slices, lanes, fields, 4)
-    factors = numbers.astype(np.int64).reshape(2, slices, 4, 4)
-    assert np.array_equal(found, starts[:, None] + np.einsum("slfb,qsfb->ql", (4 * high + low)[0], factors))
-    assert np.array_equal(seen.reshape(2, 16), 7 + 8 * np.einsum("tslfb,sfb->tl", high, factors[0]))
 
 
 @pytest.mark.parametrize(

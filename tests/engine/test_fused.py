@@ -132,21 +132,30 @@ def test_trained_landmarks_gate_their_blocks(fetch: int, landmark_folder: Path, 
     assert len(counted) > 3 * (LENGTH + DRAWN), "with landmarks between the tokens"
 
 
-@pytest.mark.parametrize("glanced_at", [0, 120, None])
-def test_many_trained_landmarks_are_glanced_at_as_by_the_reference(
-    glanced_at: int | None, landmark_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_many_trained_landmarks_are_looked_at_by_tiles_as_by_the_reference(
+    landmark_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a prompt and one by one; every query chooses what it chose in other pieces."""
-    monkeypatch.setattr("engine.config.GLANCED_AT", glanced_at)
-    tokens, found = random_tokens(1500), []
-    pieces = [700, 770, *[1] * 30]
-    for quick, cuts in ((False, pieces), (True, pieces), (True, [1490, *[1] * 10]), (True, [300] * 5)):
+    """In a prompt and one by one; every query chooses what it chose in other pieces, but where the last bit decides."""
+    monkeypatch.setattr("cache.stretches.STRETCH", 256)
+    tokens, pieces = random_tokens(5400), [4900, 470, *[1] * 30]
+
+    def logits(tiled_at: int | None, cuts: list[int], *, quick: bool = True) -> Tensor:
+        monkeypatch.setattr("engine.config.TILED_AT", tiled_at)
         bench = Bench(landmark_folder, fused=quick, landmark_dtype="int4")
-        assert bench.settings.glances_beyond(1) == glanced_at
-        assert bench.settings.glances_beyond(2) is None
-        found.append(bench.logits(bench.session(), tokens, cuts, 3))
-    for others in found[1:]:
-        alike(others, found[0])
+        assert bench.settings.tiles_beyond(1) == tiled_at
+        assert bench.settings.tiles_beyond(2) is None
+        return bench.logits(bench.session(), tokens, cuts, 3)
+
+    def differ(one: Tensor, other: Tensor) -> int:
+        """How many of the positions."""
+        return int(((one - other).abs() > 2e-3 + 1e-3 * other.abs()).any(-1).sum())
+
+    every = logits(None, pieces)
+    for tiled_at in (0, 340):
+        expected = logits(tiled_at, pieces, quick=False)
+        for cuts in (pieces, [5390, *[1] * 10], [600] * 9):
+            assert differ(logits(tiled_at, cuts), expected) < 5
+        assert differ(every, expected) > 50, "not what a look at every landmark chooses"
 
 
 @pytest.mark.parametrize("window", [None, 100], ids=["at once", "as a tier bears it"])

@@ -32,7 +32,7 @@ def kernels_of() -> dict[str, int]:
 
 def first_requests(folder: str, dtype: str) -> None:
     """A long prompt, an answer, and others beside it, in a process that did nothing else."""
-    config.GLANCED_AT = 0  # so behind many blocks
+    config.TILED_AT = 0  # so behind many blocks
     with running(Path(folder), dtype=dtype) as run:
         before = kernels_of()
         run.ask(random_tokens(LONG), max_tokens=20, retrieval=RetrievalParams(provenance=True))

@@ -1,0 +1,243 @@
+"""CPU kernels that choose the best of many landmarks, and look only at those that lie in the likeliest tiles.
+
+Of whole stretches (`cache.stretches`) a query looks at the means of tiles, and opens one in eight. All others, first
+ones and those behind the last whole stretch, it looks at one by one. Which stretches are whole follows from the query's
+end, and how many queries are looked at together changes nothing. Compiled by Numba when first called. Letters in
+shapes: Q queries, D channels, K chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from cache.best_kernels import best_of
+from cache.choice_kernels import in_order, sink
+from cache.compiling import compiled
+from cache.four_bit_kernels import SLICE_BYTES, multiply_rows, round_queries, rows_one
+from cache.four_bits import DEEP, SCALE_BYTES
+from cache.lane_kernels import (
+    CHUNK,
+    LANES,
+    NOTHING,
+    add_times,
+    address,
+    as_whole,
+    dot,
+    highest,
+    lift,
+    number_at,
+    prefetch_behind,
+    store,
+)
+from cache.stretches import OPENED
+from cache.walk_kernels import steps_of
+
+Floats = NDArray[np.float32]
+Small = NDArray[np.int8]
+Starts = NDArray[np.int32]
+Integers = NDArray[np.int64]
+CAPACITY, COUNT, WORDS, SCALES, CENTRE = range(5)
+"""Columns of `Centred.table`."""
+TILES, ROWS, ROW_SCALES, MEANS, MEAN_SCALES, REACHES, NUMBERS = range(7)
+"""Columns of `Stretches.table`."""
+SOON = 12
+"""Tiles: so far before it is looked at a tile is asked for."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def write_real(context: Any, place: Any, value: Any) -> Any:
+    """Write an fp32 number to an address."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        store(b, arguments[1], arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.float32), generate
+
+
+@compiled
+def offer_row(best: Floats, blocks: Integers, products: int, begin: int, sinks: int, end: int) -> None:
+    """Let those of 16 blocks from `begin` on into a heap of the best ones that are better than the worst of them.
+
+    Products lie at an address; those of blocks that are not in [sinks, end) are lost.
+    """
+    if begin < sinks or begin + LANES > end:
+        for lane in range(LANES):
+            if not sinks <= begin + lane < end:
+                write_real(products + 4 * lane, np.float32(NOTHING))
+    if highest(products, 1) > best[0]:
+        for lane in range(LANES):
+            value = number_at(products + 4 * lane)
+            if value > best[0]:
+                best[0], blocks[0] = value, begin + lane
+                sink(best, blocks, 0, len(best))
+
+
+@compiled
+def offer_tile(best: Floats, blocks: Integers, products: int, numbers: int, sinks: int) -> None:
+    """The same of 16 blocks whose numbers lie at an address."""
+    if highest(products, 1) > best[0]:
+        for lane in range(LANES):
+            value, block = number_at(products + 4 * lane), as_whole(number_at(numbers + 4 * lane))
+            if value > best[0] and block >= sinks:
+                best[0], blocks[0] = value, block
+                sink(best, blocks, 0, len(best))
+
+
+@compiled
+def at_centre(query: Floats, table: Integers, head: int) -> np.float32:
+    """The product of a query with the centre."""
+    total, place = np.float32(0.0), table[-1, CENTRE] + 4 * head * len(query)
+    if table[-1, CENTRE]:
+        for d in range(len(query)):
+            total += query[d] * number_at(place + 4 * d)
+    return total
+
+
+@compiled
+def plain_rows(table: Integers) -> int:
+    """How many rows there are that are as they were."""
+    count = 0
+    for segment in range(len(table)):
+        count += 0 if table[segment, CENTRE] else table[segment, COUNT]
+    return count
+
+
+@compiled
+def multiply_segment(
+    row: Integers, head: int, inside: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats, start: int,
+    count: int,
+) -> None:  # fmt: skip
+    """`multiply_rows` of `count` landmarks of one segment, a row of the table, from a multiple of 16 on."""
+    first = head * row[CAPACITY] + inside
+    words = row[WORDS] + first // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
+    multiply_rows(numbers, starts, sizes, words, row[SCALES] + SCALE_BYTES * first, products, start, count)
+
+
+@compiled
+def multiply_all(
+    queries: Floats, table: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
+    ends: Integers,
+) -> None:  # fmt: skip
+    """Products (Q, R) of a head's queries with landmarks up to their ends, less what all have with the centre.
+
+    Who sees none behind the first ones gets products as they are: whether there is a centre yet must not matter.
+
+    Args:
+        ends: (T,), of the first Q / T queries, of the next ones, and so on; the last one is the largest
+    """
+    start, count, groups, plain = 0, max(0, ends[-1]), len(queries) // len(ends), plain_rows(table)
+    for segment in range(len(table)):
+        row = table[segment]
+        taken = min(row[COUNT], count - start)
+        if taken > 0:
+            multiply_segment(row, head, 0, numbers, starts, sizes, products, start, taken)
+            if not row[CENTRE]:
+                for query in range(len(queries)):
+                    if ends[query // groups] > plain:
+                        products[query, start : start + taken] -= at_centre(queries[query], table, head)
+            start += taken
+
+
+@compiled
+def choose_by_tiles(
+    queries: Floats, table: Integers, stretches: Integers, head: int, sinks: int, ends: Integers, blocks: Integers
+) -> None:
+    """The best blocks of one head's queries (Q, D), one for each end; arguments as `choose_landmarks`."""
+    numbers, starts = np.empty(queries.shape, np.int8), np.empty(len(queries), np.int32)
+    sizes, best = np.empty(len(queries), np.float32), np.empty(blocks.shape[1], np.float32)
+    room, plain = steps_of(max(0, ends.max())) * LANES, plain_rows(table)
+    if len(stretches):  # no more of them than fit into one is looked at one by one
+        room = max(LANES, len(stretches)) * stretches[0, TILES]
+    products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(room // OPENED, np.int64)
+    round_queries(queries, numbers, starts, sizes)
+    for query in range(len(queries)):
+        mine, whole, covered = slice(query, query + 1), 0, plain
+        while whole < len(stretches) and covered + LANES * stretches[whole, TILES] <= ends[query]:
+            covered += LANES * stretches[whole, TILES]
+            whole += 1
+        asked = numbers[mine], starts[mine], sizes[mine]
+        best[:], blocks[query] = NOTHING, -1
+        look_one_by_one(
+            queries[query], table, head, sinks, ends[query], plain, covered, *asked, products, best, blocks[query]
+        )
+        if whole:
+            found = likeliest(queries[query], stretches[:whole], head, *asked, products, opened)
+            open_tiles(stretches, head, sinks, *asked, products, opened[:found], best, blocks[query])
+        in_order(best, blocks[query], len(best))
+
+
+@compiled
+def look_one_by_one(
+    query: Floats, table: Integers, head: int, sinks: int, end: int, plain: int, covered: int, numbers: Small,
+    starts: Starts, sizes: Floats, products: Floats, best: Floats, blocks: Integers,
+) -> None:  # fmt: skip
+    """Offer one query the blocks before `plain`, and those from `covered` on, which no whole stretch holds.
+
+    Args:
+        numbers, starts, sizes: the query, as `round_queries` makes it
+        products: room
+        best, blocks: a heap of the best products so far (K,), and whose they are
+    """
+    first, common = 0, np.float32(0.0)
+    if end > plain:
+        common = at_centre(query, table, head)
+    for segment in range(len(table)):
+        row, inside = table[segment], 0
+        if row[CENTRE]:
+            inside = max(0, covered - first)
+        left = min(row[COUNT], end - first) - inside
+        if left > 0:
+            multiply_segment(row, head, inside, numbers, starts, sizes, products, 0, left)
+            if not row[CENTRE]:
+                products[0, :left] -= common
+            for tile in range(steps_of(left)):
+                begin = first + inside + LANES * tile
+                offer_row(best, blocks, address(products) + 4 * LANES * tile, begin, sinks, end)
+        first += row[COUNT]
+
+
+@compiled
+def likeliest(
+    query: Floats, stretches: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
+    opened: Integers,
+) -> int:  # fmt: skip
+    """Which tiles of whole stretches one query opens, filled in, in rising order; how many there are."""
+    tiles, length = stretches[0, TILES], np.sqrt(dot(address(query), address(query), len(query) // LANES))
+    each = tiles // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
+    for place in range(len(stretches)):
+        row, at = stretches[place], head * tiles
+        scales = row[MEAN_SCALES] + SCALE_BYTES * at
+        multiply_rows(numbers, starts, sizes, row[MEANS] + head * each, scales, products, place * tiles, tiles)
+        to = address(products) + 4 * place * tiles
+        add_times(to, row[REACHES] + 4 * at, length, tiles // LANES)
+    count = len(stretches) * tiles
+    total = lift(address(products), count // LANES)
+    return best_of(products[0], count, count // OPENED, total, opened)
+
+
+@compiled
+def open_tiles(
+    stretches: Integers, head: int, sinks: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
+    opened: Integers, best: Floats, blocks: Integers,
+) -> None:  # fmt: skip
+    """Offer one query the blocks of these tiles; other arguments as `look_one_by_one`."""
+    tiles, slices = stretches[0, TILES], numbers.shape[1] // DEEP
+    vector, apart, begins, scale = address(numbers), numbers.shape[1], address(starts), address(sizes)
+    room, length = address(products), slices * SLICE_BYTES
+    for place in range(len(opened) + SOON):
+        if place < len(opened):
+            row, at = stretches[opened[place] // tiles], head * tiles + opened[place] % tiles
+            prefetch_behind(row[ROWS] + at * length, length)
+            prefetch_behind(row[ROW_SCALES] + SCALE_BYTES * LANES * at, SCALE_BYTES * LANES)
+        if place >= SOON:
+            tile = opened[place - SOON]
+            row, at = stretches[tile // tiles], head * tiles + tile % tiles
+            scales = row[ROW_SCALES] + SCALE_BYTES * LANES * at
+            rows_one(row[ROWS] + at * length, 1, slices, vector, apart, begins, scale, scales, room, 4 * LANES)
+            offer_tile(best, blocks, room, row[NUMBERS] + 4 * LANES * at, sinks)
