@@ -27,7 +27,10 @@ FIRST = FIRST_SEGMENT
 
 
 class Centred:
-    """Arguments and methods as those of `Vectors`.
+    """Methods as those of `Vectors`, and so are arguments, but:
+
+    Args:
+        tiled: whole stretches are kept once more
 
     Attributes:
         stretches: those of the rows behind the first ones
@@ -41,7 +44,10 @@ class Centred:
         meter: Meter | None = None,
         slab: Slab | None = None,
         device: torch.device = CPU,
+        *,
+        tiled: bool = True,
     ) -> None:
+        self._tiled = tiled
         self._first, self._others = (Vectors(kv_heads, width, storage, meter, slab, device) for _ in range(2))
         self.stretches = Stretches(storage, meter, slab, device)
         self._centre: Tensor | None = None  # (H, D), once there are all of the first ones
@@ -57,7 +63,7 @@ class Centred:
         self._settle()
         if late.shape[1]:
             self._others.add(late - self._there[:, None])
-            self.stretches.follow(self._others, FIRST)
+            self._follow()
 
     def _cut(self, count: int) -> list[int]:
         """How many of the next rows are first ones, and how many are not."""
@@ -68,6 +74,11 @@ class Centred:
         """Find the centre as soon as it can be told."""
         if self._centre is None and self._first.count == FIRST:
             self._centre = self._first.rows(FIRST).double().mean(1).float().contiguous()
+
+    def _follow(self) -> None:
+        """Keep once more what has become a whole stretch."""
+        if self._tiled:
+            self.stretches.follow(self._others, FIRST)
 
     @property
     def _there(self) -> Tensor:
@@ -130,11 +141,12 @@ class Centred:
         self._first.unpack(early)
         self._settle()
         self._others.unpack(late)
-        self.stretches.follow(self._others, FIRST)
+        self._follow()
 
     def fork(self, count: int, slab: Slab | None = None) -> Centred:
         """The first `count` rows, which share their storage; they go on in a slab of their own."""
         fork: Centred = object.__new__(Centred)
+        fork._tiled = self._tiled
         fork._first = self._first.fork(min(count, FIRST), slab)
         fork._others = self._others.fork(max(0, count - FIRST), slab)
         fork.stretches = self.stretches.fork(max(0, count - FIRST), slab)

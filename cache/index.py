@@ -42,8 +42,8 @@ class IndexShape:
         copies: positions of a block and channels of its keys and values, all of which are kept once more; (0, 0) keeps
             none
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
-        centred: whether of rounded landmarks, each of one part, what they differ in is kept, and whole stretches of
-            them once more
+        centred: whether of rounded landmarks, each of one part, what they differ in is kept
+        tiled: whether of centred ones whole stretches are kept once more, for whoever looks at tiles of them
         gather: makes what stands for pairs and for sections from what stands for their blocks, to be kept as well
         pair_widths, section_widths: channels of their landmarks, in parts as those of a block
     """
@@ -56,6 +56,7 @@ class IndexShape:
     copies: tuple[int, int] = (0, 0)
     rounded: bool = False
     centred: bool = False
+    tiled: bool = False
     gather: Callable[[Summary], tuple[Summary, Summary]] | None = None
     pair_widths: tuple[int, ...] = ()
     section_widths: tuple[int, ...] = ()
@@ -77,7 +78,7 @@ class IndexShape:
 
     def memory_bytes(self, device: torch.device = CPU) -> int:
         """Bytes that a block takes in memory, its part of what stands for several included, per KV head."""
-        if self.centred and self.rounded:
+        if self.centred and self.rounded and self.tiled:
             storage = ByRow if device.type == "cpu" else Packed
             return self.block_bytes + Stretches.row_bytes(storage, 1, self.widths[0])
         if self.gather is None:
@@ -141,7 +142,7 @@ class BlockIndex:
             if not (shape.centred and shape.rounded):
                 return vectors(width, ByRow)
             storage = ByRow if device.type == "cpu" else Packed
-            return Centred(kv_heads, width, storage, meter, self._slab, device)
+            return Centred(kv_heads, width, storage, meter, self._slab, device, tiled=shape.tiled)
 
         self._landmarks = [landmarks(width) for width in shape.widths]
         self._values = vectors(shape.values, ByChannel)

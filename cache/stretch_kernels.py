@@ -34,7 +34,7 @@ from cache.lane_kernels import (
     prefetch_behind,
     store,
 )
-from cache.stretches import OPENED
+from cache.stretches import EACH, OPENED
 from cache.walk_kernels import steps_of
 
 Floats = NDArray[np.float32]
@@ -145,16 +145,22 @@ def multiply_all(
 
 
 @compiled
+def tiles_opened(tiles: int, chosen: int) -> int:
+    """See `cache.stretches.opened`."""
+    return min(tiles, max(tiles // OPENED, EACH * chosen))
+
+
+@compiled
 def choose_by_tiles(
     queries: Floats, table: Integers, stretches: Integers, head: int, sinks: int, ends: Integers, blocks: Integers
 ) -> None:
     """The best blocks of one head's queries (Q, D), one for each end; arguments as `choose_landmarks`."""
     numbers, starts = np.empty(queries.shape, np.int8), np.empty(len(queries), np.int32)
     sizes, best = np.empty(len(queries), np.float32), np.empty(blocks.shape[1], np.float32)
-    room, plain = steps_of(max(0, ends.max())) * LANES, plain_rows(table)
-    if len(stretches):  # no more of them than fit into one is looked at one by one
-        room = max(LANES, len(stretches)) * stretches[0, TILES]
-    products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(room // OPENED, np.int64)
+    plain, tiles = plain_rows(table), len(stretches) * stretches[0, TILES] if len(stretches) else 0
+    alone = max(plain, ends.max() - plain - LANES * tiles)  # those that no stretch holds, or one that is not whole yet
+    room = max(steps_of(max(alone, LANES * tiles // max(1, len(stretches)))) * LANES, tiles)
+    products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(tiles_opened(tiles, len(best)), np.int64)
     round_queries(queries, numbers, starts, sizes)
     for query in range(len(queries)):
         mine, whole, covered = slice(query, query + 1), 0, plain
@@ -167,7 +173,7 @@ def choose_by_tiles(
             queries[query], table, head, sinks, ends[query], plain, covered, *asked, products, best, blocks[query]
         )
         if whole:
-            found = likeliest(queries[query], stretches[:whole], head, *asked, products, opened)
+            found = likeliest(queries[query], stretches[:whole], head, *asked, products, len(best), opened)
             open_tiles(stretches, head, sinks, *asked, products, opened[:found], best, blocks[query])
         in_order(best, blocks[query], len(best))
 
@@ -205,9 +211,9 @@ def look_one_by_one(
 @compiled
 def likeliest(
     query: Floats, stretches: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
-    opened: Integers,
+    chosen: int, opened: Integers,
 ) -> int:  # fmt: skip
-    """Which tiles of whole stretches one query opens, filled in, in rising order; how many there are."""
+    """Which tiles of whole stretches one query opens to choose so many, filled in, in rising order; how many."""
     tiles, length = stretches[0, TILES], np.sqrt(dot(address(query), address(query), len(query) // LANES))
     each = tiles // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
     for place in range(len(stretches)):
@@ -218,7 +224,7 @@ def likeliest(
         add_times(to, row[REACHES] + 4 * at, length, tiles // LANES)
     count = len(stretches) * tiles
     total = lift(address(products), count // LANES)
-    return best_of(products[0], count, count // OPENED, total, opened)
+    return best_of(products[0], count, tiles_opened(count, chosen), total, opened)
 
 
 @compiled

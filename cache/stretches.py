@@ -28,8 +28,8 @@ Numbers = NDArray[np.int64]
 Order = NDArray[np.int32]
 STRETCH = 4096
 """Rows, 256 times a power of two: of 1,024 tiles are less alike, and of the best rows a thirtieth less is found."""
-OPENED = 8
-"""Of the tiles one in so many is opened."""
+OPENED, EACH = 8, 4
+"""Of the tiles one in so many is opened, and so many at least for each block that is to be chosen."""
 REACH = 1.5, 1.0
 """A tile's best row is expected so many deviations of its rows above its mean, and so many times as far as its furthest
 row is off, if that were in any direction: what is unlike all others is in a tile with others."""
@@ -39,9 +39,9 @@ WORK = 64
 """Products that a number of a row is worth when it is put in order."""
 
 
-def opened(tiles: int) -> int:
-    """How many of so many tiles are opened."""
-    return tiles // OPENED
+def opened(tiles: int, chosen: int) -> int:
+    """How many of so many tiles are opened where so many blocks are to be chosen."""
+    return min(tiles, max(tiles // OPENED, EACH * chosen))
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ class RetrievalSettings:
             copies=(block_size, head_dim) if self.copied_blocks else (0, 0),
             rounded=self.landmark_dtype == "int4",
             centred=self.centred,
+            tiled=self.centred and self.tiled_at is not None,
             gather=None if self.own_values is None else self.rule.gather,
             pair_widths=() if self.own_values is None else self.rule.pair_widths(head_dim),
             section_widths=() if self.own_values is None else self.rule.section_widths(head_dim),

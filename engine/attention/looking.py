@@ -115,7 +115,7 @@ def pooled(settings: RetrievalSettings, ends: Tensor, far_blocks: int) -> Tensor
 
 
 def in_opened_tiles(
-    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int
+    settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int, chosen: int
 ) -> Tensor | None:
     """Which blocks a query may choose that looks at tiles first: bool (H, T, N), None for all.
 
@@ -123,6 +123,7 @@ def in_opened_tiles(
 
     Args:
         ends: for each query the first block that it may not choose any more (T,)
+        chosen: so many are to be chosen
     """
     beyond = settings.tiles_beyond(rows.queries.shape[2])
     if beyond is None or far_blocks <= beyond or not index.stretches.all:
@@ -134,7 +135,7 @@ def in_opened_tiles(
     heads = torch.arange(len(seen), device=ends.device)[:, None, None]
     for tiles in (each * count for count in whole.unique().tolist() if count > 0):
         mine = whole * each == tiles
-        best = likely[:, mine, :tiles].topk(tiles_opened(tiles), dim=-1).indices
+        best = likely[:, mine, :tiles].topk(tiles_opened(tiles, chosen), dim=-1).indices
         inside = seen[:, mine]
         inside[..., FIRST : FIRST + LANES * tiles] = False
         seen[:, mine] = inside.scatter(2, numbers[heads, best].flatten(2).long(), True)

@@ -356,7 +356,7 @@ class ReferenceAttention:
             wanted = wanted.masked_fill(seen.closed, -torch.inf)
         if self.settings.outlier_blocks:
             wanted = wanted.masked_fill(self._outliers(layer, rows, hidden), torch.inf)
-        inside = in_opened_tiles(self.settings, index, rows, ends, far_blocks)
+        inside = in_opened_tiles(self.settings, index, rows, ends, far_blocks, taken)
         if inside is not None:
             wanted = wanted.masked_fill(~inside, -torch.inf)
         blocks, valid = self._best(wanted, ends, taken)

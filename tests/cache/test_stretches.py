@@ -159,7 +159,7 @@ def chosen_of(vectors: Centred, asked: Tensor, sinks: int, ends: list[int], fetc
     for head in range(HEADS):
         for t, end in enumerate(ends):
             tiles = max(0, end - FIRST) // STRETCH * STRETCH // 16
-            best = sorted(range(tiles), key=lambda tile: -likely[head, t, tile])[: tiles // 8]
+            best = sorted(range(tiles), key=lambda tile: -likely[head, t, tile])[: max(tiles // 8, 4 * fetch)]
             seen = {*range(FIRST), *range(FIRST + 16 * tiles, end), *(n for tile in best for n in numbers[head][tile])}
             choosable = [n for n in seen if sinks <= n < end]
             found[head].append(set(sorted(choosable, key=lambda n: -exact[head, t, n])[:fetch]))
@@ -176,18 +176,19 @@ def choose(vectors: Centred, asked: Tensor, sinks: int, ends: list[int], fetch: 
     return blocks
 
 
+@pytest.mark.parametrize("fetch", [2, 6, 40])
 @pytest.mark.parametrize("sinks", [0, 1, 70])
 @pytest.mark.parametrize(
     "ends", [[2900], [30, 71, 90, 2500], [100, 319, 320, 321, 575, 576, 1000, 1001, 1002, 2900, 2901]]
 )
-def test_a_query_chooses_of_the_likeliest_tiles_as_plain_loops_do(sinks: int, ends: list[int]) -> None:
+def test_a_query_chooses_of_the_likeliest_tiles_as_plain_loops_do(fetch: int, sinks: int, ends: list[int]) -> None:
     vectors = kept(landmarks(3000))
     fork = vectors.fork(1000)
     fork.add(landmarks(2000, seed=5))
     asked = queries(len(ends))
     for index in (vectors, fork):
-        expected = chosen_of(index, asked, sinks, ends, 6)
-        found = choose(index, asked, sinks, ends, 6, most=0)
+        expected = chosen_of(index, asked, sinks, ends, fetch)
+        found = choose(index, asked, sinks, ends, fetch, most=0)
         for h in range(HEADS):
             for t, end in enumerate(ends):
                 mine = found[h, t]

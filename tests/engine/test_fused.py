@@ -69,7 +69,8 @@ def decoded(folder: Path, fused: bool, fetch: int | None, **settings: Any) -> to
 def alike(found: Tensor, expected: Tensor, *, apart: float = 0.0) -> None:
     """Equal but for few: of a number between two of the 8-bit steps the last bit decides which one it takes.
 
-    The reference itself is 0.015 off in a row where embeddings are changed by a ten-millionth.
+    And but for fewer by more, for the last bit also decides between blocks: the reference itself is 0.015 off in a row
+    where embeddings are changed by a ten-millionth.
 
     Args:
         apart: the mean difference in deviations that is allowed where the reference rounds other weights together, or
@@ -80,8 +81,8 @@ def alike(found: Tensor, expected: Tensor, *, apart: float = 0.0) -> None:
         assert (found - expected).abs().mean() < apart * expected.std()
         return
     torch.testing.assert_close(found, expected, atol=3e-2, rtol=1e-3)
-    off = (found - expected).abs() > 2e-4 + 1e-3 * expected.abs()
-    assert off.float().mean() < 0.02
+    for off, share in ((2e-4, 0.02), (2e-3, 0.004)):
+        assert ((found - expected).abs() > off + 1e-3 * expected.abs()).float().mean() < share
 
 
 def same(folder: Path, fetch: int | None = 3, **settings: Any) -> None:
