@@ -15,8 +15,8 @@ from engine.requests import Quota
 
 OWN_VALUES = 1024
 """Far blocks: up to 16,000 tokens of the usual ones."""
-TILED_AT = 16384
-"""Blocks whose trained landmarks are all looked at closely: up to so many, what is read for it stays in caches."""
+TILED_AT = 8192
+"""Blocks whose trained landmarks are all looked at: behind more two stretches are whole."""
 DEFAULT_RULE = "moments"
 """With its estimate of the rest, the nearest to full attention for its bytes (docs/retrieval.md)."""
 LOWEST = {

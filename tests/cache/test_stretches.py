@@ -167,11 +167,19 @@ def chosen_of(vectors: Centred, asked: Tensor, sinks: int, ends: list[int], fetc
 
 
 def choose(vectors: Centred, asked: Tensor, sinks: int, ends: list[int], fetch: int, most: int) -> Integers:
+    return choose_together([vectors], asked, sinks, [ends], fetch, most)
+
+
+def choose_together(
+    sessions: list[Centred], asked: Tensor, sinks: int, each_ends: list[list[int]], fetch: int, most: int
+) -> Integers:
+    """By one call; queries of one session after the other's."""
+    ends = [end for mine in each_ends for end in mine]
     blocks = np.full((HEADS, len(ends), fetch), -7)
     room = np.empty((HEADS, landmark_kernels.choose_rows(1), min(most, max(ends)) // 16 * 16 + 80), np.float32)
-    whose: list[Integers] = [np.array([0, len(ends)])]
-    for table in (vectors.table, vectors.stretches.table):
-        whose += [table, np.array([0, len(table)])]
+    whose: list[Integers] = [np.cumsum([0, *map(len, each_ends)])]
+    for tables in ([each.table for each in sessions], [each.stretches.table for each in sessions]):
+        whose += [np.concatenate(tables), np.cumsum([0, *map(len, tables)])]
     landmark_kernels.choose_landmarks(asked.numpy(), *whose, sinks, np.array(ends), most, blocks, room, 0, HEADS)
     return blocks
 
@@ -196,6 +204,17 @@ def test_a_query_chooses_of_the_likeliest_tiles_as_plain_loops_do(fetch: int, si
                 exact = index.scores(asked, max(1, end))[h, t].numpy()[mine[mine >= 0]]
                 assert (np.diff(exact) <= 1e-4).all(), "the best ones come first"
                 assert (mine[: len(expected[h][t])] >= 0).all()
+
+
+def test_sessions_that_are_asked_together_choose_what_each_chooses_alone() -> None:
+    sessions = [kept(landmarks(count, seed)) for seed, count in enumerate((700, 100, 3000, 1500))]
+    each_ends, asked = [[330, 700], [90], [2900, 3000], [1490]], queries(6)
+    found, start = choose_together(sessions, asked, 1, each_ends, 6, most=0), 0
+    for session, ends in zip(sessions, each_ends, strict=True):
+        mine = slice(start, start + len(ends))
+        alone = choose(session, asked[:, mine].contiguous(), 1, ends, 6, most=0)
+        assert np.array_equal(found[:, mine], alone)
+        start += len(ends)
 
 
 def test_few_blocks_are_all_looked_at() -> None:
