@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import over_heads
-from engine.many_rows import many, native
+from engine.many_rows import by_wide_pieces, native
 from engine.pairs import PairProduct
 
 FEW = 16
@@ -73,7 +73,7 @@ class WideProduct:
     def __call__(self, x: Tensor) -> Tensor:
         weight, channels = self._weight, x.shape[-1]
         if x.numel() > FEW * channels or channels % LANES:
-            return many(x, weight, self._bias, self._scales)
+            return self._many(x)
         rows = x.reshape(-1, channels).float()
         product = self._few(rows, weight) if len(rows) <= SEVERAL else self._several(rows, weight)
         if self._scales is not None:
@@ -81,6 +81,12 @@ class WideProduct:
         if self._bias is not None:
             product += self._bias
         return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _many(self, x: Tensor) -> Tensor:
+        weight, product = self._weight, x.new_empty(*x.shape[:-1], len(self._weight))
+        rows, products = x.reshape(-1, x.shape[-1]), product.view(-1, len(weight))
+        by_wide_pieces(rows, weight, self._bias, self._scales, products)
+        return product
 
     def _few(self, rows: Tensor, weight: Tensor) -> Tensor:
         rows, product = rows.contiguous(), torch.empty(len(rows), len(weight))

@@ -59,7 +59,7 @@ class Recorded:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step, scaling: float, softcap: float | None
     ) -> Tensor:
-        for seen, new in ((self.q, q * scaling), (self.k, k)):
+        for seen, new in ((self.q, q * scaling), (self.k, k.clone())):  # layers put theirs where others' were
             seen[layer] = torch.cat((seen[layer], new)) if layer in seen else new
         self.caps[layer] = softcap
         output: Tensor = self._attention(layer, q, k, v, step, scaling, softcap)
