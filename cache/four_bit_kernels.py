@@ -93,12 +93,6 @@ def add_slices(builder: Any, sums: Sums, slices: list[Any], vectors: list[Any]) 
                 sums.add(place * len(vectors) + i, half, mine, factors)
 
 
-def add_part(builder: Any, sums: Sums, part: int, numbers: Any, vectors: list[Any]) -> None:
-    """To each sum four numbers of each lane times 4 numbers from each of these addresses on."""
-    for i, vector in enumerate(vectors):
-        sums.add(i, part, numbers, spread_at(builder, vector))
-
-
 def beside(vectors: int, way: Way) -> int:
     """How many slices' sums are added up at once: a product waits for some others of its own sum, and what is asked
     is read once for all of them."""

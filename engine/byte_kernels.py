@@ -117,19 +117,7 @@ def multiply(arguments: int, first: int, last: int) -> None:
         output += tall
 
 
-def widen_weights(arguments: int, first: int, last: int) -> None:
-    """Write 64 weights and 64 weights first, …, last - 1 as bf16; words: the address of the first one, and whereto."""
-    weights, to = team.read(arguments), team.read(arguments + 8)
-    widen(weights + BYTES * first, to + 2 * BYTES * first, last - first)
-
-
 @functools.cache
 def multiply_job() -> int:
     """Address of `multiply` as a job; LLVM ends the process where the processor lacks the instructions."""
     return job(multiply)
-
-
-@functools.cache
-def widen_job() -> int:
-    """Address of `widen_weights` as a job."""
-    return job(widen_weights)
