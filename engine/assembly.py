@@ -46,10 +46,9 @@ def index_shapes(model: LoadedModel, settings: RetrievalSettings, layout: CacheL
     """What is kept of a block in each layer; None where a window leaves nothing to look up, or all is read."""
     shape = settings.index_shape(model.head_dim, layout.block_size)
     dense = range(settings.dense_layers)
-    unlooked = replace(shape, tiled=False)  # landmarks that are all the same are never looked at in the first layer
-    shapes = [unlooked if settings.gated else shape, *[shape] * (len(model.layers) - 1)]
-    some = zip(shapes, model.layers, strict=True)
-    return [None if layer.window or index in dense else mine for index, (mine, layer) in enumerate(some)]
+    first = replace(shape, tiled=False)  # trained landmarks are all the same there, and never looked at
+    shapes = [first, *[shape] * (len(model.layers) - 1)]
+    return [None if layer.window or index in dense else shapes[index] for index, layer in enumerate(model.layers)]
 
 
 def identity(model: LoadedModel) -> bytes:

@@ -31,7 +31,7 @@ class Rooms(threading.local):
         rows: as many fit into where they are, always; for more a room becomes another one
     """
 
-    def __init__(self, widths: dict[str, int], dtype: torch.dtype, rows: int = 0) -> None:
+    def __init__(self, widths: dict[str, int], dtype: torch.dtype, rows: int) -> None:
         self._rooms = {name: torch.empty(rows * width, dtype=dtype) for name, width in widths.items()}
 
     def rows(self, name: str, rows: int, width: int) -> Tensor:

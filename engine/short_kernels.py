@@ -15,6 +15,8 @@ from cache import kernels
 lanes = kernels("lane")
 I16, I32, F32 = lanes.I16, lanes.I32, lanes.F32
 BY_INSTRUCTIONS = lanes.knows("avx512bf16")
+UPPER = 0xFFFF0000
+"""Of a word its upper half."""
 
 
 class Bfloat(ir.types._BaseFloatType):  # type: ignore[misc]
@@ -56,7 +58,13 @@ def as_short(builder: Any, value: Any) -> Any:
     if BY_INSTRUCTIONS:
         return b.fpext(b.fptrunc(value, ir.VectorType(Bfloat(), count)), value.type)
     wide = ir.VectorType(I32, count)
-    return b.bitcast(b.and_(nearest(b, value), lanes.same(wide, 0xFFFF0000)), value.type)
+    return b.bitcast(b.and_(nearest(b, value), lanes.same(wide, UPPER)), value.type)
+
+
+def half_of(builder: Any, words: Any, upper: bool) -> Any:
+    """Of each word the upper half, where it is, or the lower one, moved there."""
+    kind = words.type
+    return builder.and_(words, lanes.same(kind, UPPER)) if upper else builder.shl(words, lanes.same(kind, 16))
 
 
 def nearest(builder: Any, value: Any) -> Any:

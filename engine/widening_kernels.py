@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from cache import compiled, job, kernels
 from engine.linear_kernels import lane_sums
-from engine.short_kernels import read_short, write_short
+from engine.short_kernels import half_of, read_short, write_short
 
 lanes, team = kernels("lane"), kernels("team")
 I8, I16, I32, I64, F32, LANES = lanes.I8, lanes.I16, lanes.I32, lanes.I64, lanes.F32, lanes.LANES
@@ -32,7 +32,6 @@ VECTOR = LANES if lanes.knows("avx512f") else LANES // 2
 """Numbers of a vector, as the processor has them."""
 PARTS = LANES // VECTOR
 WORDS, REALS = ir.VectorType(I32, VECTOR), ir.VectorType(F32, VECTOR)
-UPPER = 0xFFFF0000
 RAISED = 65536.0
 """What weights of 8 bits are multiplied with on the way."""
 TALL = 4 if PARTS == 1 else 2
@@ -70,11 +69,6 @@ class Small:
     @staticmethod
     def widen(builder: Any, words: Any, upper: bool) -> Any:
         return builder.sitofp(half_of(builder, words, upper), REALS)
-
-
-def half_of(builder: Any, words: Any, upper: bool) -> Any:
-    """Of each word the upper half, where it is, or the lower one, moved there."""
-    return builder.and_(words, lanes.same(WORDS, UPPER)) if upper else builder.shl(words, lanes.same(WORDS, 16))
 
 
 def tile_kernel(tall: int, rows: int, kind: type[Short | Small] = Short) -> Any:

@@ -20,11 +20,11 @@ from numba.extending import intrinsic
 from cache import compiled, kernels
 from engine.attention.turn_kernels import PAIR, together
 from engine.linear_kernels import ROOMY, lane_sums, over_each, widened
+from engine.short_kernels import half_of
 
 lanes = kernels("lane")
 I32, I64, F32, LANES, REALS, WHOLES = lanes.I32, lanes.I64, lanes.F32, lanes.LANES, lanes.REALS, lanes.WHOLES
 at, load, store, spread, plus_product = lanes.at, lanes.load, lanes.store, lanes.spread, lanes.plus_product
-UPPER = 0xFFFF0000
 WIDE = 4
 """Vectors of channels whose values are added up together."""
 SUMS = 8 if ROOMY else 4
@@ -34,8 +34,8 @@ SUMS = 8 if ROOMY else 4
 def both_halves(builder: Any, address: Any) -> tuple[Any, Any]:
     """Even and odd ones of 32 bf16 numbers as fp32."""
     words = load(builder, address, WHOLES, 2)
-    halves = builder.shl(words, lanes.same(WHOLES, 16)), builder.and_(words, lanes.same(WHOLES, UPPER))
-    return builder.bitcast(halves[0], REALS), builder.bitcast(halves[1], REALS)
+    even, odd = (builder.bitcast(half_of(builder, words, upper), REALS) for upper in (False, True))
+    return even, odd
 
 
 def ask_for(builder: Any, here: Any, ahead: Any, beyond: Any, count: int) -> None:
