@@ -110,6 +110,35 @@ def in_bundles(builder: Any, count: Any, most: int, work: Callable[[Any, int], N
             work(loop.index, 1)
 
 
+def multiply_tiles(
+    builder: Any, way: Way, tiles: list[Any], count: Any, vectors: list[Any], starts: Any, sizes: Any,
+    scales: list[Any], to: Callable[[int, int], Any], soon: Callable[[Any], None],
+) -> None:  # fmt: skip
+    """Products of vectors of 8-bit numbers with the 16 rows of some tiles.
+
+    Args:
+        tiles: where the first slice of each lies, of `count` ones
+        starts, sizes: addresses of what the vectors' sums begin with, and of their scales
+        scales: where those of each tile's rows lie
+        to: tells where products of a tile go with a vector, by their places
+        soon: asks in each step, whose number it is given, for what is needed later
+    """
+    b, sums = builder, Sums(builder, len(tiles) * len(vectors), LARGEST, way, HALVES)
+    begun = [spread_at(b, b.add(starts, I64(4 * i))) for i in range(len(vectors))]
+    sums.begin(begun * len(tiles))
+    with sums.steps(count, HALVES) as step:
+        further = b.mul(step, I64(SLICE_BYTES))
+        soon(step)
+        mine = [b.add(one, b.mul(step, I64(DEEP))) for one in vectors]
+        add_slices(b, sums, [b.add(tile, further) for tile in tiles], mine)
+    totals = iter(sums.in_reals())
+    for place, of_tile in enumerate(scales):
+        per_row = load(b, of_tile, REALS)
+        for i in range(len(vectors)):
+            factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
+            store(b, b.fmul(next(totals), factor), to(place, i))
+
+
 def rows_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
     """Of each of so many vectors of 8-bit numbers, its products with rows, 16 of them in a tile.
 
@@ -128,21 +157,19 @@ def rows_kernel(vectors: int, *, way: Way = KNOWN[0]) -> Any:
             each, stride = [b.add(vector, b.mul(apart, I64(i))) for i in range(vectors)], b.mul(count, I64(SLICE_BYTES))
 
             def multiply(tile: Any, few: int) -> None:
-                sums, places = Sums(b, few * vectors, LARGEST, way, HALVES), [b.add(tile, I64(i)) for i in range(few)]
-                begun = [spread_at(b, b.add(starts, I64(4 * i))) for i in range(vectors)]
-                sums.begin(begun * few)
-                with sums.steps(count, HALVES) as step:
-                    further = b.add(words, b.mul(step, I64(SLICE_BYTES)))
-                    slices = [b.add(further, b.mul(place, stride)) for place in places]
-                    for slice in slices:
-                        ask(b, b.add(slice, I64(SLICE_BYTES * AHEAD)), nearest=False)
-                    add_slices(b, sums, slices, [b.add(one, b.mul(step, I64(DEEP))) for one in each])
-                totals = iter(sums.in_reals())
-                for place in places:
-                    per_row = load(b, at(b, scales, place), REALS)
-                    for i in range(vectors):
-                        factor = b.fmul(per_row, spread(b, load(b, b.add(sizes, I64(4 * i)), F32), REALS))
-                        store(b, b.fmul(next(totals), factor), at(b, b.add(to, b.mul(to_apart, I64(i))), place))
+                places = [b.add(tile, I64(i)) for i in range(few)]
+                lying = [b.add(words, b.mul(place, stride)) for place in places]
+
+                def soon(step: Any) -> None:
+                    further = b.add(b.mul(step, I64(SLICE_BYTES)), I64(SLICE_BYTES * AHEAD))
+                    for tile in lying:
+                        ask(b, b.add(tile, further), nearest=False)
+
+                def goes(place: int, i: int) -> Any:
+                    return at(b, b.add(to, b.mul(to_apart, I64(i))), places[place])
+
+                per_row = [at(b, scales, place) for place in places]
+                multiply_tiles(b, way, lying, count, each, starts, sizes, per_row, goes, soon)
 
             in_bundles(b, tiles, beside(vectors, way), multiply)
             return context.get_dummy_value()

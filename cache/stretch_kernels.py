@@ -11,29 +11,36 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cache.best_kernels import best_of
+from cache.best_kernels import best_of, lowest_bit
 from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
-from cache.four_bit_kernels import SLICE_BYTES, multiply_rows, round_queries, rows_one
+from cache.four_bit_kernels import SLICE_BYTES, multiply_rows, round_queries
 from cache.four_bits import DEEP, SCALE_BYTES
 from cache.lane_kernels import (
     CHUNK,
+    I32,
+    I64,
     LANES,
     NOTHING,
+    REALS,
     add_times,
     address,
-    as_whole,
+    at,
     dot,
     highest,
     lift,
+    load,
     number_at,
     prefetch_behind,
+    spread,
     store,
 )
+from cache.listed_kernels import LISTED, listed_kernel
 from cache.stretches import EACH, OPENED
 from cache.walk_kernels import steps_of
 
@@ -47,6 +54,10 @@ TILES, ROWS, ROW_SCALES, MEANS, MEAN_SCALES, REACHES, NUMBERS = range(7)
 """Columns of `Stretches.table`."""
 SOON = 12
 """Tiles: so far before it is looked at a tile is asked for."""
+PIECE = 32
+"""Tiles that are multiplied before their products are looked at, a multiple of 4."""
+
+listed = listed_kernel(SOON)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -78,15 +89,46 @@ def offer_row(best: Floats, blocks: Integers, products: int, begin: int, sinks: 
                 sink(best, blocks, 0, len(best))
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def where_better(context: Any, x: Any, bound: Any) -> Any:
+    """Which of 64 fp32 numbers are larger than another one: a bit for each."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, bound = arguments
+        bound, bits = spread(b, bound, REALS), I64(0)
+        for step in range(CHUNK // LANES):
+            better = b.fcmp_ordered(">", load(b, at(b, x, I64(step)), REALS), bound)
+            mine = b.zext(b.bitcast(better, ir.IntType(LANES)), I64)
+            bits = b.or_(bits, b.shl(mine, I64(LANES * step)))
+        return bits
+
+    return types.uint64(types.intp, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def whole_at(context: Any, place: Any) -> Any:
+    """The 32-bit number at an address."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.sext(load(b, arguments[0], I32), I64)
+
+    return types.int64(types.intp), generate
+
+
 @compiled
-def offer_tile(best: Floats, blocks: Integers, products: int, numbers: int, sinks: int) -> None:
-    """The same of 16 blocks whose numbers lie at an address."""
-    if highest(products, 1) > best[0]:
-        for lane in range(LANES):
-            value, block = number_at(products + 4 * lane), as_whole(number_at(numbers + 4 * lane))
-            if value > best[0] and block >= sinks:
-                best[0], blocks[0] = value, block
-                sink(best, blocks, 0, len(best))
+def offer_opened(best: Floats, blocks: Integers, products: int, begin: int, numbers: Integers, sinks: int) -> None:
+    """Let those of the blocks of four opened tiles from `begin` on that are better than the worst into the heap.
+
+    Products lie at an address; the number of each tile's first block at one of `numbers`.
+    """
+    bits = where_better(products, best[0])
+    while bits:
+        lane = lowest_bit(bits)
+        bits &= bits - np.uint64(1)
+        value, block = number_at(products + 4 * lane), whole_at(numbers[begin + lane // LANES] + 4 * (lane % LANES))
+        if value > best[0] and block >= sinks:
+            best[0], blocks[0] = value, block
+            sink(best, blocks, 0, len(best))
 
 
 @compiled
@@ -159,7 +201,7 @@ def choose_by_tiles(
     sizes, best = np.empty(len(queries), np.float32), np.empty(blocks.shape[1], np.float32)
     plain, tiles = plain_rows(table), len(stretches) * stretches[0, TILES] if len(stretches) else 0
     alone = max(plain, ends.max() - plain - LANES * tiles)  # those that no stretch holds, or one that is not whole yet
-    room = max(steps_of(max(alone, LANES * tiles // max(1, len(stretches)))) * LANES, tiles)
+    room = max(steps_of(max(alone, LANES * tiles // max(1, len(stretches)))) * LANES, tiles, LANES * PIECE)
     products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(tiles_opened(tiles, len(best)), np.int64)
     round_queries(queries, numbers, starts, sizes)
     for query in range(len(queries)):
@@ -233,17 +275,26 @@ def open_tiles(
     opened: Integers, best: Floats, blocks: Integers,
 ) -> None:  # fmt: skip
     """Offer one query the blocks of these tiles; other arguments as `look_one_by_one`."""
-    tiles, slices = stretches[0, TILES], numbers.shape[1] // DEEP
-    vector, apart, begins, scale = address(numbers), numbers.shape[1], address(starts), address(sizes)
-    room, length = address(products), slices * SLICE_BYTES
-    for place in range(len(opened) + SOON):
-        if place < len(opened):
-            row, at = stretches[opened[place] // tiles], head * tiles + opened[place] % tiles
-            prefetch_behind(row[ROWS] + at * length, length)
-            prefetch_behind(row[ROW_SCALES] + SCALE_BYTES * LANES * at, SCALE_BYTES * LANES)
-        if place >= SOON:
-            tile = opened[place - SOON]
-            row, at = stretches[tile // tiles], head * tiles + tile % tiles
-            scales = row[ROW_SCALES] + SCALE_BYTES * LANES * at
-            rows_one(row[ROWS] + at * length, 1, slices, vector, apart, begins, scale, scales, room, 4 * LANES)
-            offer_tile(best, blocks, room, row[NUMBERS] + 4 * LANES * at, sinks)
+    tiles, slices, count = stretches[0, TILES], numbers.shape[1] // DEEP, len(opened)
+    lying, whose = np.empty((count + SOON, LISTED), np.int64), np.empty(count + CHUNK // LANES, np.int64)
+    stretch, start = 0, 0
+    for place in range(count):
+        while opened[place] >= start + tiles:
+            stretch, start = stretch + 1, start + tiles
+        row, at_tile = stretches[stretch], head * tiles + opened[place] - start
+        lying[place, 0] = row[ROWS] + at_tile * slices * SLICE_BYTES
+        lying[place, 1] = row[ROW_SCALES] + SCALE_BYTES * LANES * at_tile
+        whose[place] = row[NUMBERS] + 4 * LANES * at_tile
+    lying[count:] = lying[count - 1]
+    for place in range(min(SOON, count)):
+        prefetch_behind(lying[place, 0], slices * SLICE_BYTES)
+        prefetch_behind(lying[place, 1], SCALE_BYTES * LANES)
+    room = address(products)
+    for first in range(0, count, PIECE):
+        few = min(PIECE, count - first)
+        listed(
+            address(lying) + 8 * LISTED * first, few, slices, address(numbers), address(starts), address(sizes), room
+        )
+        products[0, LANES * few : LANES * few + CHUNK] = np.float32(NOTHING)
+        for tile in range(0, few, CHUNK // LANES):
+            offer_opened(best, blocks, room + 4 * LANES * tile, first + tile, whose, sinks)
