@@ -36,11 +36,11 @@ def listed_kernel(ahead: int, *, way: Way = KNOWN[0]) -> Any:
                 later = [b.add(place, I64(ahead)) for place in places]
                 coming = [told(place, 0) for place in later]
                 for place in later:
-                    ask(b, told(place, 1), nearest=False)
+                    ask(b, told(place, 1), nearest=True)
 
                 def soon(step: Any) -> None:
                     for tile in coming:
-                        ask(b, b.add(tile, b.mul(step, I64(SLICE_BYTES))), nearest=False)
+                        ask(b, b.add(tile, b.mul(step, I64(SLICE_BYTES))), nearest=True)
 
                 lying, per_row = [told(place, 0) for place in places], [told(place, 1) for place in places]
                 multiply_tiles(

@@ -30,6 +30,7 @@ from cache.lane_kernels import (
     REALS,
     add_times,
     address,
+    ask,
     at,
     dot,
     highest,
@@ -42,6 +43,7 @@ from cache.lane_kernels import (
 )
 from cache.listed_kernels import LISTED, listed_kernel
 from cache.stretches import EACH, OPENED
+from cache.vectors import FIRST_SEGMENT
 from cache.walk_kernels import steps_of
 
 Floats = NDArray[np.float32]
@@ -52,10 +54,12 @@ CAPACITY, COUNT, WORDS, SCALES, CENTRE = range(5)
 """Columns of `Centred.table`."""
 TILES, ROWS, ROW_SCALES, MEANS, MEAN_SCALES, REACHES, NUMBERS = range(7)
 """Columns of `Stretches.table`."""
-SOON = 12
+SOON = 20
 """Tiles: so far before it is looked at a tile is asked for."""
 PIECE = 32
 """Tiles that are multiplied before their products are looked at, a multiple of 4."""
+NONE, LATER = -1, -2
+"""A block that is none, and the first one of opened tiles while their numbers have not been read; others are below."""
 
 listed = listed_kernel(SOON)
 
@@ -106,6 +110,17 @@ def where_better(context: Any, x: Any, bound: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def ask_for(context: Any, place: Any) -> Any:
+    """Ask memory for what lies at an address."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        ask(b, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def whole_at(context: Any, place: Any) -> Any:
     """The 32-bit number at an address."""
 
@@ -116,19 +131,25 @@ def whole_at(context: Any, place: Any) -> Any:
 
 
 @compiled
-def offer_opened(best: Floats, blocks: Integers, products: int, begin: int, numbers: Integers, sinks: int) -> None:
-    """Let those of the blocks of four opened tiles from `begin` on that are better than the worst into the heap.
+def offer_opened(
+    best: Floats, blocks: Integers, products: int, first: int, count: int, whose: Integers, sinks: int
+) -> None:
+    """Let those of the blocks of opened tiles first, …, first + count - 1 that are better than the worst into the heap.
 
-    Products lie at an address; the number of each tile's first block at one of `numbers`.
+    Products lie at an address, and something that is not better behind them up to a multiple of 64. Numbers of a tile's
+    blocks lie at one of `whose`. They are read where they may be those of sinks; else the heap is told which block of
+    all opened tiles it is, for most of them have to leave it again.
     """
-    bits = where_better(products, best[0])
-    while bits:
-        lane = lowest_bit(bits)
-        bits &= bits - np.uint64(1)
-        value, block = number_at(products + 4 * lane), whole_at(numbers[begin + lane // LANES] + 4 * (lane % LANES))
-        if value > best[0] and block >= sinks:
-            best[0], blocks[0] = value, block
-            sink(best, blocks, 0, len(best))
+    for step in range(0, count, CHUNK // LANES):
+        bits = where_better(products + 4 * LANES * step, best[0])
+        while bits:
+            place = LANES * step + lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            value, number = number_at(products + 4 * place), whose[first + place // LANES] + 4 * (place % LANES)
+            if value > best[0] and (sinks <= FIRST_SEGMENT or whole_at(number) >= sinks):
+                ask_for(number)
+                best[0], blocks[0] = value, LATER - LANES * first - place
+                sink(best, blocks, 0, len(best))
 
 
 @compiled
@@ -204,13 +225,16 @@ def choose_by_tiles(
     room = max(steps_of(max(alone, LANES * tiles // max(1, len(stretches)))) * LANES, tiles, LANES * PIECE)
     products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(tiles_opened(tiles, len(best)), np.int64)
     round_queries(queries, numbers, starts, sizes)
+    means = stretches[0, TILES] // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES if len(stretches) else 0
     for query in range(len(queries)):
         mine, whole, covered = slice(query, query + 1), 0, plain
         while whole < len(stretches) and covered + LANES * stretches[whole, TILES] <= ends[query]:
             covered += LANES * stretches[whole, TILES]
             whole += 1
         asked = numbers[mine], starts[mine], sizes[mine]
-        best[:], blocks[query] = NOTHING, -1
+        best[:], blocks[query] = NOTHING, NONE
+        if whole:  # while others are looked at
+            prefetch_behind(stretches[0, MEANS] + head * means, means)
         look_one_by_one(
             queries[query], table, head, sinks, ends[query], plain, covered, *asked, products, best, blocks[query]
         )
@@ -257,13 +281,21 @@ def likeliest(
 ) -> int:  # fmt: skip
     """Which tiles of whole stretches one query opens to choose so many, filled in, in rising order; how many."""
     tiles, length = stretches[0, TILES], np.sqrt(dot(address(query), address(query), len(query) // LANES))
-    each = tiles // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
+    slices, each, done = numbers.shape[1] // DEEP, tiles // LANES, 0
+    lying = np.empty((len(stretches) * each + SOON, LISTED), np.int64)
     for place in range(len(stretches)):
-        row, at = stretches[place], head * tiles
-        scales = row[MEAN_SCALES] + SCALE_BYTES * at
-        multiply_rows(numbers, starts, sizes, row[MEANS] + head * each, scales, products, place * tiles, tiles)
+        row, at_tile = stretches[place], head * each
+        prefetch_behind(row[REACHES] + 4 * LANES * at_tile, 4 * tiles)
+        for tile in range(at_tile, at_tile + each):
+            lying[done, 0] = row[MEANS] + tile * slices * SLICE_BYTES
+            lying[done, 1] = row[MEAN_SCALES] + SCALE_BYTES * LANES * tile
+            done += 1
+    for coming in range(done, done + SOON):
+        lying[coming, 0], lying[coming, 1] = lying[done - 1, 0], lying[done - 1, 1]
+    listed(address(lying), done, slices, address(numbers), address(starts), address(sizes), address(products))
+    for place in range(len(stretches)):
         to = address(products) + 4 * place * tiles
-        add_times(to, row[REACHES] + 4 * at, length, tiles // LANES)
+        add_times(to, stretches[place, REACHES] + 4 * head * tiles, length, each)
     count = len(stretches) * tiles
     total = lift(address(products), count // LANES)
     return best_of(products[0], count, tiles_opened(count, chosen), total, opened)
@@ -276,7 +308,7 @@ def open_tiles(
 ) -> None:  # fmt: skip
     """Offer one query the blocks of these tiles; other arguments as `look_one_by_one`."""
     tiles, slices, count = stretches[0, TILES], numbers.shape[1] // DEEP, len(opened)
-    lying, whose = np.empty((count + SOON, LISTED), np.int64), np.empty(count + CHUNK // LANES, np.int64)
+    lying, whose = np.empty((count + SOON, LISTED), np.int64), np.empty(count, np.int64)
     stretch, start = 0, 0
     for place in range(count):
         while opened[place] >= start + tiles:
@@ -285,16 +317,18 @@ def open_tiles(
         lying[place, 0] = row[ROWS] + at_tile * slices * SLICE_BYTES
         lying[place, 1] = row[ROW_SCALES] + SCALE_BYTES * LANES * at_tile
         whose[place] = row[NUMBERS] + 4 * LANES * at_tile
-    lying[count:] = lying[count - 1]
-    for place in range(min(SOON, count)):
-        prefetch_behind(lying[place, 0], slices * SLICE_BYTES)
-        prefetch_behind(lying[place, 1], SCALE_BYTES * LANES)
-    room = address(products)
+        if place < SOON:
+            prefetch_behind(lying[place, 0], slices * SLICE_BYTES)
+            prefetch_behind(lying[place, 1], SCALE_BYTES * LANES)
+    for coming in range(count, count + SOON):
+        lying[coming, 0], lying[coming, 1] = lying[count - 1, 0], lying[count - 1, 1]
+    asked = address(numbers), address(starts), address(sizes)
     for first in range(0, count, PIECE):
         few = min(PIECE, count - first)
-        listed(
-            address(lying) + 8 * LISTED * first, few, slices, address(numbers), address(starts), address(sizes), room
-        )
+        listed(address(lying) + 8 * LISTED * first, few, slices, *asked, address(products))
         products[0, LANES * few : LANES * few + CHUNK] = np.float32(NOTHING)
-        for tile in range(0, few, CHUNK // LANES):
-            offer_opened(best, blocks, room + 4 * LANES * tile, first + tile, whose, sinks)
+        offer_opened(best, blocks, address(products), first, few, whose, sinks)
+    for place in range(len(blocks)):
+        if blocks[place] < NONE:
+            tile, lane = divmod(LATER - blocks[place], LANES)
+            blocks[place] = whole_at(whose[tile] + 4 * lane)
