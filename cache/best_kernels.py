@@ -17,7 +17,21 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.lane_kernels import CHUNK, I32, I64, LANES, WHOLES, address, as_whole, at, load, number_at, same, spread
+from cache.lane_kernels import (
+    CHUNK,
+    I32,
+    I64,
+    LANES,
+    WHOLES,
+    address,
+    as_whole,
+    at,
+    copy,
+    load,
+    number_at,
+    same,
+    spread,
+)
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -25,6 +39,12 @@ FIRST_STEP = 1 << 24
 """Of bits of fp32: two powers of two."""
 NEAR = 128
 """Numbers around a bound that are looked for by themselves."""
+SAMPLE = 128
+"""Of many numbers so many tell first between which bounds it lies."""
+MANY = 16
+"""Chunks that are many."""
+CLOSE = 1 << 16
+"""Of bits of fp32: one in a hundred."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -90,6 +110,30 @@ def between(place: int, chunks: int, low: int, high: int) -> Floats:
 
 
 @compiled
+def guesses(place: int, chunks: int, wanted: int, high: int) -> tuple[int, int]:
+    """Bits, from 0 to those of `high`, that more and fewer than `wanted` of many numbers are above, most likely."""
+    sample, apart = np.empty(SAMPLE, np.float32), CHUNK * chunks // (SAMPLE // LANES)
+    for part in range(SAMPLE // LANES):  # 16 in a row each
+        copy(place + 4 * apart * part, address(sample) + 4 * LANES * part, 1)
+    share = wanted * SAMPLE / (CHUNK * chunks)
+    off = 2.0 * math.sqrt(share) + 1.0
+    return quantile(sample, int(share + off), high), quantile(sample, int(max(0.0, share - off)), high)
+
+
+@compiled
+def quantile(sample: Floats, wanted: int, high: int) -> int:
+    """Bits from 0 to `high`, to one in a hundred, that so many of a sample are above."""
+    low = np.int64(0)
+    while high - low > CLOSE:
+        middle = low + (high - low) // 2
+        if count_above(address(sample), SAMPLE // CHUNK, np.int32(middle)) > wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@compiled
 def bound_of(place: int, chunks: int, wanted: int, most: float) -> tuple[int, int]:
     """Bits that at most `wanted` of 64 * chunks fp32 numbers are above, but more are not below; how many are above.
 
@@ -99,9 +143,18 @@ def bound_of(place: int, chunks: int, wanted: int, most: float) -> tuple[int, in
     """
     low, below = np.int64(-1), np.int64(CHUNK * chunks)
     high = np.int64(as_whole(np.float32(most)))
-    above = count_above(place, chunks, np.int32(high))
+    above = np.int64(-1)
+    if chunks >= MANY and high > 0:
+        for guess in guesses(place, chunks, wanted, high):
+            found = count_above(place, chunks, np.int32(guess))
+            if found > wanted and guess > low:
+                low, below = guess, found
+            elif found <= wanted and guess < high:
+                high, above = guess, found
+    if above < 0:
+        above = count_above(place, chunks, np.int32(high))
     step, tried = np.int64(FIRST_STEP), high
-    while tried > step:  # down to where more are above
+    while low < 0 and tried > step:  # down to where more are above
         tried -= step
         found = count_above(place, chunks, np.int32(tried))
         if found > wanted:
