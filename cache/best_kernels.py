@@ -41,7 +41,7 @@ NEAR = 128
 """Numbers around a bound that are looked for by themselves."""
 SAMPLE = 128
 """Of many numbers so many tell first between which bounds it lies."""
-MANY = 16
+MANY = 32
 """Chunks that are many."""
 CLOSE = 1 << 16
 """Of bits of fp32: one in a hundred."""

@@ -1,4 +1,7 @@
-"""A CPU kernel for rows in 4 bits of which some tiles are asked for, here and there. As `cache.four_bit_kernels`."""
+"""A CPU kernel for rows in 4 bits in tiles that lie anywhere; otherwise as `cache.four_bit_kernels`.
+
+Compiled by Numba when first called.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +39,17 @@ def listed_kernel(ahead: int, *, way: Way = KNOWN[0]) -> Any:
                 later = [b.add(place, I64(ahead)) for place in places]
                 coming = [told(place, 0) for place in later]
                 for place in later:
-                    ask(b, told(place, 1), nearest=True)
+                    ask(b, told(place, 1))
 
                 def soon(step: Any) -> None:
                     for tile in coming:
-                        ask(b, b.add(tile, b.mul(step, I64(SLICE_BYTES))), nearest=True)
+                        ask(b, b.add(tile, b.mul(step, I64(SLICE_BYTES))))
 
-                lying, per_row = [told(place, 0) for place in places], [told(place, 1) for place in places]
-                multiply_tiles(
-                    b,
-                    way,
-                    lying,
-                    count,
-                    [vector],
-                    start,
-                    size,
-                    per_row,
-                    lambda place, _: at(b, to, places[place]),
-                    soon,
-                )
+                def goes(place: int, _: int) -> Any:
+                    return at(b, to, places[place])
+
+                lying, per_row = ([told(place, what) for place in places] for what in (0, 1))
+                multiply_tiles(b, way, lying, count, [vector], start, size, per_row, goes, soon)
 
             in_bundles(b, many, beside(1, way), multiply)
             return context.get_dummy_value()

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cache.best_kernels import best_of, lowest_bit
+from cache.centred import FIRST
 from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, multiply_rows, round_queries
@@ -43,7 +44,6 @@ from cache.lane_kernels import (
 )
 from cache.listed_kernels import LISTED, listed_kernel
 from cache.stretches import EACH, OPENED
-from cache.vectors import FIRST_SEGMENT
 from cache.walk_kernels import steps_of
 
 Floats = NDArray[np.float32]
@@ -146,7 +146,7 @@ def offer_opened(
             place = LANES * step + lowest_bit(bits)
             bits &= bits - np.uint64(1)
             value, number = number_at(products + 4 * place), whose[first + place // LANES] + 4 * (place % LANES)
-            if value > best[0] and (sinks <= FIRST_SEGMENT or whole_at(number) >= sinks):
+            if value > best[0] and (sinks <= FIRST or whole_at(number) >= sinks):
                 ask_for(number)
                 best[0], blocks[0] = value, LATER - LANES * first - place
                 sink(best, blocks, 0, len(best))
@@ -275,6 +275,13 @@ def look_one_by_one(
 
 
 @compiled
+def go_on(lying: Integers, count: int) -> None:
+    """Let a list of so many tiles go on with its last one, as `listed` asks for what comes."""
+    for place in range(count, len(lying)):
+        lying[place, 0], lying[place, 1] = lying[count - 1, 0], lying[count - 1, 1]
+
+
+@compiled
 def likeliest(
     query: Floats, stretches: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
     chosen: int, opened: Integers,
@@ -290,8 +297,7 @@ def likeliest(
             lying[done, 0] = row[MEANS] + tile * slices * SLICE_BYTES
             lying[done, 1] = row[MEAN_SCALES] + SCALE_BYTES * LANES * tile
             done += 1
-    for coming in range(done, done + SOON):
-        lying[coming, 0], lying[coming, 1] = lying[done - 1, 0], lying[done - 1, 1]
+    go_on(lying, done)
     listed(address(lying), done, slices, address(numbers), address(starts), address(sizes), address(products))
     for place in range(len(stretches)):
         to = address(products) + 4 * place * tiles
@@ -306,7 +312,7 @@ def open_tiles(
     stretches: Integers, head: int, sinks: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
     opened: Integers, best: Floats, blocks: Integers,
 ) -> None:  # fmt: skip
-    """Offer one query the blocks of these tiles; other arguments as `look_one_by_one`."""
+    """Offer one query the blocks of these tiles, in rising order; other arguments as `look_one_by_one`."""
     tiles, slices, count = stretches[0, TILES], numbers.shape[1] // DEEP, len(opened)
     lying, whose = np.empty((count + SOON, LISTED), np.int64), np.empty(count, np.int64)
     stretch, start = 0, 0
@@ -320,8 +326,7 @@ def open_tiles(
         if place < SOON:
             prefetch_behind(lying[place, 0], slices * SLICE_BYTES)
             prefetch_behind(lying[place, 1], SCALE_BYTES * LANES)
-    for coming in range(count, count + SOON):
-        lying[coming, 0], lying[coming, 1] = lying[count - 1, 0], lying[count - 1, 1]
+    go_on(lying, count)
     asked = address(numbers), address(starts), address(sizes)
     for first in range(0, count, PIECE):
         few = min(PIECE, count - first)
@@ -329,6 +334,6 @@ def open_tiles(
         products[0, LANES * few : LANES * few + CHUNK] = np.float32(NOTHING)
         offer_opened(best, blocks, address(products), first, few, whose, sinks)
     for place in range(len(blocks)):
-        if blocks[place] < NONE:
+        if blocks[place] <= LATER:
             tile, lane = divmod(LATER - blocks[place], LANES)
             blocks[place] = whole_at(whose[tile] + 4 * lane)

@@ -12,7 +12,7 @@ from llvmlite import binding, ir
 
 from cache import kernels
 
-four_bits, lanes, products = (kernels(name) for name in ("four_bit", "lane", "product"))
+four_bits, lanes, listed, products = (kernels(name) for name in ("four_bit", "lane", "listed", "product"))
 WAYS = pytest.mark.parametrize("way", products.KNOWN, ids=lambda way: way.product or "plain")
 SLICES = pytest.mark.parametrize("slices", [1, 3, 8, 40])
 LARGEST = pytest.mark.parametrize("largest", [True, False], ids=["largest", "any"])
@@ -51,6 +51,28 @@ def test_products_with_rows(way: Any, slices: int, largest: bool, queries: int, 
     nibbles = np.stack((words & 15, words >> 4), axis=-2).astype(np.int64) ^ 8  # (tiles, slices, lanes, halves, bytes)
     factors = numbers.astype(np.int64).reshape(queries, slices, 2, 4)
     assert np.array_equal(found, starts[:, None, None] + np.einsum("tslhb,qshb->qtl", nibbles, factors))
+
+
+@WAYS
+@SLICES
+@LARGEST
+@pytest.mark.parametrize("many", [0, 1, 4, 11])
+def test_products_with_tiles_that_lie_anywhere(way: Any, slices: int, largest: bool, many: int) -> None:
+    """Each has scales of its own, one comes twice, and behind the last one nothing lies."""
+    ahead, generator = 3, np.random.default_rng(8)
+    words, numbers = bytes_of((13, slices, 16, 4), largest, 0x77), asked(1, 8 * slices, largest)
+    scales, start, size = generator.random((13, 16), np.float32), np.array([-5], np.int32), np.float32([0.5])
+    order = np.resize(generator.permutation(13)[:10], many)
+    lying = np.zeros((many + ahead, listed.LISTED), np.int64)
+    lying[:many, 0] = words.ctypes.data + order * words[0].nbytes
+    lying[:many, 1] = scales.ctypes.data + order * scales[0].nbytes
+    found = np.full((many + 1, 16), -7, np.float32)
+    call(listed.listed_kernel(ahead, way=way), lying, many, slices, numbers, start, size, found)
+    nibbles = np.stack((words & 15, words >> 4), axis=-2).astype(np.int64) ^ 8  # (tiles, slices, lanes, halves, bytes)
+    sums = start[0] + np.einsum("tslhb,shb->tl", nibbles, numbers.astype(np.int64).reshape(slices, 2, 4))
+    expected = sums.astype(np.float32) * (scales * size)
+    assert np.array_equal(found[:many], expected[order])
+    assert (found[many:] == -7).all()
 
 
 @WAYS
