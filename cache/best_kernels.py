@@ -110,20 +110,21 @@ def between(place: int, chunks: int, low: int, high: int) -> Floats:
 
 
 @compiled
-def guesses(place: int, chunks: int, wanted: int, high: int) -> tuple[int, int]:
+def guesses(place: int, chunks: int, wanted: int, high: int) -> tuple[np.int64, np.int64]:
     """Bits, from 0 to those of `high`, that more and fewer than `wanted` of many numbers are above, most likely."""
     sample, apart = np.empty(SAMPLE, np.float32), CHUNK * chunks // (SAMPLE // LANES)
     for part in range(SAMPLE // LANES):  # 16 in a row each
         copy(place + 4 * apart * part, address(sample) + 4 * LANES * part, 1)
     share = wanted * SAMPLE / (CHUNK * chunks)
     off = 2.0 * math.sqrt(share) + 1.0
-    return quantile(sample, int(share + off), high), quantile(sample, int(max(0.0, share - off)), high)
+    lower, upper = int(share + off), int(max(0.0, share - off))
+    return np.int64(quantile(sample, lower, high)), np.int64(quantile(sample, upper, high))
 
 
 @compiled
 def quantile(sample: Floats, wanted: int, high: int) -> int:
     """Bits from 0 to `high`, to one in a hundred, that so many of a sample are above."""
-    low = np.int64(0)
+    low = 0
     while high - low > CLOSE:
         middle = low + (high - low) // 2
         if count_above(address(sample), SAMPLE // CHUNK, np.int32(middle)) > wanted:
@@ -142,8 +143,7 @@ def bound_of(place: int, chunks: int, wanted: int, most: float) -> tuple[int, in
         most: no more than wanted are above this
     """
     low, below = np.int64(-1), np.int64(CHUNK * chunks)
-    high = np.int64(as_whole(np.float32(most)))
-    above = np.int64(-1)
+    high, above = np.int64(as_whole(np.float32(most))), np.int64(-1)
     if chunks >= MANY and high > 0:
         for guess in guesses(place, chunks, wanted, high):
             found = count_above(place, chunks, np.int32(guess))
@@ -170,7 +170,7 @@ def bound_of(place: int, chunks: int, wanted: int, most: float) -> tuple[int, in
         if not len(near) and low >= 0 and slow < 2:  # as numbers fall off on a logarithmic scale, to either side
             aim = wanted + NEAR // 3 if below - wanted > wanted - above else wanted - NEAR // 3
             all_of, some = math.log(below), math.log(max(aim, 0.75))
-            way = (all_of - some) / (all_of - math.log(max(above, 0.5)))
+            way = (all_of - some) / (all_of - math.log(max(float(above), 0.5)))
             middle = min(max(low + np.int64((high - low) * way), low + 1), high - 1)
         found = outside + count_above(place, chunks, np.int32(middle))
         slow = slow + 1 if slow < 2 and 4 * max(high - middle, middle - low) > 3 * (high - low) else 0

@@ -222,10 +222,11 @@ def choose_by_tiles(
     sizes, best = np.empty(len(queries), np.float32), np.empty(blocks.shape[1], np.float32)
     plain, tiles = plain_rows(table), len(stretches) * stretches[0, TILES] if len(stretches) else 0
     alone = max(plain, ends.max() - plain - LANES * tiles)  # those that no stretch holds, or one that is not whole yet
-    room = max(steps_of(max(alone, LANES * tiles // max(1, len(stretches)))) * LANES, tiles, LANES * PIECE)
+    each = tiles // max(1, len(stretches))
+    room = max(steps_of(max(alone, LANES * each)) * LANES, tiles, LANES * PIECE)
     products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(tiles_opened(tiles, len(best)), np.int64)
     round_queries(queries, numbers, starts, sizes)
-    means = stretches[0, TILES] // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES if len(stretches) else 0
+    means = each // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES  # bytes of a stretch's, of one head
     for query in range(len(queries)):
         mine, whole, covered = slice(query, query + 1), 0, plain
         while whole < len(stretches) and covered + LANES * stretches[whole, TILES] <= ends[query]:

@@ -61,7 +61,7 @@ def test_products_with_tiles_that_lie_anywhere(way: Any, slices: int, largest: b
     """Each has scales of its own, one comes twice, and behind the last one nothing lies."""
     ahead, generator = 3, np.random.default_rng(8)
     words, numbers = bytes_of((13, slices, 16, 4), largest, 0x77), asked(1, 8 * slices, largest)
-    scales, start, size = generator.random((13, 16), np.float32), np.array([-5], np.int32), np.float32([0.5])
+    scales, start, size = generator.random((13, 16), np.float32), np.array([-5], np.int32), np.array([0.5], np.float32)
     order = np.resize(generator.permutation(13)[:10], many)
     lying = np.zeros((many + ahead, listed.LISTED), np.int64)
     lying[:many, 0] = words.ctypes.data + order * words[0].nbytes
