@@ -226,7 +226,7 @@ def choose_by_tiles(
     room = max(steps_of(max(alone, LANES * each)) * LANES, tiles, LANES * PIECE)
     products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(tiles_opened(tiles, len(best)), np.int64)
     round_queries(queries, numbers, starts, sizes)
-    means = each // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES  # bytes of a stretch's, of one head
+    means = each // LANES * (queries.shape[1] // DEEP) * SLICE_BYTES  # bytes of a stretch's, of one head
     for query in range(len(queries)):
         mine, whole, covered = slice(query, query + 1), 0, plain
         while whole < len(stretches) and covered + LANES * stretches[whole, TILES] <= ends[query]:
