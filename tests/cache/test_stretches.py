@@ -12,6 +12,7 @@ from cache import ByRow, Meter, landmark_kernels, stretches
 from cache.centred import Centred
 from cache.packed import Packed
 from cache.rows import Rows
+from cache.stretches import Stretch
 from tests.pretended import CARD, Card
 
 HEADS, WIDTH, FIRST, STRETCH = 2, 32, 64, 256
@@ -95,8 +96,17 @@ def test_what_is_all_the_same_keeps_its_order() -> None:
 
 
 def same(one: Centred, other: Centred) -> bool:
-    both = list(zip(one.stretches.all, other.stretches.all, strict=True))
-    return all(torch.equal(mine.numbers, its.numbers) and torch.equal(mine.reaches, its.reaches) for mine, its in both)
+    both = zip(one.stretches.all, other.stretches.all, strict=True)
+    return all(torch.equal(mine, its) for pair in both for mine, its in zip(*map(told, pair), strict=True))
+
+
+def told(stretch: Stretch) -> list[Tensor]:
+    """All that is kept of a stretch."""
+    parts = [stretch.numbers, stretch.reaches]
+    for rows in (stretch.rows, stretch.means):
+        assert isinstance(rows, ByRow)
+        parts += [torch.from_numpy(rows.words), torch.from_numpy(rows.scales)]
+    return parts
 
 
 @pytest.mark.parametrize("parts", [[FIRST + 700], [10, 54, 255, 1, 300, 144], [FIRST + 511, 1, 188]])
