@@ -5,6 +5,7 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -160,7 +161,22 @@ class BlockIndex:
         self._stretches_table: Numbers | None = None
 
     def add(self, summary: Summary) -> None:
-        """Append the next blocks."""
+        """Append the next blocks; if that fails, for want of memory, it has none of them."""
+        with self._wholly():
+            self._add(summary)
+
+    @contextlib.contextmanager
+    def _wholly(self) -> Iterator[None]:
+        """Let what is appended be there with all its parts, or not at all: a row tells by its place whose it is."""
+        count = self.count
+        try:
+            yield
+        except BaseException:
+            vars(self).update(vars(self.fork(count, self._slab)))
+            raise
+        self._forget_addresses()
+
+    def _add(self, summary: Summary) -> None:
         parts = summary.landmarks.flatten(1, 2).split(self.shape.widths, dim=-1) if self.shape.widths else ()
         for vectors, rows in zip(self._landmarks, parts, strict=True):
             vectors.add(rows)
@@ -180,7 +196,6 @@ class BlockIndex:
                 vectors.add(rows.flatten(1, 2))
         self.count += summary.landmarks.shape[1]
         self._gather()
-        self._forget_addresses()
 
     def _gather(self) -> None:
         """Summarise the pairs and sections of those that have become full, a bounded number at a time."""
@@ -341,12 +356,12 @@ class BlockIndex:
         return all(vectors.sensible(mine) for vectors, mine in self._parts(packed))
 
     def unpack(self, packed: Bytes) -> None:
-        """Append blocks as `pack` gave them."""
-        for vectors, mine in self._parts(packed) if len(packed) else ():
-            vectors.unpack(mine)
-        self.count += len(packed)
-        self._gather()
-        self._forget_addresses()
+        """Append blocks as `pack` gave them, all or none."""
+        with self._wholly():
+            for vectors, mine in self._parts(packed) if len(packed) else ():
+                vectors.unpack(mine)
+            self.count += len(packed)
+            self._gather()
 
     def fork(self, count: int, slab: Slab | None = None) -> BlockIndex:
         """An index of the first `count` blocks that shares their storage; it goes on in a slab of its own."""

@@ -221,6 +221,46 @@ def test_from_many_blocks_on_pairs_and_sections_lie_in_large_pages_with_their_bl
     assert len(seen) == 6, "each has both"
 
 
+class Scarce(Slab):
+    """Has so many pieces, and then no memory."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.left = pieces
+
+    def take(self, count: int) -> np.ndarray:
+        if not self.left:
+            raise MemoryError
+        self.left -= 1
+        return super().take(count)
+
+
+@pytest.mark.parametrize("pieces", range(0, 18, 2))
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_cannot_be_appended_leaves_no_trace(pieces: int, packed: bool) -> None:
+    """Wherever memory ends: nothing of it is there, and what comes later is in its place."""
+    slab, whole = Scarce(pieces), filled(2500, pieces=500)
+    index, (keys, values) = BlockIndex(HEADS, SHAPE, slab=slab), drawn(2500)
+
+    def append(start: int) -> None:
+        if packed:
+            index.unpack(whole.pack(start, start + 500))
+        else:
+            index.add(summary(keys[:, start : start + 500], values[:, start : start + 500]))
+
+    failed = False
+    while index.count < 2500:
+        try:
+            append(index.count)
+        except MemoryError:
+            failed, slab.left = True, 100
+            for mine, theirs in zip(told(index), told(whole.fork(index.count)), strict=True) if index.count else ():
+                assert (mine == theirs).all()
+    assert failed
+    for mine, theirs in zip([index.pack(0, 2500), *told(index)], [whole.pack(0, 2500), *told(whole)], strict=True):
+        assert (mine == theirs).all()
+
+
 @pytest.mark.parametrize("sinks", [0, 1, 5, 9])
 @pytest.mark.parametrize("groups", [1, 2, 4, 5])
 @pytest.mark.parametrize("fetch", [1, 5])

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import ByRow, Meter, landmark_kernels, stretches
+from cache import BlockIndex, ByRow, IndexShape, Meter, Summary, landmark_kernels, stretches
 from cache.centred import Centred
 from cache.packed import Packed
+from cache.pages import Slab
 from cache.rows import Rows
 from cache.stretches import Stretch
 from tests.pretended import CARD, Card
@@ -120,6 +121,38 @@ def test_stretches_are_the_same_however_rows_came(parts: list[int]) -> None:
     for part in np.split(whole.pack(0, FIRST + 700), np.cumsum(parts)[:-1]):
         again.unpack(part)
     assert same(again, whole)
+
+
+class Scarce(Slab):
+    """Has so many pieces of memory, and then none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+
+    def take(self, count: int) -> NDArray[np.uint8]:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError
+        return super().take(count)
+
+
+@pytest.mark.parametrize("pieces", range(5))
+def test_minewhose_stretch_has_no_room_are_not_there(pieces: int) -> None:
+    rows, slab = landmarks(FIRST + 700), Scarce()
+    shape = IndexShape((WIDTH,), rounded=True, centred=True, tiled=True)
+    index, whole = BlockIndex(HEADS, shape, slab=slab), kept(rows)
+    index.add(Summary(rows[:, : FIRST + 200, None]))
+    slab.left, others = pieces, Summary(rows[:, FIRST + 200 :, None])
+    with pytest.raises(MemoryError):
+        index.add(others)
+    assert (index.count, index.stretches.count) == (FIRST + 200, 0)
+    slab.left = 100
+    index.add(others)
+    (mine,) = index._landmarks
+    assert isinstance(mine, Centred)
+    assert same(mine, whole)
+    np.testing.assert_array_equal(index.pack(0, FIRST + 700), whole.pack(0, FIRST + 700))
 
 
 @pytest.mark.parametrize("taken", [10, FIRST, FIRST + STRETCH - 1, FIRST + STRETCH, FIRST + 700])
@@ -249,7 +282,7 @@ def test_what_comes_later_changes_nothing() -> None:
     assert np.array_equal(choose(early, asked, 1, [end], 6, most=0), choose(late, asked, 1, [end], 6, most=0))
 
 
-def test_equal_landmarks_fill_what_is_asked_for() -> None:
+def test_equal_minefill_what_is_asked_for() -> None:
     """As where a text repeats itself."""
     vectors = kept(landmarks(1)[:, [0] * 700])
     for most in (0, 10_000):
