@@ -44,7 +44,8 @@ async def _fairness(server: ServerProcess, session: str, options: argparse.Names
             reading = await prompt.read("beside", options.turn_seconds)
         idle += _gaps(streams, start, middle)
         beside += _gaps(streams, *reading)
-        await prompt.read("alone", options.turn_seconds)
+        if not prompt.done:
+            await prompt.read("alone", options.turn_seconds)
     return {
         "decode_keeps": statistics.mean(idle) / statistics.mean(beside),
         "p99_ratio": quantile(beside, 0.99) / quantile(idle, 0.99),
@@ -84,16 +85,16 @@ class Prompt:
     """A long prompt, read into a session bit by bit; tokens and seconds by the way that they were read.
 
     The first request gives it whole; one that leaves keeps what it read, and the next one goes on.
+
+    Attributes:
+        done: it has been read to its end; what a request reads before it is told to have left is counted nowhere
     """
 
     def __init__(self, server: ServerProcess, session: str, tokens: list[int]) -> None:
-        self._server, self._session, self._rest, self._all = server, session, tokens, len(tokens)
+        self._server, self._session, self._rest = server, session, tokens
         self.tokens: Counter[str] = Counter()
         self.seconds = {"beside": 0.0, "alone": 0.0}
-
-    @property
-    def done(self) -> bool:
-        return self.tokens.total() >= self._all
+        self.done = False
 
     def rate(self, way: str) -> float:
         """Tokens per second."""
@@ -105,16 +106,17 @@ class Prompt:
         body = completion(self._rest or [16], 1, session_id=self._session, return_progress=True)
         self._rest = []
         reading = asyncio.ensure_future(connection.stream("/v1/completions", body, told))
-        await asyncio.wait({reading}, timeout=seconds)
+        ended, _ = await asyncio.wait({reading}, timeout=seconds)
+        self.done = bool(ended)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         await connection.close()
         self.tokens[way] += told.read[-1][1] - told.read[0][1]
-        begun, ended = told.read[0][0], told.read[-1][0]
-        self.seconds[way] += ended - begun
+        begun, until = told.read[0][0], told.read[-1][0]
+        self.seconds[way] += until - begun
         while (await asyncio.to_thread(self._server.client.get, f"/v1/sessions/{self._session}")).json()["busy"]:
             await asyncio.sleep(0.05)
-        return begun, ended
+        return begun, until
 
 
 def _gaps(streams: Sequence[Stream], start: float, end: float) -> list[float]:
