@@ -7,6 +7,7 @@ are wanted. Compiled by Numba when first called.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,18 +70,23 @@ def count_above(context: Any, x: Any, chunks: Any, bound: Any) -> Any:
     return types.int64(types.intp, types.intp, types.int32), generate
 
 
+def bits_of(builder: Any, x: Any, kind: Any, test: Callable[[Any], Any]) -> Any:
+    """Of which of 64 numbers from an address on a test is true, which is made of 16 of them: a bit for each."""
+    b, bits = builder, I64(0)
+    for step in range(CHUNK // LANES):
+        mine = b.bitcast(test(load(b, at(b, x, I64(step)), kind)), ir.IntType(LANES))
+        bits = b.or_(bits, b.shl(b.zext(mine, I64), I64(LANES * step)))
+    return bits
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def where_above(context: Any, x: Any, bound: Any) -> Any:
     """Which of 64 fp32 numbers are above a bound, by their bits: a bit for each."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         x, bound = arguments
-        bound, bits = spread(b, bound, WHOLES), I64(0)
-        for step in range(CHUNK // LANES):
-            above = b.icmp_signed(">", load(b, at(b, x, I64(step)), WHOLES), bound)
-            mine = b.zext(b.bitcast(above, ir.IntType(LANES)), I64)
-            bits = b.or_(bits, b.shl(mine, I64(LANES * step)))
-        return bits
+        bound = spread(b, bound, WHOLES)
+        return bits_of(b, x, WHOLES, lambda numbers: b.icmp_signed(">", numbers, bound))
 
     return types.uint64(types.intp, types.int32), generate
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cache.best_kernels import best_of, lowest_bit
+from cache.best_kernels import best_of, bits_of, lowest_bit
 from cache.centred import FIRST
 from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
@@ -32,7 +31,6 @@ from cache.lane_kernels import (
     add_times,
     address,
     ask,
-    at,
     dot,
     highest,
     lift,
@@ -99,12 +97,8 @@ def where_better(context: Any, x: Any, bound: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         x, bound = arguments
-        bound, bits = spread(b, bound, REALS), I64(0)
-        for step in range(CHUNK // LANES):
-            better = b.fcmp_ordered(">", load(b, at(b, x, I64(step)), REALS), bound)
-            mine = b.zext(b.bitcast(better, ir.IntType(LANES)), I64)
-            bits = b.or_(bits, b.shl(mine, I64(LANES * step)))
-        return bits
+        bound = spread(b, bound, REALS)
+        return bits_of(b, x, REALS, lambda numbers: b.fcmp_ordered(">", numbers, bound))
 
     return types.uint64(types.intp, types.float32), generate
 
