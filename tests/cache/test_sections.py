@@ -25,6 +25,7 @@ from cache import (
 )
 from cache.pages import Slab
 from cache.sections import Gathered, gathered_profile
+from tests.cache.scarce import Scarce
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
@@ -219,20 +220,6 @@ def test_from_many_blocks_on_pairs_and_sections_lie_in_large_pages_with_their_bl
             seen.add((stands_for, large))
             assert (int(words) in slab.pieces) == large
     assert len(seen) == 6, "each has both"
-
-
-class Scarce(Slab):
-    """Has so many pieces, and then no memory."""
-
-    def __init__(self, pieces: int) -> None:
-        super().__init__()
-        self.left = pieces
-
-    def take(self, count: int) -> np.ndarray:
-        if not self.left:
-            raise MemoryError
-        self.left -= 1
-        return super().take(count)
 
 
 @pytest.mark.parametrize("pieces", range(0, 18, 2))

@@ -11,9 +11,9 @@ from torch import Tensor
 from cache import BlockIndex, ByRow, IndexShape, Meter, Summary, landmark_kernels, stretches
 from cache.centred import Centred
 from cache.packed import Packed
-from cache.pages import Slab
 from cache.rows import Rows
 from cache.stretches import Stretch
+from tests.cache.scarce import Scarce
 from tests.pretended import CARD, Card
 
 HEADS, WIDTH, FIRST, STRETCH = 2, 32, 64, 256
@@ -123,23 +123,9 @@ def test_stretches_are_the_same_however_rows_came(parts: list[int]) -> None:
     assert same(again, whole)
 
 
-class Scarce(Slab):
-    """Has so many pieces of memory, and then none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = 0
-
-    def take(self, count: int) -> NDArray[np.uint8]:
-        self.left -= 1
-        if self.left < 0:
-            raise MemoryError
-        return super().take(count)
-
-
 @pytest.mark.parametrize("pieces", range(5))
-def test_minewhose_stretch_has_no_room_are_not_there(pieces: int) -> None:
-    rows, slab = landmarks(FIRST + 700), Scarce()
+def test_landmarks_whose_stretch_has_no_room_are_not_there(pieces: int) -> None:
+    rows, slab = landmarks(FIRST + 700), Scarce(0)
     shape = IndexShape((WIDTH,), rounded=True, centred=True, tiled=True)
     index, whole = BlockIndex(HEADS, shape, slab=slab), kept(rows)
     index.add(Summary(rows[:, : FIRST + 200, None]))
@@ -282,7 +268,7 @@ def test_what_comes_later_changes_nothing() -> None:
     assert np.array_equal(choose(early, asked, 1, [end], 6, most=0), choose(late, asked, 1, [end], 6, most=0))
 
 
-def test_equal_minefill_what_is_asked_for() -> None:
+def test_equal_landmarks_fill_what_is_asked_for() -> None:
     """As where a text repeats itself."""
     vectors = kept(landmarks(1)[:, [0] * 700])
     for most in (0, 10_000):
