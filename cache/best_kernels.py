@@ -7,7 +7,6 @@ are wanted. Compiled by Numba when first called.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from cache.lane_kernels import (
     I32,
     I64,
     LANES,
+    REALS,
     WHOLES,
     address,
     as_whole,
@@ -70,25 +70,33 @@ def count_above(context: Any, x: Any, chunks: Any, bound: Any) -> Any:
     return types.int64(types.intp, types.intp, types.int32), generate
 
 
-def bits_of(builder: Any, x: Any, kind: Any, test: Callable[[Any], Any]) -> Any:
-    """Of which of 64 numbers from an address on a test is true, which is made of 16 of them: a bit for each."""
-    b, bits = builder, I64(0)
-    for step in range(CHUNK // LANES):
-        mine = b.bitcast(test(load(b, at(b, x, I64(step)), kind)), ir.IntType(LANES))
-        bits = b.or_(bits, b.shl(b.zext(mine, I64), I64(LANES * step)))
-    return bits
+def finder(kind: Any, compare: str, bound_kind: Any) -> Any:
+    """A kernel that tells which of 64 numbers from an address on are above a bound: a bit for each.
+
+    Args:
+        kind: as what they are loaded, 16 at once
+        compare: LLVM's name of what compares them
+        bound_kind: of the bound
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def where(context: Any, x: Any, bound: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            x, bound = arguments
+            bound, bits = spread(b, bound, kind), I64(0)
+            for step in range(CHUNK // LANES):
+                above = getattr(b, compare)(">", load(b, at(b, x, I64(step)), kind), bound)
+                mine = b.zext(b.bitcast(above, ir.IntType(LANES)), I64)
+                bits = b.or_(bits, b.shl(mine, I64(LANES * step)))
+            return bits
+
+        return types.uint64(types.intp, bound_kind), generate
+
+    return where
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def where_above(context: Any, x: Any, bound: Any) -> Any:
-    """Which of 64 fp32 numbers are above a bound, by their bits: a bit for each."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, bound = arguments
-        bound = spread(b, bound, WHOLES)
-        return bits_of(b, x, WHOLES, lambda numbers: b.icmp_signed(">", numbers, bound))
-
-    return types.uint64(types.intp, types.int32), generate
+where_above, where_larger = finder(WHOLES, "icmp_signed", types.int32), finder(REALS, "fcmp_ordered", types.float32)
+"""By their bits, if none is below 0; and by what they are."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]

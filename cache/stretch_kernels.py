@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cache.best_kernels import best_of, bits_of, lowest_bit
+from cache.best_kernels import best_of, lowest_bit, where_larger
 from cache.centred import FIRST
 from cache.choice_kernels import in_order, sink
 from cache.compiling import compiled
@@ -23,21 +23,17 @@ from cache.four_bit_kernels import SLICE_BYTES, multiply_rows, round_queries
 from cache.four_bits import DEEP, SCALE_BYTES
 from cache.lane_kernels import (
     CHUNK,
-    I32,
-    I64,
     LANES,
     NOTHING,
-    REALS,
     add_times,
     address,
-    ask,
+    as_whole,
     dot,
     highest,
     lift,
-    load,
     number_at,
+    prefetch,
     prefetch_behind,
-    spread,
     store,
 )
 from cache.listed_kernels import LISTED, listed_kernel
@@ -91,37 +87,10 @@ def offer_row(best: Floats, blocks: Integers, products: int, begin: int, sinks: 
                 sink(best, blocks, 0, len(best))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def where_better(context: Any, x: Any, bound: Any) -> Any:
-    """Which of 64 fp32 numbers are larger than another one: a bit for each."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, bound = arguments
-        bound = spread(b, bound, REALS)
-        return bits_of(b, x, REALS, lambda numbers: b.fcmp_ordered(">", numbers, bound))
-
-    return types.uint64(types.intp, types.float32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def ask_for(context: Any, place: Any) -> Any:
-    """Ask memory for what lies at an address."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        ask(b, arguments[0])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def whole_at(context: Any, place: Any) -> Any:
-    """The 32-bit number at an address."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.sext(load(b, arguments[0], I32), I64)
-
-    return types.int64(types.intp), generate
+@compiled
+def block_at(place: int) -> np.int32:
+    """A block's number, which lies at an address."""
+    return as_whole(number_at(place))
 
 
 @compiled
@@ -135,13 +104,13 @@ def offer_opened(
     all opened tiles it is, for most of them have to leave it again.
     """
     for step in range(0, count, CHUNK // LANES):
-        bits = where_better(products + 4 * LANES * step, best[0])
+        bits = where_larger(products + 4 * LANES * step, best[0])
         while bits:
             place = LANES * step + lowest_bit(bits)
             bits &= bits - np.uint64(1)
             value, number = number_at(products + 4 * place), whose[first + place // LANES] + 4 * (place % LANES)
-            if value > best[0] and (sinks <= FIRST or whole_at(number) >= sinks):
-                ask_for(number)
+            if value > best[0] and (sinks <= FIRST or block_at(number) >= sinks):
+                prefetch(number, 1)
                 best[0], blocks[0] = value, LATER - LANES * first - place
                 sink(best, blocks, 0, len(best))
 
@@ -331,4 +300,4 @@ def open_tiles(
     for place in range(len(blocks)):
         if blocks[place] <= LATER:
             tile, lane = divmod(LATER - blocks[place], LANES)
-            blocks[place] = whole_at(whose[tile] + 4 * lane)
+            blocks[place] = block_at(whose[tile] + 4 * lane)
