@@ -189,7 +189,10 @@ def choose_by_tiles(
     room = max(steps_of(max(alone, LANES * each)) * LANES, tiles, LANES * PIECE)
     products, opened = np.empty((1, room + CHUNK), np.float32), np.empty(tiles_opened(tiles, len(best)), np.int64)
     round_queries(queries, numbers, starts, sizes)
-    means = each // LANES * (queries.shape[1] // DEEP) * SLICE_BYTES  # bytes of a stretch's, of one head
+    slices = queries.shape[1] // DEEP
+    means = list_means(stretches, head, slices)
+    if len(stretches):  # while others are looked at
+        prefetch_behind(means[0, 0], each // LANES * slices * SLICE_BYTES)
     for query in range(len(queries)):
         mine, whole, covered = slice(query, query + 1), 0, plain
         while whole < len(stretches) and covered + LANES * stretches[whole, TILES] <= ends[query]:
@@ -197,13 +200,11 @@ def choose_by_tiles(
             whole += 1
         asked = numbers[mine], starts[mine], sizes[mine]
         best[:], blocks[query] = NOTHING, NONE
-        if whole:  # while others are looked at
-            prefetch_behind(stretches[0, MEANS] + head * means, means)
         look_one_by_one(
             queries[query], table, head, sinks, ends[query], plain, covered, *asked, products, best, blocks[query]
         )
         if whole:
-            found = likeliest(queries[query], stretches[:whole], head, *asked, products, len(best), opened)
+            found = likeliest(queries[query], stretches[:whole], means, head, *asked, products, len(best), opened)
             open_tiles(stretches, head, sinks, *asked, products, opened[:found], best, blocks[query])
         in_order(best, blocks[query], len(best))
 
@@ -246,23 +247,36 @@ def go_on(lying: Integers, count: int) -> None:
 
 
 @compiled
-def likeliest(
-    query: Floats, stretches: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats, products: Floats,
-    chosen: int, opened: Integers,
-) -> int:  # fmt: skip
-    """Which tiles of whole stretches one query opens to choose so many, filled in, in rising order; how many."""
-    tiles, length = stretches[0, TILES], np.sqrt(dot(address(query), address(query), len(query) // LANES))
-    slices, each, done = numbers.shape[1] // DEEP, tiles // LANES, 0
-    lying = np.empty((len(stretches) * each + SOON, LISTED), np.int64)
+def list_means(stretches: Integers, head: int, slices: int) -> Integers:
+    """Where the means of all tiles lie, of so many slices each, as `listed` takes it."""
+    each = stretches[0, TILES] // LANES if len(stretches) else 0
+    lying, done = np.empty((len(stretches) * each + SOON, LISTED), np.int64), 0
     for place in range(len(stretches)):
-        row, at_tile = stretches[place], head * each
-        prefetch_behind(row[REACHES] + 4 * LANES * at_tile, 4 * tiles)
-        for tile in range(at_tile, at_tile + each):
-            lying[done, 0] = row[MEANS] + tile * slices * SLICE_BYTES
-            lying[done, 1] = row[MEAN_SCALES] + SCALE_BYTES * LANES * tile
+        for tile in range(head * each, (head + 1) * each):
+            lying[done, 0] = stretches[place, MEANS] + tile * slices * SLICE_BYTES
+            lying[done, 1] = stretches[place, MEAN_SCALES] + SCALE_BYTES * LANES * tile
             done += 1
-    go_on(lying, done)
-    listed(address(lying), done, slices, address(numbers), address(starts), address(sizes), address(products))
+    if done:
+        go_on(lying, done)
+    return lying
+
+
+@compiled
+def likeliest(
+    query: Floats, stretches: Integers, means: Integers, head: int, numbers: Small, starts: Starts, sizes: Floats,
+    products: Floats, chosen: int, opened: Integers,
+) -> int:  # fmt: skip
+    """Which tiles of whole stretches one query opens to choose so many, filled in, in rising order; how many.
+
+    Args:
+        means: by `list_means`, of these stretches and any behind them
+    """
+    tiles, length = stretches[0, TILES], np.sqrt(dot(address(query), address(query), len(query) // LANES))
+    slices, each = numbers.shape[1] // DEEP, tiles // LANES
+    for place in range(len(stretches)):
+        prefetch_behind(stretches[place, REACHES] + 4 * head * tiles, 4 * tiles)
+    asked = address(numbers), address(starts), address(sizes)
+    listed(address(means), len(stretches) * each, slices, *asked, address(products))
     for place in range(len(stretches)):
         to = address(products) + 4 * place * tiles
         add_times(to, stretches[place, REACHES] + 4 * head * tiles, length, each)
