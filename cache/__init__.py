@@ -25,7 +25,7 @@ from cache.parallel import over_heads, threads_for
 from cache.patience import Patience
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
-from cache.sections import PAIR, SECTION, pairs_opened
+from cache.sections import PAIR, SECTION, USUAL, pairs_opened
 from cache.session import Session
 from cache.sharing import InRow, Shared, SideBySide, Task, Tasks
 from cache.slopes import ROUNDS, slopes
@@ -47,6 +47,7 @@ __all__ = [
     "RULES",
     "SECTION",
     "SERVER",
+    "USUAL",
     "Archive",
     "BlockIndex",
     "BlockStore",

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.sections import NUDGE, PAIR, PAIRS, SECTION
+from cache.sections import PAIR, PAIRS, SECTION
 from cache.slopes import ROUNDS
 
 Floats = NDArray[np.float32]
 TINY = np.float32(np.finfo(np.float32).tiny)
-BIT = np.float32(NUDGE)
 MEANS, VARIANCES, VALUES, ALONG, TURNING = range(5)
 """Of members, and of what is put together from them."""
 
@@ -114,8 +113,6 @@ def gather(blocks: Floats, pairs: Floats, profiles: Floats, sections: Floats) ->
                 told[2 * dim] = size
                 for d in range(dim):
                     profile[d] += group[VARIANCES, d] / max(size, TINY) / np.float32(PAIRS)
-            for d in range(dim):
-                profile[d] += BIT
             put_together(of_pairs, group)
             sections[0, head, section] = group[VALUES]
             sections[1, head, section] = group[ALONG]

@@ -6,7 +6,7 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.centred import Centred
-from cache.four_bits import ByChannel, ByPair, ByRow, FourBits
+from cache.four_bits import ByChannel, ByPair, ByRow
 from cache.layout import Bytes
 from cache.packed import Packed
 from cache.pages import Slab
 from cache.rows import CPU, Rows
-from cache.sections import PAIR, PAIRS, SECTION
+from cache.sections import PAIR, PAIRS, SECTION, USUAL, usual
 from cache.stretches import Stretches
 from cache.summary import Summary
-from cache.vectors import Meter, Segment, Vectors
+from cache.vectors import Meter, Vectors, table_of
 
 Numbers = NDArray[np.int64]
 GATHERED = 256
@@ -46,7 +46,7 @@ class IndexShape:
         centred: whether of rounded landmarks, each of one part, what they differ in is kept
         tiled: whether of centred ones whole stretches are kept once more, for whoever looks at tiles of them
         gather: makes what stands for pairs and for sections from what stands for their blocks, to be kept as well
-        pair_widths, section_widths: channels of their landmarks, in parts as those of a block
+        pair_widths: channels of a pair's landmark, in parts as those of a block
     """
 
     widths: tuple[int, ...]
@@ -60,7 +60,6 @@ class IndexShape:
     tiled: bool = False
     gather: Callable[[Summary], tuple[Summary, Summary]] | None = None
     pair_widths: tuple[int, ...] = ()
-    section_widths: tuple[int, ...] = ()
 
     @property
     def of_pairs(self) -> IndexShape:
@@ -70,7 +69,7 @@ class IndexShape:
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
-        return IndexShape(self.section_widths, values=self.values, slopes=self.slopes, rounded=self.rounded)
+        return IndexShape((), values=self.values, slopes=self.slopes, rounded=self.rounded)
 
     @property
     def opened(self) -> IndexShape:
@@ -84,9 +83,8 @@ class IndexShape:
             return self.block_bytes + Stretches.row_bytes(storage, 1, self.widths[0])
         if self.gather is None:
             return self.block_bytes
-        pair, section = -(-self.of_pairs.block_bytes // PAIR), -(-self.of_sections.block_bytes // SECTION)
-        opened = self.opened.block_bytes if self.opens(device) else 0
-        return self.block_bytes + opened + pair + section
+        gathered = -(-(PAIRS * self.of_pairs.block_bytes + self.of_sections.block_bytes) // SECTION)
+        return self.block_bytes + gathered + (self.opened.block_bytes if self.opens(device) else 0)
 
     def opens(self, device: torch.device) -> bool:
         """Whether the blocks of a pair are kept side by side, too: where kernels read them."""
@@ -116,7 +114,7 @@ class BlockIndex:
 
     Attributes:
         pairs: what is looked at of pairs of blocks, if the shape asks for it
-        sections: profiles of variances, mean values and slopes of sections of blocks, if the shape asks for them
+        sections: mean values and slopes of sections of blocks, if the shape asks for them
     """
 
     def __init__(
@@ -154,9 +152,12 @@ class BlockIndex:
         lying = meter, device, self._slab
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
-        of_pairs = (kv_heads, shape.widths[0], ByPair, meter, self._slab, device, PAIR)
-        self._opened = Vectors(*of_pairs) if shape.opens(device) else None
+        self._profiles = torch.empty(kv_heads, 0, shape.values, device=device)
+        self._usual: Tensor | None = None
+        of_pairs = (ByPair, meter, self._slab, device, PAIR)
+        self._opened = Vectors(kv_heads, shape.widths[0], *of_pairs) if shape.opens(device) else None
         self._table: Numbers | None = None
+        self._sections_table: Numbers | None = None
         self._copies_table: Numbers | None = None
         self._stretches_table: Numbers | None = None
 
@@ -207,6 +208,9 @@ class BlockIndex:
             pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION))
             self.pairs.add(pairs)
             self.sections.add(sections)
+            if first < USUAL:
+                self._profiles = torch.cat((self._profiles, sections.landmarks[:, :, 0]), 1)[:, :USUAL]
+                self._usual = None
         while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
             last = min(self.count, first + GATHERED * SECTION)
             kept = self._landmarks[0].rows(last, first), self._slopes[0].rows(last, first)
@@ -266,7 +270,22 @@ class BlockIndex:
         return self._table
 
     def _forget_addresses(self) -> None:
-        self._table = self._copies_table = self._stretches_table = None
+        self._table = self._sections_table = self._copies_table = self._stretches_table = None
+
+    @property
+    def usual(self) -> Tensor:
+        """See `cache.sections.usual`: (kv_heads, USUAL, channels)."""
+        if self._usual is None:
+            self._usual = usual(self._profiles)
+        return self._usual
+
+    @property
+    def sections_table(self) -> Numbers:
+        """`table` of sections, and behind its last column where lies what is usual."""
+        if self._sections_table is None:
+            kept = self.sections.table if self.sections else np.empty((0, 0), np.int64)
+            self._sections_table = np.column_stack((kept, np.full(len(kept), self.usual.data_ptr())))
+        return self._sections_table
 
     @property
     def stretches_table(self) -> Numbers:
@@ -374,22 +393,6 @@ class BlockIndex:
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         fork.sections = self.sections and self.sections.fork(count // SECTION, fork._slab)
         fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS, fork._slab)
+        fork._profiles = self._profiles[:, : count // SECTION]
         fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork
-
-
-def table_of(parts: Sequence[Vectors | Centred]) -> Numbers:
-    """See `BlockIndex.table`."""
-    segments = zip(*(vectors.segments for vectors in parts if isinstance(vectors, Vectors)), strict=True)
-    return np.array([addresses(pieces) for pieces in segments], np.int64).reshape(-1, 2 + 2 * len(parts))
-
-
-def addresses(pieces: tuple[Segment, ...]) -> list[int]:
-    """A row of `BlockIndex.table`: the same segment of all parts."""
-    row = [pieces[0].storage.capacity, pieces[0].count]
-    for piece in pieces:
-        assert isinstance(piece.storage, FourBits)
-        rows = piece.storage.capacity // row[0]
-        assert (piece.storage.capacity, piece.count) == (rows * row[0], rows * row[1]), "parts grow together"
-        row += piece.storage.addresses
-    return row

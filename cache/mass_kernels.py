@@ -52,12 +52,6 @@ def neighbours(builder: Any, one: Any, other: Any) -> Any:
     return builder.fadd(even, odd)
 
 
-def of_pairs(builder: Any, of_sections: Any, part: int) -> Any:
-    """Of 16 sections' numbers those of the 16 pairs of one part of them, each as often as its section has pairs."""
-    mine = [LANES // PAIRS * part + lane // PAIRS for lane in range(LANES)]
-    return builder.shuffle_vector(of_sections, ir.Constant(REALS, ir.Undefined), ir.Constant(WHOLES, mine))
-
-
 def moved_power(builder: Any, power: Any, reference: Any) -> Any:
     """2**(power - reference) in each lane, at least about 2**LOWEST: only its exponent depends on the reference."""
     whole = call(builder, f"llvm.rint.v{LANES}f32", REALS, power)
@@ -67,30 +61,30 @@ def moved_power(builder: Any, power: Any, reference: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def masses_beside(
-    context: Any, means: Any, along: Any, sizes: Any, profiles: Any, reach: Any, reference: Any, to: Any, totals: Any,
+    context: Any, means: Any, along: Any, sizes: Any, told: Any, reach: Any, reference: Any, to: Any, totals: Any,
     steps: Any,
 ) -> Any:  # fmt: skip
     """Masses of 64 * steps pairs beside 2**reference, less what all have in common; see `cache.landmarks.moments`.
 
-    Takes addresses: of products with means (for logarithms of base 2), and along slopes, of sizes of variances and of
-    what these are multiplied with (16 * steps, one for each section); of where 64 * steps masses go, and of sums of
-    these in 16 lanes, behind which the new ones are written.
+    Takes addresses: of products with means (for logarithms of base 2), and along slopes, and of sizes of variances; of
+    where 64 * steps masses go, and of sums of these in 16 lanes, behind which the new ones are written. And what sizes
+    are multiplied with.
 
     Returns the largest power; where it is far above the reference, nothing else that was written means anything.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        means, along, sizes, profiles, reach, reference, to, totals, steps = arguments
+        means, along, sizes, told, reach, reference, to, totals, steps = arguments
         square, reach = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
-        reference = spread(b, reference, REALS)
+        told, reference = spread(b, told, REALS), spread(b, reference, REALS)
         total = cgutils.alloca_once_value(b, load(b, totals, REALS))
         best = cgutils.alloca_once_value(b, same(REALS, NOTHING))
         with cgutils.for_range(b, steps) as loop:
-            of_sections, masses = load(b, at(b, profiles, loop.index), REALS), []
+            masses = []
             for part in range(PAIRS):
                 place = b.add(b.mul(loop.index, I64(PAIRS)), I64(part))
                 mean, further, size = (load(b, at(b, x, place), REALS) for x in (means, along, sizes))
-                scatter = plus_product(b, square, size, of_pairs(b, of_sections, part))
+                scatter = plus_product(b, square, size, told)
                 scatter = plus_product(b, scatter, further, further)
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
                 power = plus_product(b, mean, reach, root)
@@ -102,7 +96,7 @@ def masses_beside(
         store(b, b.load(total), b.add(totals, I64(4 * LANES)))
         return over_lanes(b, "fmax", b.load(best))
 
-    return types.float32(*[types.intp] * 4, types.float32, types.float32, *[types.intp] * 3), generate
+    return types.float32(*[types.intp] * 3, *[types.float32] * 3, *[types.intp] * 3), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -19,7 +19,6 @@ from cache.pair_kernels import (
     HEADS,
     HIDDEN,
     NARROW,
-    PROFILE,
     SCALES,
     SIZES,
     WIDE,
@@ -28,7 +27,6 @@ from cache.pair_kernels import (
     open_wide,
     pool_opened,
     share_opened,
-    side_by_side,
     sum_opened,
 )
 from cache.sections import LEAST_OPENED, OPENED, PAIR, PAIRS, SECTION
@@ -119,7 +117,6 @@ def find_pairs(
         lying[place, SIZES] = sizes + 4 * row
         hidden = 3 if place >= count else int(block < sinks) + 2 * int(block + 1 >= end)
         lying[place, HIDDEN] = address(hiding) + 4 * PAIR * hidden
-        lying[place, PROFILE] = 4 * HEADS * (pair // PAIRS)
         prefetch_behind(lying[place, WORDS], PAIR * wide)
         prefetch_behind(lying[place, SCALES], 1)
         prefetch_behind(lying[place, SIZES], 1)
@@ -127,33 +124,30 @@ def find_pairs(
 
 @compiled
 def weigh_opened(
-    numbers: Small, starts: Starts, sizes: Floats, profiles: Floats, lying: Integers, count: int, steps: int,
+    numbers: Small, starts: Starts, sizes: Floats, told: Floats, lying: Integers, count: int, steps: int,
     reach: float, shift: float, beside: Floats, masses: Floats, best: Floats,
 ) -> None:  # fmt: skip
     """Masses (F, steps + 1, 16) of two pairs' blocks each, for fours of one query's heads, beside a power of two.
 
     Args:
         numbers, starts, sizes: the query's heads (4 F, channels) in 8 bits, nothing for those that are none
-        profiles: of the heads' products with sections (G, R)
+        told: of the heads, by `look_at_profile` (G,)
         lying: by `find_pairs`, of `count` pairs
         reach, shift: as `opener` takes them
         beside: powers of which each last one is present (G, R / 64 + 1)
         best: (G,), filled: the largest power, far above which no mass means anything
     """
-    groups, sections = len(best), (lying[count - 1, PROFILE] // (4 * HEADS) + LANES) // LANES
-    references, fours = np.empty(HEADS, np.float32), np.empty(HEADS * LANES * sections, np.float32)
+    groups, references, usual = len(best), np.empty(HEADS, np.float32), np.zeros(HEADS, np.float32)
     for four in range(len(masses)):
         first = HEADS * four
-        mine = [address(profiles) + 4 * profiles.shape[1] * min(first + head, groups - 1) for head in range(HEADS)]
-        side_by_side(mine[0], mine[1], mine[2], mine[3], address(fours), sections)
         asked = address(numbers) + first * numbers.shape[1], numbers.shape[1], address(starts) + 4 * first
         to = address(masses) + 4 * LANES * (steps + 1) * four
         references[:] = -NOTHING  # beside that nothing becomes too large, of heads that are none
         for head in range(min(HEADS, groups - first)):
-            references[head] = beside[first + head, -1]
+            references[head], usual[head] = beside[first + head, -1], told[first + head]
         slices = numbers.shape[1] // WIDE
         beginning = address(lying), 2 * steps, slices, *asked, address(sizes) + 4 * first
-        ending = address(fours), address(references), np.float32(reach), np.float32(shift), to
+        ending = address(usual), address(references), np.float32(reach), np.float32(shift), to
         if slices == NARROW:
             open_narrow(*beginning, *ending)
         else:

@@ -49,10 +49,10 @@ AHEAD = 6
 """Pairs: so far before it is needed one is asked for."""
 NARROW = 2
 """Slices of rows for which queries stay in registers."""
-WORDS, SCALES, SIZES, HIDDEN, PROFILE = range(5)
-"""Of a pair that is opened: addresses of the words and scales of its rows, of the sizes of its blocks' variances, of
-what hides them from a query; how far behind the first section's profiles its own ones lie."""
-LYING = 5
+WORDS, SCALES, SIZES, HIDDEN = range(4)
+"""Of a pair that is opened: addresses of the words and scales of its rows, of the sizes of its blocks' variances, and
+of what hides them from a query."""
+LYING = 4
 FOURS, FOUR_REALS, TWO_REALS = ir.VectorType(I32, HEADS), ir.VectorType(F32, HEADS), ir.VectorType(F32, 2)
 
 
@@ -87,8 +87,8 @@ def opener(known: int | None) -> Any:
 
     The result takes addresses, and strides in bytes: of where pairs lie (`LYING` int64 each, and of `AHEAD` more), and
     how many there are, an even number; slices of a row; of the first query's 8-bit numbers, the stride to the
-    next one's, what sums begin with, and their scales; of profiles, four for each section; of four powers of two; and
-    of where the masses go, for each two pairs (4 blocks, 4 heads). What is added to all powers says `shift`.
+    next one's, what sums begin with, and their scales; of four products with the usual profile; of four powers of two;
+    and of where the masses go, for each two pairs (4 blocks, 4 heads). What is added to all powers says `shift`.
 
     Behind the masses go the largest powers, of which four belong to each head.
 
@@ -99,15 +99,15 @@ def opener(known: int | None) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def opened(
         context: Any, lying: Any, count: Any, slices: Any, numbers: Any, apart: Any, starts: Any, query_sizes: Any,
-        profiles: Any, references: Any, reach: Any, shift: Any, to: Any,
+        usual: Any, references: Any, reach: Any, shift: Any, to: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            lying, count, slices, numbers, apart, starts, query_sizes, profiles, references, *how = arguments
+            lying, count, slices, numbers, apart, starts, query_sizes, usual, references, *how = arguments
             reach, shift, to = how
             every, two_blocks = list(range(HEADS)) * (LANES // HEADS), [lane // HEADS for lane in range(LANES)]
             asked = Asked(b, numbers, apart, starts, known)
             of_queries = each(b, load(b, query_sizes, FOUR_REALS), every)
-            reference = each(b, load(b, references, FOUR_REALS), every)
+            reference, profile = (each(b, load(b, x, FOUR_REALS), every) for x in (references, usual))
             square, factor = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
             shift, best = spread(b, shift, REALS), cgutils.alloca_once_value(b, same(REALS, NOTHING))
 
@@ -133,11 +133,6 @@ def opener(known: int | None) -> Any:
                     for kind in (0, 1)
                 )
                 size, hidden = (of_both(places, what) for what in (SIZES, HIDDEN))
-                profile = picked(
-                    b,
-                    (load(b, b.add(profiles, told(each_place, PROFILE)), FOUR_REALS) for each_place in places),
-                    [*range(4), *range(4), *range(4, 8), *range(4, 8)],
-                )
                 scatter = plus_product(b, plus_product(b, square, size, profile), along, along)
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
                 power = b.fmul(mean, same(REALS, LOG2_E))
@@ -200,29 +195,6 @@ class Asked:
 
 
 open_narrow, open_wide = opener(NARROW), opener(None)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def side_by_side(context: Any, one: Any, two: Any, three: Any, four: Any, to: Any, steps: Any) -> Any:
-    """Put 16 * steps numbers from each of four addresses side by side: (16 * steps, 4)."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        *rows, to, steps = arguments
-        with cgutils.for_range(b, steps) as loop:
-            x = [load(b, at(b, row, loop.index), REALS) for row in rows]
-            halves = [
-                picked(b, two, [lane + of for lane in range(start, start + 8) for of in (0, LANES)])
-                for start in (0, 8)
-                for two in (x[:2], x[2:])
-            ]
-            for half in (0, 1):
-                for start in (0, 8):
-                    lanes = [lane + of + i for lane in range(start, start + 8, 2) for of in (0, LANES) for i in (0, 1)]
-                    place = b.add(b.mul(loop.index, I64(4)), I64(2 * half + start // 8))
-                    store(b, picked(b, halves[2 * half : 2 * half + 2], lanes), at(b, to, place))
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 6), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

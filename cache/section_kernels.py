@@ -15,7 +15,7 @@ import numpy as np
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, round_queries
 from cache.four_bits import DEEP, LANES, LARGEST
-from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, address, copy, shorten_tile
+from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, address, copy, dot, shorten_tile
 from cache.mass_kernels import add_shares, masses_beside, pool_sections
 from cache.opening_kernels import (
     ABOVE,
@@ -32,7 +32,7 @@ from cache.opening_kernels import (
     whole_sections,
 )
 from cache.pair_kernels import HEADS, LYING, WIDE
-from cache.sections import PAIRS, SECTION
+from cache.sections import PAIRS, SECTION, USUAL
 from cache.walk_kernels import (
     SLOPE_KEYS,
     SLOPE_VALUES,
@@ -52,29 +52,28 @@ PIECE = 512
 """Pairs of which everything that is asked about them stays in the nearest cache."""
 PAIR_MEANS, PAIR_SLOPES, PAIR_SIZES = range(3)
 """Parts of an index of pairs, in its table's order."""
-SECTION_PROFILES, SECTION_VALUES, SECTION_KEYS, SECTION_SLOPES = range(4)
+SECTION_VALUES, SECTION_KEYS, SECTION_SLOPES = range(3)
 """Parts of an index of sections, in its table's order."""
+SECTION_USUAL = 2 + 2 * 3
+"""Behind them: where profiles lie."""
 
 
 @compiled
-def look_at_sections(queries: Floats, table: Integers, head: int, ends: Integers, profiles: Floats) -> None:
-    """Products (Q, R) of squares of queries (Q, D) with sections' profiles.
+def look_at_profile(queries: Floats, usual: int, head: int, ends: Integers) -> Floats:
+    """Products (Q,) of squares of queries (Q, D) with what is usual of the blocks before their ends, for scales.
 
-    Behind its last whole section a query sees that one's: what comes later must not change anything.
+    Of a variance its scale is kept, which is so much smaller than its size.
 
     Args:
-        table: of the index of sections
+        usual: address of profiles (H, USUAL, D), by `cache.sections.usual`
         ends: (T,), at least a section each
     """
-    rows, groups = len(queries), len(queries) // len(ends)
-    numbers, starts, sizes = np.empty(queries.shape, np.int8), np.empty(rows, np.int32), np.empty(rows, np.float32)
-    round_queries(queries * queries, numbers, starts, sizes)
-    sizes *= LARGEST  # of a variance its scale is kept, which is so much smaller than its size
-    multiply_part(table, SECTION_PROFILES, head, numbers, starts, sizes, profiles, ends[-1] // SECTION)
+    rows, dim = queries.shape
+    told, squares = np.empty(rows, np.float32), queries * queries
     for row in range(rows):
-        last = ends[row // groups] // SECTION
-        profiles[row, last] = profiles[row, last - 1]
-        profiles[row, last + 1 : ends[-1] // SECTION + CHUNK] = 0.0
+        seen = min(ends[row // (rows // len(ends))] // SECTION, USUAL) - 1
+        told[row] = dot(address(squares[row]), usual + 4 * dim * (USUAL * head + seen), dim // LANES) * LARGEST
+    return told
 
 
 @compiled
@@ -94,7 +93,7 @@ def rise(beside: Floats, row: int, best: float, lanes: Floats) -> None:
 
 @compiled
 def weigh_piece(
-    of_all: tuple[int, int, int, int], reach: float, row: int, first: int, steps: int, to: int, lanes: Floats,
+    of_all: tuple[int, int, int, float], reach: float, row: int, first: int, steps: int, to: int, lanes: Floats,
     beside: Floats, peaks: Floats,
 ) -> None:  # fmt: skip
     """Masses of 64 * steps pairs of one query head beside a power of two, which rises if it must.
@@ -102,7 +101,7 @@ def weigh_piece(
     Whole arrays and a row's number, for a view of a row takes as long as a tile.
 
     Args:
-        of_all, to: addresses that `masses_beside` takes
+        of_all, to: what `masses_beside` takes in front, and the address where masses go
         first: the first one, a multiple of 64
         lanes: sums of masses so far (Q, 32), of which the second half is room
         beside: the power beside which each 64 pairs are told (Q, R / 64); the last one is the present one
@@ -122,14 +121,14 @@ def weigh_piece(
 @compiled
 def weigh_pairs(
     numbers: Small, starts: Starts, sizes: Floats, table: Integers, head: int, sinks: int, ends: Integers, reach: float,
-    profiles: Floats, masses: Floats, beside: Floats, peaks: Floats, totals: Floats,
+    told: Floats, masses: Floats, beside: Floats, peaks: Floats, totals: Floats,
 ) -> None:  # fmt: skip
     """Masses (Q, R) of pairs of whole sections; arguments as `weigh_piece`.
 
     Args:
         numbers, starts, sizes: the queries in 8 bits, by `round_queries`
         table: of the index of pairs
-        profiles: by `look_at_sections`
+        told: by `look_at_profile` (Q,)
         totals: (Q,), filled: the sums of all masses, beside the last power
     """
     rows, groups, begun, apart = len(masses), len(masses) // len(ends), 0, 4 * masses.shape[1]
@@ -148,8 +147,7 @@ def weigh_pairs(
                 if first < PAIRS * start or few < PIECE or first + few > PAIRS * stop:
                     hide(means[row], first, few, PAIRS * start, PAIRS * stop)
                 near, far = 4 * PIECE * row, apart * row + 4 * first
-                of_sections = address(profiles) + apart * row + 4 * (first // PAIRS)
-                of_all = address(means) + near, address(along) + near, of_sizes, of_sections
+                of_all = address(means) + near, address(along) + near, of_sizes, told[row]
                 steps = chunks_of(few)
                 weigh_piece(of_all, reach, row, first, steps, address(masses) + far, lanes, beside, peaks)
         begun += max(0, taken)
@@ -333,11 +331,11 @@ def recall_sections(
     fours = (groups + HEADS - 1) // HEADS
     base = log_sizes[1] - reaches[1] * reaches[1]
     shift = (log_sizes[0] - reaches[0] * reaches[0] - base) * LOG2_E
-    look_at_sections(queries, section_table, head, ends, turned)
+    told = look_at_profile(queries, section_table[0, SECTION_USUAL], head, ends)
     round_queries(queries, numbers, starts, sizes)
     wide, begun, scales = widened(numbers, starts, sizes, groups)
     asked = numbers, starts, sizes
-    weigh_pairs(*asked, pair_table, head, sinks, ends, reaches[1], turned, masses, beside, peaks, totals)
+    weigh_pairs(*asked, pair_table, head, sinks, ends, reaches[1], told, masses, beside, peaks, totals)
     for query in range(len(ends)):
         mine, end = slice(query * groups, (query + 1) * groups), ends[query]
         left, least, best = totals[mine], np.empty(groups, np.float32), np.empty(groups, np.float32)
@@ -350,7 +348,7 @@ def recall_sections(
         find_pairs(table, head, wide.shape[1], pairs, count, sinks, end, hiding, lying)
         steps, of_query = (count + 1) // 2, slice(query * HEADS * fours, (query + 1) * HEADS * fours)
         opened = np.empty((fours, steps + 1, LANES), np.float32)
-        of_opened = wide[of_query], begun[of_query], scales[of_query], turned[mine], lying, count, steps
+        of_opened = wide[of_query], begun[of_query], scales[of_query], told[mine], lying, count, steps
         weigh_opened(*of_opened, reaches[0], shift, beside[mine], opened, best)
         moved = False
         for group in range(groups):

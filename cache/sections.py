@@ -28,8 +28,8 @@ OPENED = 8
 """Pairs that are opened for each block that is to be chosen."""
 LEAST_OPENED = 16
 """So many pairs are opened, however few blocks are to be chosen."""
-NUDGE = 1e-4
-"""Means of four numbers of 4 bits often lie between two such numbers: the last bit must not decide between these."""
+USUAL = 8
+"""Sections of a session, its first ones, whose variances say how those of all blocks are spread over channels."""
 
 
 def pairs_opened(chosen: int) -> int:
@@ -90,4 +90,15 @@ def gathered_slopes(
 def gathered_profile(variances: Tensor) -> Tensor:
     """How variances of members (H, N, S, D), each divided by its largest channel, spread over channels: (H, N, D)."""
     largest = variances.amax(-1, keepdim=True).clamp(min=torch.finfo(variances.dtype).tiny)
-    return (variances / largest).mean(2) + NUDGE
+    return (variances / largest).mean(2)
+
+
+def usual(profiles: Tensor) -> Tensor:
+    """Means of the first profiles, of the first two, … (H, USUAL, D) of as many as there are (H, N, D).
+
+    A query takes the last one that lies before its end, so what comes later changes nothing.
+    """
+    means = torch.zeros(len(profiles), USUAL, profiles.shape[2], device=profiles.device)
+    for count in range(1, min(profiles.shape[1], USUAL) + 1):
+        means[:, count - 1] = profiles[:, :count].double().mean(1)
+    return means

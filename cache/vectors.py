@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cache.four_bits import FourBits
 from cache.layout import Bytes
 from cache.pages import Slab, zero_bytes
 from cache.parallel import over_heads
 from cache.rows import CPU, Rows, each_head
+
+Numbers = NDArray[np.int64]
 
 FIRST_SEGMENT, MANY, LARGEST_SEGMENT = 64, 1024, 8192
 """All sizes are multiples of the first one, and so are the rows before a segment: kernels round 64 weights together,
@@ -266,3 +270,20 @@ class Vectors:
                 fork.count += taken
         assert fork.count == count, "cannot fork beyond what there is"
         return fork
+
+
+def table_of(parts: Sequence[Vectors]) -> Numbers:
+    """See `BlockIndex.table`."""
+    segments = zip(*(vectors.segments for vectors in parts), strict=True)
+    return np.array([addresses(pieces) for pieces in segments], np.int64).reshape(-1, 2 + 2 * len(parts))
+
+
+def addresses(pieces: tuple[Segment, ...]) -> list[int]:
+    """A row of `BlockIndex.table`: the same segment of all parts."""
+    row = [pieces[0].storage.capacity, pieces[0].count]
+    for piece in pieces:
+        assert isinstance(piece.storage, FourBits)
+        rows = piece.storage.capacity // row[0]
+        assert (piece.storage.capacity, piece.count) == (rows * row[0], rows * row[1]), "parts grow together"
+        row += piece.storage.addresses
+    return row

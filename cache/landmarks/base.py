@@ -71,14 +71,11 @@ class LandmarkRule(ABC):
         """Channels of the landmark of a pair of blocks, in parts; only if the rule `gathers`."""
         return ()
 
-    def section_widths(self, head_dim: int) -> tuple[int, ...]:
-        """Channels of a section's landmark, in parts; only if the rule `gathers`."""
-        return ()
-
     def gather(self, blocks: Summary) -> tuple[Summary, Summary]:
         """What stands for pairs, and for sections, from what stands for their blocks.
 
-        Each block has one landmark, a mean value and slopes; only if the rule `gathers`.
+        Each block has one landmark, a mean value and slopes; the landmark of a section is the profile of what is alike
+        in its blocks. Only if the rule `gathers`.
         """
         raise NotImplementedError
 
@@ -86,21 +83,20 @@ class LandmarkRule(ABC):
         """Vectors (…, W of a pair) of queries (…, D), as `encode`."""
         raise NotImplementedError
 
-    def look_at_sections(self, queries: Tensor) -> Tensor:
-        """Vectors (…, W of a section) of queries (…, D), as `encode`."""
+    def look_at_profile(self, queries: Tensor) -> Tensor:
+        """Vectors (…, D) of queries (…, D), as `encode`."""
         raise NotImplementedError
 
-    def by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
-        """Products (H, Q, N, P) of blocks where what sections say takes the place of what only blocks themselves know.
+    def by_profile(self, products: Tensor, told: Tensor, largest: Tensor) -> Tensor:
+        """Products (H, Q, N, P) of blocks where what is usual takes the place of what only blocks themselves know.
 
         Args:
-            of_sections: products of the queries, by `look_at_sections`, with the landmark of each block's section
-                (H, Q, N, P of a section)
+            told: products of the queries, by `look_at_profile`, with the usual profile (H, Q)
             largest: the largest channel of each block's landmark, by part (H, N, P of a landmark)
         """
         raise NotImplementedError
 
-    def pairs_by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+    def pairs_by_profile(self, products: Tensor, told: Tensor, largest: Tensor) -> Tensor:
         """The same of pairs, as `judge` takes it, of their products with queries by `look_at_pairs`."""
         raise NotImplementedError
 

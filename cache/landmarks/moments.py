@@ -51,9 +51,6 @@ class Moments(LandmarkRule):
     def pair_widths(self, head_dim: int) -> tuple[int, ...]:
         return head_dim, head_dim, 1
 
-    def section_widths(self, head_dim: int) -> tuple[int, ...]:
-        return (head_dim,)
-
     def gather(self, blocks: Summary) -> tuple[Summary, Summary]:
         assert blocks.values is not None
         assert blocks.slopes is not None
@@ -70,16 +67,16 @@ class Moments(LandmarkRule):
     def look_at_pairs(self, queries: Tensor) -> Tensor:
         return torch.cat((queries, queries, torch.zeros_like(queries[..., :1])), dim=-1)
 
-    def look_at_sections(self, queries: Tensor) -> Tensor:
+    def look_at_profile(self, queries: Tensor) -> Tensor:
         return queries.square()
 
-    def by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+    def by_profile(self, products: Tensor, told: Tensor, largest: Tensor) -> Tensor:
         mean, _, *along = products.unbind(-1)
-        return torch.stack((mean, largest[:, None, :, 1] * of_sections[..., 0], *along), dim=-1)
+        return torch.stack((mean, largest[:, None, :, 1] * told[..., None], *along), dim=-1)
 
-    def pairs_by_sections(self, products: Tensor, of_sections: Tensor, largest: Tensor) -> Tensor:
+    def pairs_by_profile(self, products: Tensor, told: Tensor, largest: Tensor) -> Tensor:
         mean, along, _ = products.unbind(-1)
-        return torch.stack((mean, largest[:, None, :, 2] * of_sections[..., 0], along), dim=-1)
+        return torch.stack((mean, largest[:, None, :, 2] * told[..., None], along), dim=-1)
 
     def judge(self, products: Tensor, size: int) -> tuple[Tensor, Tensor]:
         mean, variance, *along = products.unbind(-1)

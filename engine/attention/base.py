@@ -126,7 +126,6 @@ class RetrievalSettings:
             tiled=self.centred and self.tiled_at is not None,
             gather=None if self.own_values is None else self.rule.gather,
             pair_widths=() if self.own_values is None else self.rule.pair_widths(head_dim),
-            section_widths=() if self.own_values is None else self.rule.section_widths(head_dim),
         )
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache import FIRST, LANES, PAIR, SECTION, BlockIndex, pairs_opened, tiles_opened
+from cache import FIRST, LANES, PAIR, SECTION, USUAL, BlockIndex, pairs_opened, tiles_opened
 from engine.attention.base import RetrievalSettings
 from engine.attention.choosing import shares
 from engine.attention.rows import Rows
@@ -57,25 +57,19 @@ def judged(
     if settings.few_blocks is None or far_blocks <= settings.few_blocks:
         return Judged(scores, gauges)
     many = ends > settings.few_blocks
-    told = profiles(settings, index, rows, ends, far_blocks)
-    weights = rule.judge(rule.by_sections(products, told, index.largest(far_blocks)), size)[1].view(gauges.shape)
+    told = usual(settings, index, rows, ends)
+    weights = rule.judge(rule.by_profile(products, told, index.largest(far_blocks)), size)[1].view(gauges.shape)
     inside = pooled(settings, ends, far_blocks)
     weights, closed = closed_pairs(settings, index, rows, weights, told, inside, pairs_opened(chosen))
     scores, gauges = (torch.where(many[:, None, None], weights, each) for each in (scores, gauges))
     return Judged(scores, gauges, inside & many[:, None], closed & many[:, None])
 
 
-def profiles(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor, far_blocks: int) -> Tensor:
-    """Products of queries with the landmark of each block's section (H, T * G, N, products of a section).
-
-    Behind its last whole section a query sees that one: what comes later must not change anything.
-    """
-    assert index.sections is not None
-    looking = settings.rule.look_at_sections(rows.far_queries).flatten(1, 2)
-    told = index.sections.products(looking, far_blocks // SECTION)  # (H, T * G, sections, products)
-    last = (ends // SECTION - 1).clamp(min=0).repeat_interleave(rows.queries.shape[2])  # (T * G,)
-    mine = torch.minimum(torch.arange(far_blocks, device=ends.device) // SECTION, last[:, None])  # (T * G, N)
-    return told.gather(2, mine[None, :, :, None].expand(len(told), -1, -1, told.shape[3]))
+def usual(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor) -> Tensor:
+    """Products of queries with the profile that is usual of what lies before their ends (H, T * G)."""
+    looking = settings.rule.look_at_profile(rows.far_queries)  # (H, T, G, D)
+    seen = (ends // SECTION).clamp(1, USUAL) - 1
+    return (looking @ index.usual[:, seen, :, None])[..., 0].flatten(1)
 
 
 def closed_pairs(
@@ -86,7 +80,7 @@ def closed_pairs(
 
     Args:
         weights: of blocks by themselves (H, T, G, N)
-        told: by `profiles`
+        told: by `usual`
         inside: blocks of whole sections, bool (T, N)
         opened: so many pairs are opened
 
@@ -97,7 +91,7 @@ def closed_pairs(
     rule, pairs = settings.rule, inside.shape[1] // SECTION * (SECTION // PAIR)
     blocks, size = pairs * PAIR, PAIR * (rows.block_size // index.shape.landmarks)
     products = index.pairs.products(rule.look_at_pairs(rows.far_queries).flatten(1, 2), pairs)
-    known = rule.pairs_by_sections(products, told[:, :, :blocks:PAIR], index.pairs.largest(pairs))
+    known = rule.pairs_by_profile(products, told, index.pairs.largest(pairs))
     of_pairs = rule.judge(known, size)[1].view(*weights.shape[:3], pairs)  # (H, T, G, P)
     shut = ~inside[:, :blocks:PAIR]  # (T, P)
     wanted = shares(of_pairs, shut).masked_fill(shut, -torch.inf)  # (H, T, P)

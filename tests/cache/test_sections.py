@@ -24,13 +24,13 @@ from cache import (
     slopes,
 )
 from cache.pages import Slab
-from cache.sections import Gathered, gathered_profile
+from cache.sections import USUAL, Gathered, gathered_profile, usual
 from tests.cache.scarce import Scarce
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
 GATHERS: dict[str, Any] = {
-    "gather": RULE.gather, "pair_widths": RULE.pair_widths(CHANNELS), "section_widths": RULE.section_widths(CHANNELS),
+    "gather": RULE.gather, "pair_widths": RULE.pair_widths(CHANNELS),
 }  # fmt: skip
 PAIRS = SECTION // PAIR
 SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, **GATHERS)
@@ -152,22 +152,34 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool)
     again.unpack(index.pack(130, 301))
     for mine, theirs in zip(told(again), expected, strict=True):
         assert (mine == theirs).all()
-    fork, (keys, values) = index.fork(222), drawn(301)
-    assert fork.sections is not None
-    assert fork.pairs is not None
-    assert (fork.sections.count, fork.pairs.count) == (222 // SECTION, 222 // SECTION * PAIRS)
-    fork.add(summary(keys[:, 222:], values[:, 222:]))
-    for mine, theirs in zip(told(fork), expected, strict=True):
-        assert (mine == theirs).all(), "it goes on with the section that was open"
+    for count in (222, 30):
+        fork, (keys, values) = index.fork(count), drawn(301)
+        assert fork.sections is not None
+        assert fork.pairs is not None
+        assert (fork.sections.count, fork.pairs.count) == (count // SECTION, count // SECTION * PAIRS)
+        assert (fork.usual[:, : count // SECTION] == index.usual[:, : count // SECTION]).all()
+        fork.add(summary(keys[:, count:], values[:, count:]))
+        for mine, theirs in zip(told(fork), expected, strict=True):
+            assert (mine == theirs).all(), "it goes on with the section that was open"
+
+
+def test_what_is_usual_is_the_mean_of_the_first_profiles() -> None:
+    profiles = torch.rand(HEADS, USUAL + 3, CHANNELS, generator=torch.Generator().manual_seed(1))
+    for count in range(USUAL + 4):
+        means = usual(profiles[:, :count])
+        assert means.shape == (HEADS, USUAL, CHANNELS)
+        for seen in range(1, min(count, USUAL) + 1):
+            near(means[:, seen - 1], profiles[:, :seen].mean(1))
 
 
 def told(index: BlockIndex) -> list[np.ndarray]:
-    """All that is kept of pairs and sections, and to open pairs."""
+    """All that is kept of pairs and sections, and to open pairs, and what is usual."""
     assert index.sections is not None
     assert index.pairs is not None
     assert (index.sections.count, index.pairs.count) == (index.count // SECTION, index.count // SECTION * PAIRS)
     parts = [kept.pack(0, kept.count) for kept in (index.pairs, index.sections)]
-    return parts + ([index._opened.pack(0, index._opened.count)] if index._opened else [])
+    opened = [index._opened.pack(0, index._opened.count)] if index._opened else []
+    return [*parts, *opened, index.usual.numpy()]
 
 
 def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
@@ -276,26 +288,25 @@ def expected(
     """
     assert index.sections is not None
     assert index.pairs is not None
-    asked, squares = rounded(queries), rounded(queries.square())
+    asked, squares = rounded(queries), queries.square()
     inside = [b for b in range(sinks, end) if b // SECTION * SECTION >= sinks and (b // SECTION + 1) * SECTION <= end]
     pairs = sorted({block // PAIR for block in inside})
-    profiles = index.sections._landmarks[0].rows(index.sections.count)
+    profile = index.usual[:, min(end // SECTION, USUAL) - 1, :, None]  # (HEADS, CHANNELS, 1)
 
-    def mass(mean: Tensor, along: Tensor, size: Tensor, block: int, count: int) -> Tensor:
-        section = min(block // SECTION, end // SECTION - 1)  # or that of the last whole one
-        variance = size.amax(-1)[:, None] * (squares @ profiles[:, section, :, None])[..., 0]
+    def mass(mean: Tensor, along: Tensor, size: Tensor, count: int) -> Tensor:
+        variance = size.amax(-1)[:, None] * (squares @ profile)[..., 0]
         products = [(asked @ mean[..., None])[..., 0], variance, (asked @ along[..., None])[..., 0]]
         return RULE.judge(torch.stack(products, -1), count)[1] + math.log(count)  # (HEADS, groups)
 
     def of_block(block: int) -> Tensor:
         parts = *index._landmarks, index._slopes[0]
         mean, size, along = (part.rows(block + 1, block)[:, 0] for part in parts)
-        return mass(mean, along, size, block, SIZE)
+        return mass(mean, along, size, SIZE)
 
     def of_pair(pair: int) -> Tensor:
         assert index.pairs is not None
         mean, along, size = (part.rows(pair + 1, pair)[:, 0] for part in index.pairs._landmarks)
-        return mass(mean, along, size, PAIR * pair, PAIR * SIZE)
+        return mass(mean, along, size, PAIR * SIZE)
 
     masses = torch.stack([of_block(block) for block in range(end)], -1)  # (HEADS, groups, end)
     masses[..., :sinks] = -torch.inf
@@ -354,8 +365,8 @@ def recalled(
     assert index.pairs is not None
     count, groups = queries.shape[1:3]
     tables = []
-    for kept in (index, index.pairs, index.sections):
-        tables += [kept.table, np.array([0, len(kept.table)])]
+    for table in (index.table, index.pairs.table, index.sections_table):
+        tables += [table, np.array([0, len(table)])]
     room_rows, of_one = kernels("recall").recall_rows(groups), np.array([0, count])
     room = np.full((HEADS, room_rows, int(-(-ends[-1] // 16) * 16) + 64), np.nan, np.float32)
     blocks, weight = np.empty((HEADS, count, fetch), np.int64), np.empty((HEADS, count, groups), np.float32)

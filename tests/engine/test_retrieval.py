@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cache import PAIR, RULES, SECTION, outlying, pairs_opened, slopes
-from cache.sections import PAIRS, Gathered, gathered_profile
+from cache.sections import PAIRS, USUAL, Gathered, gathered_profile
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
@@ -116,18 +116,19 @@ class Oracle:
         """What a position of each of many blocks is estimated to weigh (groups,), and which blocks are closed."""
 
         def weight(stats: Gathered, count: int) -> Tensor:
-            """Of the only member of a group that stands in the section whose profile was found last."""
+            """Of the only member of a group."""
             variance = stats.variances[0, 0].amax() * (queries.square() @ profile)
             products = torch.stack((queries @ stats.means[0, 0], variance, queries @ stats.along[0, 0]), -1)
             return RULES["moments"].judge(products, count)[1]
 
         of_blocks, of_pairs = dict[int, Tensor](), dict[int, Tensor]()
+        seen = min(end // SECTION, USUAL)
+        pairs = self._gathered(0, seen * SECTION).together(PAIR)
+        profile = gathered_profile(pairs.variances[None])[0, 0]
         for block in far:
-            first = min(block // SECTION, end // SECTION - 1) * SECTION
-            pairs = self._gathered(first, first + SECTION).together(PAIR)
-            profile = gathered_profile(pairs.variances[None])[0, 0]
+            first = block // SECTION * SECTION
             of_blocks[block] = weight(self._gathered(block, block + 1), SIZE)
-            if first == block // SECTION * SECTION >= SINKS and first + SECTION <= end:
+            if first >= SINKS and first + SECTION <= end:
                 pair = block // PAIR
                 of_pairs[pair] = weight(self._gathered(PAIR * pair, PAIR * pair + PAIR).together(PAIR), PAIR * SIZE)
         if not of_pairs:
