@@ -133,12 +133,13 @@ def main() -> int:
     add_model(parser)
     parser.add_argument("--contexts", default="4096,16384,65536,131072")
     parser.add_argument("--turns", type=int, default=6, help=f"{TURN} tokens each, at each context")
+    parser.add_argument("--layers", type=int, help="only the first layers of the shape: long caches fit twice then")
     parser.add_argument("--cairn-only", action="store_true", help="do not run transformers beside it")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     if options.weights != "auto" and not options.cairn_only:
         parser.error("--weights: transformers would run with Cairn's products; add --cairn-only")
-    model = made(options.shape)
+    model = made(options.shape, options.layers)
     twin = None if options.cairn_only else beside(model)
     loaded = served(model, options.weights)
     contexts = [int(context) for context in options.contexts.split(",")]
@@ -150,10 +151,9 @@ def main() -> int:
         print(rows[-1], flush=True)
         del other
         gc.collect()
-    show(options.shape, rows)
-    write_json(
-        options.json, {"shape": options.shape, "weights": options.weights, "rows": [asdict(row) for row in rows]}
-    )
+    show(options.shape if options.layers is None else f"{options.shape}, {options.layers} layers", rows)
+    told = {"shape": options.shape, "layers": options.layers, "weights": options.weights}
+    write_json(options.json, told | {"rows": [asdict(row) for row in rows]})
     return 0
 
 

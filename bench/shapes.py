@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,13 +26,13 @@ from engine.huggingface import prepared, register
 OURS = Path("models/cairn-4m")
 
 
-def llama_1b() -> PreTrainedModel:
+def llama_1b(layers: int = 16) -> PreTrainedModel:
     """Random weights in the shape of Llama-3.2-1B, bf16."""
     config = LlamaConfig(
         vocab_size=128_256,
         hidden_size=2048,
         intermediate_size=8192,
-        num_hidden_layers=16,
+        num_hidden_layers=layers,
         num_attention_heads=32,
         num_key_value_heads=8,
         head_dim=64,
@@ -44,13 +45,13 @@ def llama_1b() -> PreTrainedModel:
     return random_weights(LlamaForCausalLM, config)
 
 
-def qwen3_600m() -> PreTrainedModel:
+def qwen3_600m(layers: int = 28) -> PreTrainedModel:
     """Random weights in the shape of Qwen3-0.6B, bf16."""
     config = Qwen3Config(
         vocab_size=151_936,
         hidden_size=1024,
         intermediate_size=3072,
-        num_hidden_layers=28,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=8,
         head_dim=128,
@@ -63,13 +64,13 @@ def qwen3_600m() -> PreTrainedModel:
     return random_weights(Qwen3ForCausalLM, config)
 
 
-def olmoe_quarter() -> PreTrainedModel:
+def olmoe_quarter(layers: int = 4) -> PreTrainedModel:
     """Random weights in the shape of four of OLMoE-1B-7B's sixteen layers, bf16; each token takes 8 of 64 experts."""
     config = OlmoeConfig(
         vocab_size=50_304,
         hidden_size=2048,
         intermediate_size=1024,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=16,
         num_experts=64,
@@ -97,7 +98,12 @@ def ours() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(OURS, dtype="auto").eval()
 
 
-SHAPES = {"llama-1b": llama_1b, "qwen3-0.6b": qwen3_600m, "olmoe-quarter": olmoe_quarter, "cairn-4m": ours}
+SHAPES: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama-1b": llama_1b,
+    "qwen3-0.6b": qwen3_600m,
+    "olmoe-quarter": olmoe_quarter,
+    "cairn-4m": ours,
+}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -106,9 +112,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("auto", "int8"), default="auto", help="as `cairn serve` takes it")
 
 
-def made(shape: str) -> PreTrainedModel:
-    """A model of this shape, as transformers makes or loads it."""
-    return SHAPES[shape]()
+def made(shape: str, layers: int | None = None) -> PreTrainedModel:
+    """A model of this shape, as transformers makes or loads it, or of so many of its layers."""
+    if layers is None:
+        return SHAPES[shape]()
+    if SHAPES[shape] is ours:
+        raise SystemExit("--layers: the shipped model is measured as it is; choose another --shape")
+    return SHAPES[shape](layers)
 
 
 def beside(model: PreTrainedModel) -> PreTrainedModel:

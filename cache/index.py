@@ -266,7 +266,8 @@ class BlockIndex:
         """
         if self._table is None:
             kept = [*(vectors for vectors, _ in self._summaries), *([self._opened] if self._opened else [])]
-            self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(kept)
+            mine = [vectors for vectors in kept if isinstance(vectors, Vectors)]
+            self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(mine)
         return self._table
 
     def _forget_addresses(self) -> None:
