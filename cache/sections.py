@@ -24,7 +24,7 @@ PAIRS = 4
 """Pairs of a section."""
 SECTION = PAIR * PAIRS
 """Blocks of a section: with sections of 16 the divergence from full attention is a sixth larger, of 8 a tenth."""
-OPENED = 8
+OPENED = 6
 """Pairs that are opened for each block that is to be chosen."""
 LEAST_OPENED = 16
 """So many pairs are opened, however few blocks are to be chosen."""
