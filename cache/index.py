@@ -209,7 +209,7 @@ class BlockIndex:
             self.pairs.add(pairs)
             self.sections.add(sections)
             if first < USUAL:
-                self._profiles = torch.cat((self._profiles, sections.landmarks[:, :, 0]), 1)[:, :USUAL]
+                self._profiles = torch.cat((self._profiles, sections.landmarks[:, : USUAL - first, 0]), 1)
                 self._usual = None
         while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
             last = min(self.count, first + GATHERED * SECTION)
@@ -395,5 +395,6 @@ class BlockIndex:
         fork.sections = self.sections and self.sections.fork(count // SECTION, fork._slab)
         fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS, fork._slab)
         fork._profiles = self._profiles[:, : count // SECTION]
+        fork._usual = self._usual if count // SECTION >= USUAL else None
         fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork

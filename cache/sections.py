@@ -98,7 +98,6 @@ def usual(profiles: Tensor) -> Tensor:
 
     A query takes the last one that lies before its end, so what comes later changes nothing.
     """
-    means = torch.zeros(len(profiles), USUAL, profiles.shape[2], device=profiles.device)
-    for count in range(1, min(profiles.shape[1], USUAL) + 1):
-        means[:, count - 1] = profiles[:, :count].double().mean(1)
-    return means
+    sums = profiles[:, :USUAL].double().cumsum(1)
+    means = sums / torch.arange(1, sums.shape[1] + 1, device=sums.device)[:, None]
+    return torch.nn.functional.pad(means, (0, 0, 0, USUAL - sums.shape[1])).float()

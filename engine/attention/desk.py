@@ -379,7 +379,7 @@ class Desk:
 
 
 def table_of(index: BlockIndex | None) -> Numbers:
-    """Where an index of pairs or sections lies, if there is one."""
+    """Where an index of pairs lies, if there is one."""
     return index.table if index else NO_TABLE
 
 

@@ -89,7 +89,7 @@ def test_a_profile_is_what_variances_have_in_common() -> None:
     blocks = Summary(torch.cat((nothing, variances), -1)[:, :, None], nothing, (nothing, nothing))
     pairs, sections = RULE.gather(blocks)
     size, profile = pairs.landmarks[:, :, 0, -1:], sections.landmarks[:, :, 0].repeat_interleave(PAIRS, 1)
-    torch.testing.assert_close(size * profile, variances[:, ::PAIR], atol=2e-4, rtol=0)
+    torch.testing.assert_close(size * profile, variances[:, ::PAIR], atol=1e-6, rtol=0)
 
 
 def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
@@ -161,6 +161,12 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool)
         fork.add(summary(keys[:, count:], values[:, count:]))
         for mine, theirs in zip(told(fork), expected, strict=True):
             assert (mine == theirs).all(), "it goes on with the section that was open"
+
+
+def test_profiles_of_later_sections_are_not_held() -> None:
+    whole, index = filled(301), BlockIndex(HEADS, SHAPE)
+    index.unpack(whole.pack(0, 301))
+    assert index._profiles.untyped_storage().nbytes() == 4 * HEADS * USUAL * CHANNELS
 
 
 def test_what_is_usual_is_the_mean_of_the_first_profiles() -> None:

@@ -53,3 +53,30 @@ def test_other_layers_are_left_alone_and_undoing_restores() -> None:
     assert [name for name, layer in model.items() if "forward" in vars(layer)] == ["narrow"]
     undo()
     assert not any("forward" in vars(layer) for layer in model.values())
+
+
+@pytest.mark.parametrize(
+    ("short", "tiles", "name", "fast"),
+    [
+        (False, False, "znver2", False),
+        (True, False, "znver4", True),
+        (True, False, "znver5", True),
+        (True, False, "emeraldrapids", False),
+        (True, True, "emeraldrapids", True),
+    ],
+)
+def test_only_instructions_that_are_faster_than_those_for_fp32_are_taken(
+    monkeypatch: pytest.MonkeyPatch, *, short: bool, tiles: bool, name: str, fast: bool
+) -> None:
+    """Intel's AVX512-BF16 alone makes as many products as fp32 has, and torch half of them."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: short)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(many_rows.binding, "get_host_cpu_name", lambda: name)
+    many_rows.amd.cache_clear()
+    try:
+        assert many_rows.native(torch.bfloat16) == fast
+        rows, matrix = torch.randn(40, 64).bfloat16(), torch.randn(96, 64).bfloat16()
+        expected = nn.functional.linear(rows.double(), matrix.double()).bfloat16()
+        torch.testing.assert_close(many_rows.many(rows, matrix, None, None), expected, atol=1e-2, rtol=2e-2)
+    finally:
+        many_rows.amd.cache_clear()
