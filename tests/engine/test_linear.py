@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from llvmlite import binding
 from torch import nn
 
 from engine import many_rows
@@ -71,7 +72,7 @@ def test_only_instructions_that_are_faster_than_those_for_fp32_are_taken(
     """Intel's AVX512-BF16 alone makes as many products as fp32 has, and torch half of them."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: short)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    monkeypatch.setattr(many_rows.binding, "get_host_cpu_name", lambda: name)
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: name)
     many_rows.amd.cache_clear()
     try:
         assert many_rows.native(torch.bfloat16) == fast
