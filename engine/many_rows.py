@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 
 import torch
-from llvmlite import binding
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,7 +30,9 @@ def native(dtype: torch.dtype) -> bool:
 @functools.cache
 def amd() -> bool:
     """Whether this is a Zen, whose instructions for bf16 make twice the products of those for fp32."""
-    return binding.get_host_cpu_name().startswith("znver")
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_name()).startswith("znver")
 
 
 def many(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None, to: Tensor | None = None) -> Tensor:
