@@ -152,7 +152,7 @@ class BlockIndex:
         lying = meter, device, self._slab
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
-        self._profiles = torch.empty(kv_heads, 0, shape.values, device=device)
+        self._profiles: list[Tensor] = []  # of the first sections
         self._usual: Tensor | None = None
         of_pairs = (ByPair, meter, self._slab, device, PAIR)
         self._opened = Vectors(kv_heads, shape.widths[0], *of_pairs) if shape.opens(device) else None
@@ -200,16 +200,15 @@ class BlockIndex:
 
     def _gather(self) -> None:
         """Summarise the pairs and sections of those that have become full, a bounded number at a time."""
-        if self.sections is None or self.pairs is None:
+        if self.sections is None or self.pairs is None or self.shape.gather is None:
             return
-        assert self.shape.gather is not None
         while (first := self.sections.count) < self.count // SECTION:
             last = min(self.count // SECTION, first + GATHERED)
             pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION))
             self.pairs.add(pairs)
             self.sections.add(sections)
             if first < USUAL:
-                self._profiles = torch.cat((self._profiles, sections.landmarks[:, : USUAL - first, 0]), 1)
+                self._profiles.append(sections.landmarks[:, : USUAL - first, 0].clone())
                 self._usual = None
         while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
             last = min(self.count, first + GATHERED * SECTION)
@@ -277,7 +276,7 @@ class BlockIndex:
     def usual(self) -> Tensor:
         """See `cache.sections.usual`: (kv_heads, USUAL, channels)."""
         if self._usual is None:
-            self._usual = usual(self._profiles)
+            self._usual = usual(torch.cat(self._profiles, 1))
         return self._usual
 
     @property
@@ -285,7 +284,8 @@ class BlockIndex:
         """`table` of sections, and behind its last column where lies what is usual."""
         if self._sections_table is None:
             kept = self.sections.table if self.sections else np.empty((0, 0), np.int64)
-            self._sections_table = np.column_stack((kept, np.full(len(kept), self.usual.data_ptr())))
+            lies = self.usual.data_ptr() if len(kept) else 0
+            self._sections_table = np.column_stack((kept, np.full(len(kept), lies)))
         return self._sections_table
 
     @property
@@ -394,7 +394,7 @@ class BlockIndex:
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         fork.sections = self.sections and self.sections.fork(count // SECTION, fork._slab)
         fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS, fork._slab)
-        fork._profiles = self._profiles[:, : count // SECTION]
+        fork._profiles = [torch.cat(self._profiles, 1)[:, : count // SECTION]] if self._profiles else []
         fork._usual = self._usual if count // SECTION >= USUAL else None
         fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork
