@@ -1,6 +1,6 @@
 """Products of a few rows of bf16 on a CPU, with weights of bf16 or in 8 bits.
 
-torch multiplies many rows as fast as the CPU can, but reads the weights for a few at a third of the memory's bandwidth.
+Many rows are another matter (`many_rows`); for a few torch reads the weights at a third of the memory's bandwidth.
 Few rows go through kernels, all threads at once, without Python in between: by instructions for bf16 where a processor
 has them (AVX512-BF16: `pair_kernels`, `byte_kernels`), and by fp32 otherwise (`widening_kernels`).
 """
