@@ -47,6 +47,7 @@ class IndexShape:
         tiled: whether of centred ones whole stretches are kept once more, for whoever looks at tiles of them
         gather: makes what stands for pairs and for sections from what stands for their blocks, to be kept as well
         pair_widths: channels of a pair's landmark, in parts as those of a block
+        profiled: whether the first landmarks are kept as what is usual of all, and no others (`cache.sections.usual`)
     """
 
     widths: tuple[int, ...]
@@ -60,6 +61,7 @@ class IndexShape:
     tiled: bool = False
     gather: Callable[[Summary], tuple[Summary, Summary]] | None = None
     pair_widths: tuple[int, ...] = ()
+    profiled: bool = False
 
     @property
     def of_pairs(self) -> IndexShape:
@@ -69,7 +71,7 @@ class IndexShape:
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
-        return IndexShape((), values=self.values, slopes=self.slopes, rounded=self.rounded)
+        return IndexShape((), values=self.values, slopes=self.slopes, rounded=self.rounded, profiled=True)
 
     @property
     def opened(self) -> IndexShape:
@@ -114,7 +116,7 @@ class BlockIndex:
 
     Attributes:
         pairs: what is looked at of pairs of blocks, if the shape asks for it
-        sections: mean values and slopes of sections of blocks, if the shape asks for them
+        sections: mean values and slopes of sections of blocks, and what is usual, if the shape asks for them
     """
 
     def __init__(
@@ -152,12 +154,11 @@ class BlockIndex:
         lying = meter, device, self._slab
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
-        self._profiles: list[Tensor] = []  # of the first sections
+        self._profiles: list[Tensor] = []  # the first ones, if it is profiled
         self._usual: Tensor | None = None
         of_pairs = (ByPair, meter, self._slab, device, PAIR)
         self._opened = Vectors(kv_heads, shape.widths[0], *of_pairs) if shape.opens(device) else None
         self._table: Numbers | None = None
-        self._sections_table: Numbers | None = None
         self._copies_table: Numbers | None = None
         self._stretches_table: Numbers | None = None
 
@@ -195,6 +196,9 @@ class BlockIndex:
             assert summary.copies is not None
             for vectors, rows in zip(self._copies, summary.copies, strict=True):
                 vectors.add(rows.flatten(1, 2))
+        if self.shape.profiled and self.count < USUAL:
+            self._profiles.append(summary.landmarks[:, : USUAL - self.count, 0].clone())
+            self._usual = None
         self.count += summary.landmarks.shape[1]
         self._gather()
 
@@ -207,9 +211,6 @@ class BlockIndex:
             pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION))
             self.pairs.add(pairs)
             self.sections.add(sections)
-            if first < USUAL:
-                self._profiles.append(sections.landmarks[:, : USUAL - first, 0].clone())
-                self._usual = None
         while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
             last = min(self.count, first + GATHERED * SECTION)
             kept = self._landmarks[0].rows(last, first), self._slopes[0].rows(last, first)
@@ -260,17 +261,20 @@ class BlockIndex:
 
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
         addresses of its words and scales; parts are those of a landmark, mean values, both vectors of their slopes, and
-        what is kept to open pairs, a mean and a slope for each row of the others. Of centred landmarks see
-        `Centred.table`.
+        what is kept to open pairs, a mean and a slope for each row of the others. Of a profiled index the address of
+        `usual` stands in a last column. Of centred landmarks see `Centred.table`.
         """
         if self._table is None:
             kept = [*(vectors for vectors, _ in self._summaries), *([self._opened] if self._opened else [])]
             mine = [vectors for vectors in kept if isinstance(vectors, Vectors)]
             self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(mine)
+            if self.shape.profiled:
+                lies = self.usual.data_ptr() if self.count else 0
+                self._table = np.column_stack((self._table, np.full(len(self._table), lies)))
         return self._table
 
     def _forget_addresses(self) -> None:
-        self._table = self._sections_table = self._copies_table = self._stretches_table = None
+        self._table = self._copies_table = self._stretches_table = None
 
     @property
     def usual(self) -> Tensor:
@@ -278,15 +282,6 @@ class BlockIndex:
         if self._usual is None:
             self._usual = usual(torch.cat(self._profiles, 1))
         return self._usual
-
-    @property
-    def sections_table(self) -> Numbers:
-        """`table` of sections, and behind its last column where lies what is usual."""
-        if self._sections_table is None:
-            kept = self.sections.table if self.sections else np.empty((0, 0), np.int64)
-            lies = self.usual.data_ptr() if len(kept) else 0
-            self._sections_table = np.column_stack((kept, np.full(len(kept), lies)))
-        return self._sections_table
 
     @property
     def stretches_table(self) -> Numbers:
@@ -394,7 +389,7 @@ class BlockIndex:
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         fork.sections = self.sections and self.sections.fork(count // SECTION, fork._slab)
         fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS, fork._slab)
-        fork._profiles = [torch.cat(self._profiles, 1)[:, : count // SECTION]] if self._profiles else []
-        fork._usual = self._usual if count // SECTION >= USUAL else None
+        fork._profiles = [torch.cat(self._profiles, 1)[:, :count]] if self._profiles else []
+        fork._usual = self._usual if count >= USUAL else None
         fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork

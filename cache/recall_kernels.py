@@ -97,8 +97,7 @@ def recall_moments(
         borders: queries borders[i], …, borders[i + 1] - 1 are those of session i (sessions + 1,)
         tables: of the sessions' indexes in 4 bits, one after the other, as `BlockIndex.table`
         table_borders: which rows of them are whose (sessions + 1,)
-        pair_tables, pair_borders, section_tables, section_borders: the same of their pairs, and of sections as
-            `BlockIndex.sections_table`
+        pair_tables, pair_borders, section_tables, section_borders: the same of their pairs and sections
         sinks, ends: as in `choose_head`; in order for each session
         most: of more blocks than so many pairs are looked at first, and the rest is estimated by sections
         reach, log_size: the largest of a block's keys is expected so many deviations above their mean; log of a block's

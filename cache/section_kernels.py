@@ -315,7 +315,7 @@ def recall_sections(
     """What queries fetch, and what they estimate of the rest by pairs and sections; arguments as `recall_few`.
 
     Args:
-        pair_table, section_table: of the index of pairs, and `BlockIndex.sections_table`
+        pair_table, section_table: of the indexes of pairs and of sections
         ends: (T,), at least a section each
         reaches, log_sizes: of a block and of a pair
     """

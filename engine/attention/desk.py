@@ -210,7 +210,7 @@ class Desk:
             tables[1, STRETCH_TABLES] = [[index.stretches_table for index in some] for some in indexes]
         if not self._settings.gated:
             tables[1, PAIR_TABLES] = [[table_of(index.pairs) for index in some] for some in indexes]
-            tables[1, SECTION_TABLES] = [[index.sections_table for index in some] for some in indexes]
+            tables[1, SECTION_TABLES] = [[table_of(index.sections) for index in some] for some in indexes]
         if self._settings.copied_blocks:
             tables[2, TABLES] = [[index.copies_table for index in some] for some in indexes]
         return tables
@@ -379,7 +379,7 @@ class Desk:
 
 
 def table_of(index: BlockIndex | None) -> Numbers:
-    """Where an index of pairs lies, if there is one."""
+    """Where an index of pairs or sections lies, if there is one."""
     return index.table if index else NO_TABLE
 
 

@@ -67,9 +67,10 @@ def judged(
 
 def usual(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor) -> Tensor:
     """Products of queries with the profile that is usual of what lies before their ends (H, T * G)."""
+    assert index.sections is not None
     looking = settings.rule.look_at_profile(rows.far_queries)  # (H, T, G, D)
     seen = (ends // SECTION).clamp(1, USUAL) - 1
-    return (looking @ index.usual[:, seen, :, None])[..., 0].flatten(1)
+    return (looking @ index.sections.usual[:, seen, :, None])[..., 0].flatten(1)
 
 
 def closed_pairs(

@@ -154,10 +154,11 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool)
         assert (mine == theirs).all()
     for count in (222, 30):
         fork, (keys, values) = index.fork(count), drawn(301)
+        assert index.sections is not None
         assert fork.sections is not None
         assert fork.pairs is not None
         assert (fork.sections.count, fork.pairs.count) == (count // SECTION, count // SECTION * PAIRS)
-        assert (fork.usual[:, : count // SECTION] == index.usual[:, : count // SECTION]).all()
+        assert (fork.sections.usual[:, : count // SECTION] == index.sections.usual[:, : count // SECTION]).all()
         fork.add(summary(keys[:, count:], values[:, count:]))
         for mine, theirs in zip(told(fork), expected, strict=True):
             assert (mine == theirs).all(), "it goes on with the section that was open"
@@ -166,7 +167,8 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool)
 def test_profiles_of_later_sections_are_not_held() -> None:
     whole, index = filled(301), BlockIndex(HEADS, SHAPE)
     index.unpack(whole.pack(0, 301))
-    assert sum(x.untyped_storage().nbytes() for x in index._profiles) == 4 * HEADS * USUAL * CHANNELS
+    assert index.sections is not None
+    assert sum(x.untyped_storage().nbytes() for x in index.sections._profiles) == 4 * HEADS * USUAL * CHANNELS
 
 
 def test_what_is_usual_is_the_mean_of_the_first_profiles() -> None:
@@ -185,7 +187,7 @@ def told(index: BlockIndex) -> list[np.ndarray]:
     assert (index.sections.count, index.pairs.count) == (index.count // SECTION, index.count // SECTION * PAIRS)
     parts = [kept.pack(0, kept.count) for kept in (index.pairs, index.sections)]
     opened = [index._opened.pack(0, index._opened.count)] if index._opened else []
-    return [*parts, *opened, index.usual.numpy()]
+    return [*parts, *opened, index.sections.usual.numpy()]
 
 
 def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
@@ -297,7 +299,7 @@ def expected(
     asked, squares = rounded(queries), queries.square()
     inside = [b for b in range(sinks, end) if b // SECTION * SECTION >= sinks and (b // SECTION + 1) * SECTION <= end]
     pairs = sorted({block // PAIR for block in inside})
-    profile = index.usual[:, min(end // SECTION, USUAL) - 1, :, None]  # (HEADS, CHANNELS, 1)
+    profile = index.sections.usual[:, min(end // SECTION, USUAL) - 1, :, None]  # (HEADS, CHANNELS, 1)
 
     def mass(mean: Tensor, along: Tensor, size: Tensor, count: int) -> Tensor:
         variance = size.amax(-1)[:, None] * (squares @ profile)[..., 0]
@@ -371,7 +373,7 @@ def recalled(
     assert index.pairs is not None
     count, groups = queries.shape[1:3]
     tables = []
-    for table in (index.table, index.pairs.table, index.sections_table):
+    for table in (index.table, index.pairs.table, index.sections.table):
         tables += [table, np.array([0, len(table)])]
     room_rows, of_one = kernels("recall").recall_rows(groups), np.array([0, count])
     room = np.full((HEADS, room_rows, int(-(-ends[-1] // 16) * 16) + 64), np.nan, np.float32)
