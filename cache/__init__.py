@@ -25,7 +25,7 @@ from cache.parallel import over_heads, threads_for
 from cache.patience import Patience
 from cache.readings import EVERYTHING, SERVER, Reading, Readings, Run
 from cache.registry import SessionRegistry
-from cache.sections import PAIR, SECTION, USUAL, pairs_opened
+from cache.sections import PAIR, SECTION, pairs_opened
 from cache.session import Session
 from cache.sharing import InRow, Shared, SideBySide, Task, Tasks
 from cache.slopes import ROUNDS, slopes
@@ -35,9 +35,11 @@ from cache.summary import Summary
 from cache.team import together
 from cache.tiers import DeviceTier, DiskTier, LowerTier, PagedTier, Places, Tier, Traffic, WindowTier, copies_for
 from cache.turns import MOST_TURNS, Turn, Turns
+from cache.usual import BEGINNING, Usual
 from cache.vectors import Meter, Vectors
 
 __all__ = [
+    "BEGINNING",
     "EVERYTHING",
     "FIRST",
     "LANES",
@@ -47,7 +49,6 @@ __all__ = [
     "RULES",
     "SECTION",
     "SERVER",
-    "USUAL",
     "Archive",
     "BlockIndex",
     "BlockStore",
@@ -83,6 +84,7 @@ __all__ = [
     "Traffic",
     "Turn",
     "Turns",
+    "Usual",
     "Vectors",
     "WindowTier",
     "check",

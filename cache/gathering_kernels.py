@@ -2,7 +2,7 @@
 
 By torch it is some hundred small calls for each layer, whose threads wait for each other where a prompt is read. Sums
 go over members and over channels in their order. Compiled by Numba when first called. Letters in shapes: H KV heads, N
-blocks, S members of a group, D channels.
+blocks, S members of a group, D channels, W directions.
 """
 
 from __future__ import annotations
@@ -85,34 +85,40 @@ def put_together(members: Floats, group: Floats) -> None:
 
 
 @compiled
-def gather(blocks: Floats, pairs: Floats, profiles: Floats, sections: Floats) -> None:
+def narrow(vector: Floats, directions: Floats, to: Floats) -> None:
+    """What a vector (D,) is in directions (D, W), to (W,)."""
+    to[:] = np.float32(0)
+    for d in range(len(vector)):
+        for w in range(len(to)):
+            to[w] += vector[d] * directions[d, w]
+
+
+@compiled
+def gather(blocks: Floats, directions: Floats, pairs: Floats, sections: Floats) -> None:
     """What stands for pairs and sections.
 
     Args:
         blocks: five parts of each (5, H, N, D), N a multiple of SECTION
-        pairs: mean, direction and size (H, N / PAIR, 2 * D + 1), filled
-        profiles: of sections (H, N / SECTION, D), filled
+        directions: in which pairs are kept (H, D, W), by `cache.usual`
+        pairs: mean, slope and size (H, N / PAIR, 2 * W + 1), filled
         sections: mean values and both vectors of their slopes (3, H, N / SECTION, D), filled
     """
-    dim = blocks.shape[3]
+    dim, wide = directions.shape[1:]
     members, of_pairs = np.empty((5, PAIR, dim), np.float32), np.empty((5, PAIRS, dim), np.float32)
     group = np.empty((5, dim), np.float32)
     for head in range(blocks.shape[1]):
         for section in range(blocks.shape[2] // SECTION):
-            profile = profiles[head, section]
-            profile[:] = np.float32(0)
             for pair in range(PAIRS):
                 begin = section * SECTION + pair * PAIR
                 members[:] = blocks[:, head, begin : begin + PAIR]
                 put_together(members, group)
                 of_pairs[:, pair] = group
                 told, size = pairs[head, section * PAIRS + pair], np.float32(0)
+                narrow(group[MEANS], directions[head], told[:wide])
+                narrow(group[ALONG], directions[head], told[wide : 2 * wide])
                 for d in range(dim):
-                    told[d], told[dim + d] = group[MEANS, d], group[ALONG, d]
                     size = max(size, group[VARIANCES, d])
-                told[2 * dim] = size
-                for d in range(dim):
-                    profile[d] += group[VARIANCES, d] / max(size, TINY) / np.float32(PAIRS)
+                told[2 * wide] = size
             put_together(of_pairs, group)
             sections[0, head, section] = group[VALUES]
             sections[1, head, section] = group[ALONG]
@@ -121,7 +127,5 @@ def gather(blocks: Floats, pairs: Floats, profiles: Floats, sections: Floats) ->
 
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
-    none = np.empty((1, 0, 1), np.float32)
-    gather(
-        np.empty((5, 1, 0, 1), np.float32), np.empty((1, 0, 3), np.float32), none, np.empty((3, 1, 0, 1), np.float32)
-    )
+    of_blocks, of_sections = (np.empty((parts, 1, 0, 1), np.float32) for parts in (5, 3))
+    gather(of_blocks, np.empty((1, 1, 1), np.float32), np.empty((1, 0, 3), np.float32), of_sections)

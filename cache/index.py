@@ -20,9 +20,10 @@ from cache.layout import Bytes
 from cache.packed import Packed
 from cache.pages import Slab
 from cache.rows import CPU, Rows
-from cache.sections import PAIR, PAIRS, SECTION, USUAL, usual
+from cache.sections import PAIR, PAIRS, SECTION
 from cache.stretches import Stretches
 from cache.summary import Summary
+from cache.usual import BEGINNING, Usual
 from cache.vectors import Meter, Vectors, table_of
 
 Numbers = NDArray[np.int64]
@@ -45,9 +46,10 @@ class IndexShape:
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
         centred: whether of rounded landmarks, each of one part, what they differ in is kept
         tiled: whether of centred ones whole stretches are kept once more, for whoever looks at tiles of them
-        gather: makes what stands for pairs and for sections from what stands for their blocks, to be kept as well
+        usual: tells from the first blocks what is usual of all
+        gather: makes what stands for pairs and for sections from what stands for their blocks, and from what is usual,
+            to be kept as well
         pair_widths: channels of a pair's landmark, in parts as those of a block
-        profiled: whether the first landmarks are kept as what is usual of all, and no others (`cache.sections.usual`)
     """
 
     widths: tuple[int, ...]
@@ -59,9 +61,9 @@ class IndexShape:
     rounded: bool = False
     centred: bool = False
     tiled: bool = False
-    gather: Callable[[Summary], tuple[Summary, Summary]] | None = None
+    usual: Callable[[Summary], Usual] | None = None
+    gather: Callable[[Summary, Usual], tuple[Summary, Summary]] | None = None
     pair_widths: tuple[int, ...] = ()
-    profiled: bool = False
 
     @property
     def of_pairs(self) -> IndexShape:
@@ -71,7 +73,7 @@ class IndexShape:
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
-        return IndexShape((), values=self.values, slopes=self.slopes, rounded=self.rounded, profiled=True)
+        return IndexShape((), values=self.values, slopes=self.slopes, rounded=self.rounded)
 
     @property
     def opened(self) -> IndexShape:
@@ -116,7 +118,9 @@ class BlockIndex:
 
     Attributes:
         pairs: what is looked at of pairs of blocks, if the shape asks for it
-        sections: mean values and slopes of sections of blocks, and what is usual, if the shape asks for them
+        sections: mean values and slopes of sections of blocks, if the shape asks for them
+        usual: what the first blocks tell of all, if the shape asks for it and there are as many; before, nothing stands
+            for pairs and sections
     """
 
     def __init__(
@@ -154,8 +158,7 @@ class BlockIndex:
         lying = meter, device, self._slab
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
-        self._profiles: list[Tensor] = []  # the first ones, if it is profiled
-        self._usual: Tensor | None = None
+        self.usual: Usual | None = None
         of_pairs = (ByPair, meter, self._slab, device, PAIR)
         self._opened = Vectors(kv_heads, shape.widths[0], *of_pairs) if shape.opens(device) else None
         self._table: Numbers | None = None
@@ -196,19 +199,20 @@ class BlockIndex:
             assert summary.copies is not None
             for vectors, rows in zip(self._copies, summary.copies, strict=True):
                 vectors.add(rows.flatten(1, 2))
-        if self.shape.profiled and self.count < USUAL:
-            self._profiles.append(summary.landmarks[:, : USUAL - self.count, 0].clone())
-            self._usual = None
         self.count += summary.landmarks.shape[1]
         self._gather()
 
     def _gather(self) -> None:
         """Summarise the pairs and sections of those that have become full, a bounded number at a time."""
-        if self.sections is None or self.pairs is None or self.shape.gather is None:
+        if self.sections is None or self.pairs is None or self.shape.gather is None or self.shape.usual is None:
             return
-        while (first := self.sections.count) < self.count // SECTION:
+        if self.usual is None and self.count >= BEGINNING:
+            self.usual = self.shape.usual(self._summary(0, BEGINNING))
+            if self._meter is not None:
+                self._meter.watch(self.usual)(self.usual.nbytes)
+        while self.usual is not None and (first := self.sections.count) < self.count // SECTION:
             last = min(self.count // SECTION, first + GATHERED)
-            pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION))
+            pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION), self.usual)
             self.pairs.add(pairs)
             self.sections.add(sections)
         while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
@@ -261,27 +265,20 @@ class BlockIndex:
 
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
         addresses of its words and scales; parts are those of a landmark, mean values, both vectors of their slopes, and
-        what is kept to open pairs, a mean and a slope for each row of the others. Of a profiled index the address of
-        `usual` stands in a last column. Of centred landmarks see `Centred.table`.
+        what is kept to open pairs, a mean and a slope for each row of the others. Where pairs are gathered, the
+        addresses of what is `usual` stand in two last columns. Of centred landmarks see `Centred.table`.
         """
         if self._table is None:
             kept = [*(vectors for vectors, _ in self._summaries), *([self._opened] if self._opened else [])]
             mine = [vectors for vectors in kept if isinstance(vectors, Vectors)]
             self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(mine)
-            if self.shape.profiled:
-                lies = self.usual.data_ptr() if self.count else 0
-                self._table = np.column_stack((self._table, np.full(len(self._table), lies)))
+            if self.pairs is not None:
+                lies = (self.usual.profile.data_ptr(), self.usual.directions.data_ptr()) if self.usual else (0, 0)
+                self._table = np.column_stack((self._table, np.tile(lies, (len(self._table), 1))))
         return self._table
 
     def _forget_addresses(self) -> None:
         self._table = self._copies_table = self._stretches_table = None
-
-    @property
-    def usual(self) -> Tensor:
-        """See `cache.sections.usual`: (kv_heads, USUAL, channels)."""
-        if self._usual is None:
-            self._usual = usual(torch.cat(self._profiles, 1))
-        return self._usual
 
     @property
     def stretches_table(self) -> Numbers:
@@ -387,9 +384,9 @@ class BlockIndex:
         fork._slopes = [vectors.fork(count, fork._slab) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
-        fork.sections = self.sections and self.sections.fork(count // SECTION, fork._slab)
-        fork.pairs = self.pairs and self.pairs.fork(count // SECTION * PAIRS, fork._slab)
-        fork._profiles = [torch.cat(self._profiles, 1)[:, :count]] if self._profiles else []
-        fork._usual = self._usual if count >= USUAL else None
+        fork.usual = self.usual if count >= BEGINNING else None
+        sections = 0 if fork.usual is None else count // SECTION
+        fork.sections = self.sections and self.sections.fork(sections, fork._slab)
+        fork.pairs = self.pairs and self.pairs.fork(sections * PAIRS, fork._slab)
         fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
         return fork

@@ -15,7 +15,7 @@ import numpy as np
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, round_queries
 from cache.four_bits import DEEP, LANES, LARGEST
-from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, address, copy, dot, shorten_tile
+from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, add_times, address, copy, dot, shorten_tile
 from cache.mass_kernels import add_shares, masses_beside, pool_sections
 from cache.opening_kernels import (
     ABOVE,
@@ -32,7 +32,8 @@ from cache.opening_kernels import (
     whole_sections,
 )
 from cache.pair_kernels import HEADS, LYING, WIDE
-from cache.sections import PAIRS, SECTION, USUAL
+from cache.sections import PAIRS, SECTION
+from cache.usual import narrow
 from cache.walk_kernels import (
     SLOPE_KEYS,
     SLOPE_VALUES,
@@ -54,26 +55,35 @@ PAIR_MEANS, PAIR_SLOPES, PAIR_SIZES = range(3)
 """Parts of an index of pairs, in its table's order."""
 SECTION_VALUES, SECTION_KEYS, SECTION_SLOPES = range(3)
 """Parts of an index of sections, in its table's order."""
-SECTION_USUAL = 2 + 2 * 3
-"""Behind them: where profiles lie."""
+PROFILE, DIRECTIONS = 2 + 2 * 6, 2 + 2 * 6 + 1
+"""Columns behind the parts of an index of blocks: where it lies what is usual (`cache.usual`)."""
+narrow_width = compiled(narrow)
 
 
 @compiled
-def look_at_profile(queries: Floats, usual: int, head: int, ends: Integers) -> Floats:
-    """Products (Q,) of squares of queries (Q, D) with what is usual of the blocks before their ends, for scales.
+def look_at_profile(queries: Floats, profile: int, head: int) -> Floats:
+    """Products (Q,) of squares of queries (Q, D) with a profile (H, D) that lies there, for scales.
 
     Of a variance its scale is kept, which is so much smaller than its size.
-
-    Args:
-        usual: address of profiles (H, USUAL, D), by `cache.sections.usual`
-        ends: (T,), at least a section each
     """
     rows, dim = queries.shape
     told, squares = np.empty(rows, np.float32), queries * queries
     for row in range(rows):
-        seen = min(ends[row // (rows // len(ends))] // SECTION, USUAL) - 1
-        told[row] = dot(address(squares[row]), usual + 4 * dim * (USUAL * head + seen), dim // LANES) * LARGEST
+        told[row] = dot(address(squares[row]), profile + 4 * dim * head, dim // LANES) * LARGEST
     return told
+
+
+@compiled
+def look_at_pairs(queries: Floats, directions: int, head: int) -> Floats:
+    """What queries (Q, D) are in directions (H, D, W) that lie there: (Q, W)."""
+    rows, dim = queries.shape
+    wide = narrow_width(dim)
+    looking = np.zeros((rows, wide), np.float32)
+    for row in range(rows):
+        for channel in range(dim):
+            lies = directions + 4 * wide * (dim * head + channel)
+            add_times(address(looking[row]), lies, queries[row, channel], wide // LANES)
+    return looking
 
 
 @compiled
@@ -126,7 +136,7 @@ def weigh_pairs(
     """Masses (Q, R) of pairs of whole sections; arguments as `weigh_piece`.
 
     Args:
-        numbers, starts, sizes: the queries in 8 bits, by `round_queries`
+        numbers, starts, sizes: what the queries are in the directions of pairs, in 8 bits, by `round_queries`
         table: of the index of pairs
         told: by `look_at_profile` (Q,)
         totals: (Q,), filled: the sums of all masses, beside the last power
@@ -316,7 +326,7 @@ def recall_sections(
 
     Args:
         pair_table, section_table: of the indexes of pairs and of sections
-        ends: (T,), at least a section each
+        ends: (T,), at least `BEGINNING` each
         reaches, log_sizes: of a block and of a pair
     """
     rows, groups = len(queries), len(queries) // len(ends)
@@ -331,11 +341,15 @@ def recall_sections(
     fours = (groups + HEADS - 1) // HEADS
     base = log_sizes[1] - reaches[1] * reaches[1]
     shift = (log_sizes[0] - reaches[0] * reaches[0] - base) * LOG2_E
-    told = look_at_profile(queries, section_table[0, SECTION_USUAL], head, ends)
+    told = look_at_profile(queries, table[0, PROFILE], head)
+    looking = look_at_pairs(queries, table[0, DIRECTIONS], head)
+    few_numbers = np.empty(looking.shape, np.int8)
+    round_queries(looking, few_numbers, starts, sizes)
+    asked = few_numbers, starts, sizes
+    weigh_pairs(*asked, pair_table, head, sinks, ends, reaches[1], told, masses, beside, peaks, totals)
     round_queries(queries, numbers, starts, sizes)
     wide, begun, scales = widened(numbers, starts, sizes, groups)
     asked = numbers, starts, sizes
-    weigh_pairs(*asked, pair_table, head, sinks, ends, reaches[1], told, masses, beside, peaks, totals)
     for query in range(len(ends)):
         mine, end = slice(query * groups, (query + 1) * groups), ends[query]
         left, least, best = totals[mine], np.empty(groups, np.float32), np.empty(groups, np.float32)

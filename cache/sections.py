@@ -28,8 +28,6 @@ OPENED = 6
 """Pairs that are opened for each block that is to be chosen."""
 LEAST_OPENED = 16
 """So many pairs are opened, however few blocks are to be chosen."""
-USUAL = 8
-"""Sections of a session, its first ones, whose variances say how those of all blocks are spread over channels."""
 
 
 def pairs_opened(chosen: int) -> int:
@@ -85,19 +83,3 @@ def gathered_slopes(
     keys = (apart * between + along_keys * within + left).mean(2) / spread
     apart = values - values.mean(2, keepdim=True)
     return keys, (apart * between + along_values * within).mean(2) / spread
-
-
-def gathered_profile(variances: Tensor) -> Tensor:
-    """How variances of members (H, N, S, D), each divided by its largest channel, spread over channels: (H, N, D)."""
-    largest = variances.amax(-1, keepdim=True).clamp(min=torch.finfo(variances.dtype).tiny)
-    return (variances / largest).mean(2)
-
-
-def usual(profiles: Tensor) -> Tensor:
-    """Means of the first profiles, of the first two, … (H, USUAL, D) of as many as there are (H, N, D).
-
-    A query takes the last one that lies before its end, so what comes later changes nothing.
-    """
-    sums = profiles[:, :USUAL].double().cumsum(1)
-    means = sums / torch.arange(1, sums.shape[1] + 1, device=sums.device)[:, None]
-    return torch.nn.functional.pad(means, (0, 0, 0, USUAL - sums.shape[1])).float()

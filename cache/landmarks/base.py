@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cache.summary import Summary
+from cache.usual import Usual
 
 
 class LandmarkRule(ABC):
@@ -71,16 +72,19 @@ class LandmarkRule(ABC):
         """Channels of the landmark of a pair of blocks, in parts; only if the rule `gathers`."""
         return ()
 
-    def gather(self, blocks: Summary) -> tuple[Summary, Summary]:
+    def usual(self, blocks: Summary) -> Usual:
+        """What the first blocks of a session tell of all others; as `gather`."""
+        raise NotImplementedError
+
+    def gather(self, blocks: Summary, usual: Usual) -> tuple[Summary, Summary]:
         """What stands for pairs, and for sections, from what stands for their blocks.
 
-        Each block has one landmark, a mean value and slopes; the landmark of a section is the profile of what is alike
-        in its blocks. Only if the rule `gathers`.
+        Each block has one landmark, a mean value and slopes; a section has no landmark. Only if the rule `gathers`.
         """
         raise NotImplementedError
 
-    def look_at_pairs(self, queries: Tensor) -> Tensor:
-        """Vectors (…, W of a pair) of queries (…, D), as `encode`."""
+    def look_at_pairs(self, queries: Tensor, usual: Usual) -> Tensor:
+        """Vectors (H, Q, W of a pair) of queries (H, Q, D), as `encode`."""
         raise NotImplementedError
 
     def look_at_profile(self, queries: Tensor) -> Tensor:

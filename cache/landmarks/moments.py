@@ -22,8 +22,9 @@ from torch import Tensor
 
 from cache.compiling import kernels
 from cache.landmarks.base import LandmarkRule
-from cache.sections import PAIR, PAIRS, SECTION, Gathered, gathered_profile
+from cache.sections import PAIR, PAIRS, SECTION, Gathered
 from cache.summary import Summary
+from cache.usual import Usual, narrow, usual
 
 
 class Moments(LandmarkRule):
@@ -49,23 +50,24 @@ class Moments(LandmarkRule):
         return torch.cat((mean, (variance - along[:, :, None].square()).clamp(min=0)), dim=-1)
 
     def pair_widths(self, head_dim: int) -> tuple[int, ...]:
-        return head_dim, head_dim, 1
+        return narrow(head_dim), narrow(head_dim), 1
 
-    def gather(self, blocks: Summary) -> tuple[Summary, Summary]:
-        assert blocks.values is not None
-        assert blocks.slopes is not None
-        means, variances = blocks.landmarks[:, :, 0].chunk(2, dim=-1)
-        if means.device.type == "cpu":
-            return gathered(means, variances, blocks.values, *blocks.slopes)
-        pairs = Gathered(means, variances, blocks.values, *blocks.slopes).together(PAIR)
+    def usual(self, blocks: Summary) -> Usual:
+        return usual(apart(blocks))
+
+    def gather(self, blocks: Summary, usual: Usual) -> tuple[Summary, Summary]:
+        members = apart(blocks)
+        if members.means.device.type == "cpu":
+            return gathered(members, usual)
+        pairs = members.together(PAIR)
         size = pairs.variances.amax(-1, keepdim=True)
-        landmarks = torch.cat((pairs.means, pairs.along, size), dim=-1)[:, :, None]
-        profile = gathered_profile(pairs.variances.unflatten(1, (-1, PAIRS)))[:, :, None]
+        landmarks = torch.cat((usual.narrowed(pairs.means), usual.narrowed(pairs.along), size), dim=-1)
         sections = pairs.together(PAIRS)
-        return Summary(landmarks), Summary(profile, sections.values, (sections.along, sections.turning))
+        return Summary(landmarks[:, :, None]), of_sections(sections.values, sections.along, sections.turning)
 
-    def look_at_pairs(self, queries: Tensor) -> Tensor:
-        return torch.cat((queries, queries, torch.zeros_like(queries[..., :1])), dim=-1)
+    def look_at_pairs(self, queries: Tensor, usual: Usual) -> Tensor:
+        looking = usual.narrowed(queries)
+        return torch.cat((looking, looking, torch.zeros_like(looking[..., :1])), dim=-1)
 
     def look_at_profile(self, queries: Tensor) -> Tensor:
         return queries.square()
@@ -86,16 +88,27 @@ class Moments(LandmarkRule):
         return mean + reach * variance.sqrt(), mean + reach * (variance + reach * reach).sqrt() - reach * reach
 
 
-def gathered(*blocks: Tensor) -> tuple[Summary, Summary]:
-    """`Moments.gather` by a kernel, of means, variances, values and slopes (H, N, D) each."""
-    heads, count, dim = blocks[0].shape
-    pairs = np.empty((heads, count // PAIR, 2 * dim + 1), np.float32)
-    profiles = np.empty((heads, count // SECTION, dim), np.float32)
-    sections = np.empty((3, *profiles.shape), np.float32)
-    kernels("gathering").gather(np.stack([part.numpy() for part in blocks]), pairs, profiles, sections)
-    values, along, turning = torch.from_numpy(sections)
-    of_pairs, of_sections = (torch.from_numpy(x)[:, :, None] for x in (pairs, profiles))
-    return Summary(of_pairs), Summary(of_sections, values, (along, turning))
+def apart(blocks: Summary) -> Gathered:
+    """The parts of blocks that have one landmark, a mean value and slopes each."""
+    assert blocks.values is not None
+    assert blocks.slopes is not None
+    means, variances = blocks.landmarks[:, :, 0].chunk(2, dim=-1)
+    return Gathered(means, variances, blocks.values, *blocks.slopes)
+
+
+def of_sections(values: Tensor, along: Tensor, turning: Tensor) -> Summary:
+    """What is kept of sections, which have no landmark: (H, N, D) each."""
+    return Summary(values.new_empty(*values.shape[:2], 1, 0), values, (along, turning))
+
+
+def gathered(blocks: Gathered, usual: Usual) -> tuple[Summary, Summary]:
+    """`Moments.gather` by a kernel."""
+    parts = np.stack([blocks.means, blocks.variances, blocks.values, blocks.along, blocks.turning])  # (5, H, N, D)
+    _, heads, count, dim = parts.shape
+    pairs = np.empty((heads, count // PAIR, 2 * usual.directions.shape[2] + 1), np.float32)
+    sections = np.empty((3, heads, count // SECTION, dim), np.float32)
+    kernels("gathering").gather(parts, usual.directions.numpy(), pairs, sections)
+    return Summary(torch.from_numpy(pairs)[:, :, None]), of_sections(*torch.from_numpy(sections))
 
 
 def expected_largest(count: int) -> float:

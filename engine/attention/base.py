@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import PAIR, RULES, SECTION, IndexShape, LandmarkRule, expected_largest
+from cache import BEGINNING, PAIR, RULES, IndexShape, LandmarkRule, expected_largest
 from engine.rotation import Rotation
 from engine.step import Step
 from engine.temperature import Temperature
@@ -90,8 +90,8 @@ class RetrievalSettings:
 
     @property
     def few_blocks(self) -> int | None:
-        """Up to so many far blocks each stands for itself; behind more, of which a section is whole, sections do."""
-        return None if self.own_values is None else max(self.own_values, SECTION - 1)
+        """Up to so many far blocks each stands for itself; of more, which tell what is usual, pairs are looked at."""
+        return None if self.own_values is None else max(self.own_values, BEGINNING - 1)
 
     def tiles_beyond(self, groups: int) -> int | None:
         """Of more far blocks than so many tiles are looked at, with such query heads per KV head; None never."""
@@ -124,6 +124,7 @@ class RetrievalSettings:
             rounded=self.landmark_dtype == "int4",
             centred=self.centred,
             tiled=self.centred and self.tiled_at is not None,
+            usual=None if self.own_values is None else self.rule.usual,
             gather=None if self.own_values is None else self.rule.gather,
             pair_widths=() if self.own_values is None else self.rule.pair_widths(head_dim),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache import FIRST, LANES, PAIR, SECTION, USUAL, BlockIndex, pairs_opened, tiles_opened
+from cache import FIRST, LANES, PAIR, SECTION, BlockIndex, pairs_opened, tiles_opened
 from engine.attention.base import RetrievalSettings
 from engine.attention.choosing import shares
 from engine.attention.rows import Rows
@@ -57,20 +57,14 @@ def judged(
     if settings.few_blocks is None or far_blocks <= settings.few_blocks:
         return Judged(scores, gauges)
     many = ends > settings.few_blocks
-    told = usual(settings, index, rows, ends)
+    assert index.usual is not None
+    of_queries = rule.look_at_profile(rows.far_queries.flatten(1, 2))  # (H, T * G, D)
+    told = (of_queries @ index.usual.profile[..., None])[..., 0]
     weights = rule.judge(rule.by_profile(products, told, index.largest(far_blocks)), size)[1].view(gauges.shape)
     inside = pooled(settings, ends, far_blocks)
     weights, closed = closed_pairs(settings, index, rows, weights, told, inside, pairs_opened(chosen))
     scores, gauges = (torch.where(many[:, None, None], weights, each) for each in (scores, gauges))
     return Judged(scores, gauges, inside & many[:, None], closed & many[:, None])
-
-
-def usual(settings: RetrievalSettings, index: BlockIndex, rows: Rows, ends: Tensor) -> Tensor:
-    """Products of queries with the profile that is usual of what lies before their ends (H, T * G)."""
-    assert index.sections is not None
-    looking = settings.rule.look_at_profile(rows.far_queries)  # (H, T, G, D)
-    seen = (ends // SECTION).clamp(1, USUAL) - 1
-    return (looking @ index.sections.usual[:, seen, :, None])[..., 0].flatten(1)
 
 
 def closed_pairs(
@@ -81,7 +75,7 @@ def closed_pairs(
 
     Args:
         weights: of blocks by themselves (H, T, G, N)
-        told: by `usual`
+        told: products of queries with the usual profile (H, T * G)
         inside: blocks of whole sections, bool (T, N)
         opened: so many pairs are opened
 
@@ -89,9 +83,11 @@ def closed_pairs(
         Weights, and which of the blocks are closed, bool (H, T, N)
     """
     assert index.pairs is not None
+    assert index.usual is not None
     rule, pairs = settings.rule, inside.shape[1] // SECTION * (SECTION // PAIR)
     blocks, size = pairs * PAIR, PAIR * (rows.block_size // index.shape.landmarks)
-    products = index.pairs.products(rule.look_at_pairs(rows.far_queries).flatten(1, 2), pairs)
+    looking = rule.look_at_pairs(rows.far_queries.flatten(1, 2), index.usual)
+    products = index.pairs.products(looking, pairs)
     known = rule.pairs_by_profile(products, told, index.pairs.largest(pairs))
     of_pairs = rule.judge(known, size)[1].view(*weights.shape[:3], pairs)  # (H, T, G, P)
     shut = ~inside[:, :blocks:PAIR]  # (T, P)

@@ -24,13 +24,14 @@ from cache import (
     slopes,
 )
 from cache.pages import Slab
-from cache.sections import USUAL, Gathered, gathered_profile, usual
+from cache.sections import Gathered
+from cache.usual import BEGINNING, Usual, narrow, usual
 from tests.cache.scarce import Scarce
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
 GATHERS: dict[str, Any] = {
-    "gather": RULE.gather, "pair_widths": RULE.pair_widths(CHANNELS),
+    "usual": RULE.usual, "gather": RULE.gather, "pair_widths": RULE.pair_widths(CHANNELS),
 }  # fmt: skip
 PAIRS = SECTION // PAIR
 SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, **GATHERS)
@@ -59,9 +60,14 @@ def filled(blocks: int, shape: IndexShape = SHAPE, pieces: int = 7) -> BlockInde
     return index
 
 
+def plain(channels: int = CHANNELS) -> Usual:
+    """What would be usual if nothing were narrowed."""
+    return Usual(torch.ones(HEADS, channels), torch.eye(channels).expand(HEADS, -1, -1).contiguous())
+
+
 def test_values_and_slopes_are_nearly_those_of_all_keys_together() -> None:
     keys, values = drawn(40)
-    pairs, sections = RULE.gather(summary(keys, values))
+    pairs, sections = RULE.gather(summary(keys, values), plain())
     assert sections.values is not None
     assert sections.slopes is not None
     whole = [x.unflatten(1, (-1, SECTION)).flatten(2, 3) for x in (keys, values)]
@@ -70,7 +76,7 @@ def test_values_and_slopes_are_nearly_those_of_all_keys_together() -> None:
         sign = (mine * true).sum(-1, keepdim=True).sign()
         assert ((sign * mine - true).norm(dim=-1) / true.norm(dim=-1)).median() < 0.4
     whole = [x.unflatten(1, (-1, PAIR)).flatten(2, 3) for x in (keys, values)]
-    mean, along, size = pairs.landmarks[:, :, 0].split(RULE.pair_widths(CHANNELS), -1)
+    mean, along, size = pairs.landmarks[:, :, 0].split((CHANNELS, CHANNELS, 1), -1)
     torch.testing.assert_close(mean, whole[0].mean(2))
     true = slopes(*whole)[0]
     sign = (along * true).sum(-1, keepdim=True).sign()
@@ -82,14 +88,33 @@ def test_values_and_slopes_are_nearly_those_of_all_keys_together() -> None:
 def test_a_profile_is_what_variances_have_in_common() -> None:
     """Pairs that scatter alike, each in its own size, are told apart by nothing else."""
     generator = torch.Generator().manual_seed(5)
-    shape = torch.rand(HEADS, 3, 1, CHANNELS, generator=generator)
-    sizes = torch.rand(HEADS, 3, PAIRS, 1, generator=generator).repeat_interleave(PAIR, 2)
-    variances = (shape * sizes).flatten(1, 2)
+    shape = torch.rand(HEADS, 1, CHANNELS, generator=generator)
+    sizes = torch.rand(HEADS, BEGINNING // PAIR, 1, generator=generator).repeat_interleave(PAIR, 1)
+    variances = shape * sizes
     nothing = torch.zeros_like(variances)
     blocks = Summary(torch.cat((nothing, variances), -1)[:, :, None], nothing, (nothing, nothing))
-    pairs, sections = RULE.gather(blocks)
-    size, profile = pairs.landmarks[:, :, 0, -1:], sections.landmarks[:, :, 0].repeat_interleave(PAIRS, 1)
-    torch.testing.assert_close(size * profile, variances[:, ::PAIR], atol=1e-6, rtol=0)
+    known = RULE.usual(blocks)
+    pairs, _ = RULE.gather(blocks, known)
+    size = pairs.landmarks[:, :, 0, -1:]
+    torch.testing.assert_close(size * known.profile[:, None], variances[:, ::PAIR], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [16, 24, 32, 96, 128])
+def test_directions_are_those_in_which_keys_are_large(channels: int) -> None:
+    """Keys that lie in half of the directions lose nothing, and in each direction they are about as large."""
+    generator = torch.Generator().manual_seed(2)
+    within = torch.linalg.qr(torch.randn(HEADS, channels, channels, generator=generator)).Q[..., : narrow(channels)]
+    sizes = torch.linspace(0.2, 3, narrow(channels))
+    means, along = ((torch.randn(HEADS, BEGINNING, narrow(channels), generator=generator) * sizes) @ within.mT
+                    for _ in range(2))  # fmt: skip
+    nothing = torch.zeros_like(means)
+    known = usual(Gathered(means, nothing, nothing, along, nothing))
+    assert known.directions.shape == (HEADS, channels, narrow(channels))
+    near(known.directions.mT @ known.directions, torch.eye(narrow(channels)).expand(HEADS, -1, -1))
+    for vectors in (means, along):
+        near(known.narrowed(vectors) @ known.directions.mT, vectors)
+    squares = known.narrowed(means).square().mean(1)  # of the sizes they lie between 0.04 and 9
+    assert (squares.amax(-1) / squares.amin(-1)).max() < 8
 
 
 def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
@@ -99,7 +124,7 @@ def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
     along = torch.randn(HEADS, 4 * SECTION, SIZE, 1, generator=generator)
     noise = 0.05 * torch.randn(2, HEADS, 4 * SECTION, SIZE, CHANNELS, generator=generator)
     keys, values = along * direction + noise[0], 3 * along * other + noise[1]
-    _, gathered = RULE.gather(summary(keys, values))
+    _, gathered = RULE.gather(summary(keys, values), plain())
     assert gathered.slopes is not None
     query = 0.1 * direction
     moved = (gathered.slopes[0] @ query)[..., None] * gathered.slopes[1]
@@ -116,14 +141,14 @@ def test_a_kernel_gathers_as_torch_does() -> None:
     means[0, :SECTION], variances[0, :SECTION] = 1.0, 0.0  # of this section all keys are equal
     for along in blocks.slopes:
         along[0, :SECTION] = 0.0
-    pairs, sections = RULE.gather(blocks)
+    known = RULE.usual(summary(*drawn(BEGINNING, seed=1)))
+    pairs, sections = RULE.gather(blocks, known)
     of_pairs = Gathered(means, variances, blocks.values, *blocks.slopes).together(PAIR)
     of_sections = of_pairs.together(PAIRS)
     mean, along, size = pairs.landmarks[:, :, 0].split(RULE.pair_widths(CHANNELS), -1)
-    near(mean, of_pairs.means)
-    near(*turned(of_pairs.along, along, along))
+    near(mean, known.narrowed(of_pairs.means))
+    near(*turned(known.narrowed(of_pairs.along), along, along))
     near(size[..., 0], of_pairs.variances.amax(-1))
-    near(sections.landmarks[:, :, 0], gathered_profile(of_pairs.variances.unflatten(1, (-1, PAIRS))))
     assert sections.values is not None
     assert sections.slopes is not None
     near(sections.values, of_sections.values)
@@ -152,42 +177,29 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool)
     again.unpack(index.pack(130, 301))
     for mine, theirs in zip(told(again), expected, strict=True):
         assert (mine == theirs).all()
-    for count in (222, 30):
+    for count in (222, 70, 30):
         fork, (keys, values) = index.fork(count), drawn(301)
         assert index.sections is not None
         assert fork.sections is not None
         assert fork.pairs is not None
-        assert (fork.sections.count, fork.pairs.count) == (count // SECTION, count // SECTION * PAIRS)
-        assert (fork.sections.usual[:, : count // SECTION] == index.sections.usual[:, : count // SECTION]).all()
+        whole = count // SECTION if count >= BEGINNING else 0
+        assert (fork.sections.count, fork.pairs.count) == (whole, whole * PAIRS)
+        assert fork.usual is (index.usual if whole else None)
         fork.add(summary(keys[:, count:], values[:, count:]))
         for mine, theirs in zip(told(fork), expected, strict=True):
             assert (mine == theirs).all(), "it goes on with the section that was open"
-
-
-def test_profiles_of_later_sections_are_not_held() -> None:
-    whole, index = filled(301), BlockIndex(HEADS, SHAPE)
-    index.unpack(whole.pack(0, 301))
-    assert index.sections is not None
-    assert sum(x.untyped_storage().nbytes() for x in index.sections._profiles) == 4 * HEADS * USUAL * CHANNELS
-
-
-def test_what_is_usual_is_the_mean_of_the_first_profiles() -> None:
-    profiles = torch.rand(HEADS, USUAL + 3, CHANNELS, generator=torch.Generator().manual_seed(1))
-    for count in range(USUAL + 4):
-        means = usual(profiles[:, :count])
-        assert means.shape == (HEADS, USUAL, CHANNELS)
-        for seen in range(1, min(count, USUAL) + 1):
-            near(means[:, seen - 1], profiles[:, :seen].mean(1))
 
 
 def told(index: BlockIndex) -> list[np.ndarray]:
     """All that is kept of pairs and sections, and to open pairs, and what is usual."""
     assert index.sections is not None
     assert index.pairs is not None
-    assert (index.sections.count, index.pairs.count) == (index.count // SECTION, index.count // SECTION * PAIRS)
+    whole = index.count // SECTION if index.count >= BEGINNING else 0
+    assert (index.sections.count, index.pairs.count) == (whole, whole * PAIRS)
     parts = [kept.pack(0, kept.count) for kept in (index.pairs, index.sections)]
     opened = [index._opened.pack(0, index._opened.count)] if index._opened else []
-    return [*parts, *opened, index.sections.usual.numpy()]
+    known = [index.usual.profile.numpy(), index.usual.directions.numpy()] if index.usual else []
+    return [*parts, *opened, *known]
 
 
 def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
@@ -205,7 +217,9 @@ def test_memory_counts_sections_and_entries_do_not() -> None:
     meter = Meter()
     index = BlockIndex(HEADS, SHAPE, meter)
     index.add(summary(*drawn(400)))
-    assert 0 <= 400 * HEADS * SHAPE.memory_bytes() - meter.bytes < 400 * HEADS
+    assert index.usual is not None
+    of_blocks = meter.bytes - index.usual.nbytes
+    assert 0 <= 400 * HEADS * SHAPE.memory_bytes() - of_blocks < 400 * HEADS
     assert SHAPE.memory_bytes(torch.device("meta")) == SHAPE.memory_bytes() - SHAPE.opened.block_bytes
 
 
@@ -268,13 +282,13 @@ def test_what_cannot_be_appended_leaves_no_trace(pieces: int, packed: bool) -> N
         assert (mine == theirs).all()
 
 
-@pytest.mark.parametrize("sinks", [0, 1, 5, 9])
+@pytest.mark.parametrize("sinks", [0, 1, 5, 57])
 @pytest.mark.parametrize("groups", [1, 2, 4, 5])
 @pytest.mark.parametrize("fetch", [1, 5])
 def test_kernels_choose_by_weight_and_estimate_by_sections(sinks: int, groups: int, fetch: int) -> None:
-    """Also of few blocks, of which no section is whole, or only one."""
+    """Also where the sinks reach so far that of what is left no section is whole, or only one."""
     index = filled(301)
-    ends = np.array([9, 11, 15, 16, 150, 151, 258, 300, 301])
+    ends = np.array([64, 66, 71, 72, 150, 151, 258, 300, 301])
     queries = 0.3 * torch.randn(HEADS, len(ends), groups, CHANNELS, generator=torch.Generator().manual_seed(1))
     blocks, weight, rest = (torch.from_numpy(x) for x in recalled(index, queries, ends, sinks, fetch))
     closed = 0
@@ -296,12 +310,14 @@ def expected(
     """
     assert index.sections is not None
     assert index.pairs is not None
+    assert index.usual is not None
     asked, squares = rounded(queries), queries.square()
+    looking = rounded(index.usual.narrowed(queries))
     inside = [b for b in range(sinks, end) if b // SECTION * SECTION >= sinks and (b // SECTION + 1) * SECTION <= end]
     pairs = sorted({block // PAIR for block in inside})
-    profile = index.sections.usual[:, min(end // SECTION, USUAL) - 1, :, None]  # (HEADS, CHANNELS, 1)
+    profile = index.usual.profile[..., None]  # (HEADS, CHANNELS, 1)
 
-    def mass(mean: Tensor, along: Tensor, size: Tensor, count: int) -> Tensor:
+    def mass(asked: Tensor, mean: Tensor, along: Tensor, size: Tensor, count: int) -> Tensor:
         variance = size.amax(-1)[:, None] * (squares @ profile)[..., 0]
         products = [(asked @ mean[..., None])[..., 0], variance, (asked @ along[..., None])[..., 0]]
         return RULE.judge(torch.stack(products, -1), count)[1] + math.log(count)  # (HEADS, groups)
@@ -309,12 +325,12 @@ def expected(
     def of_block(block: int) -> Tensor:
         parts = *index._landmarks, index._slopes[0]
         mean, size, along = (part.rows(block + 1, block)[:, 0] for part in parts)
-        return mass(mean, along, size, SIZE)
+        return mass(asked, mean, along, size, SIZE)
 
     def of_pair(pair: int) -> Tensor:
         assert index.pairs is not None
         mean, along, size = (part.rows(pair + 1, pair)[:, 0] for part in index.pairs._landmarks)
-        return mass(mean, along, size, PAIR * SIZE)
+        return mass(looking, mean, along, size, PAIR * SIZE)
 
     masses = torch.stack([of_block(block) for block in range(end)], -1)  # (HEADS, groups, end)
     masses[..., :sinks] = -torch.inf
@@ -348,7 +364,7 @@ def test_nothing_depends_on_how_storage_is_cut_or_who_is_asked_together(sinks: i
     index, groups = filled(301), 2
     fork, (keys, values) = index.fork(222), drawn(301)
     fork.add(summary(keys[:, 222:], values[:, 222:]))
-    ends = np.array([8, 9, 63, 64, 65, 150, 255, 256, 258, 300, 301])
+    ends = np.array([64, 65, 79, 80, 81, 150, 255, 256, 258, 300, 301])
     generator = torch.Generator().manual_seed(1)
     queries = scale * torch.randn(HEADS, len(ends), groups, CHANNELS, generator=generator)
     together = recalled(index, queries, ends, sinks)
@@ -381,15 +397,15 @@ def recalled(
     rest = np.empty((HEADS, count * groups, CHANNELS), np.float32)
     how = expected_largest(SIZE), math.log(SIZE), expected_largest(PAIR * SIZE)
     kernels("recall").recall_moments(
-        queries.flatten(1, 2).numpy(), of_one, *tables, sinks, ends, 7, *how, True, True, room, blocks, weight, rest, 0,
-        HEADS,
+        queries.flatten(1, 2).numpy(), of_one, *tables, sinks, ends, BEGINNING - 1, *how, True, True, room, blocks,
+        weight, rest, 0, HEADS,
     )  # fmt: skip
     return blocks, weight, rest.reshape(HEADS, count, groups, CHANNELS)
 
 
 def test_a_query_whose_end_lies_before_the_sinks_estimates_nothing() -> None:
     """Whatever was in the room before, and whoever is asked with it."""
-    index, ends = filled(301), np.array([10, 64, 64])
+    index, ends = filled(301), np.array([64, 64, 70])
     queries = 0.3 * torch.randn(HEADS, len(ends), 1, CHANNELS, generator=torch.Generator().manual_seed(1))
     blocks, weight, rest = recalled(index, queries, ends, 70)
     assert (blocks == -1).all()

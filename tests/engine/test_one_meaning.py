@@ -16,7 +16,7 @@ from engine import ReferenceAttention, Step
 from engine.tally import Tally
 from tests.models import Bench, random_tokens
 
-LENGTH = 170
+LENGTH = 580
 CONFIGS: dict[str, dict[str, Any]] = {
     "trained": {},
     "trained-fused": {"fused": True},
@@ -75,7 +75,7 @@ def test_vectors_in_few_bits_are_the_same_but_for_their_rounding(
     bits, in two of the cuts, all later ones, by 0.005 at most.
     """
     sections: dict[str, Any] = {} if own_values is None else {"own_values": own_values, "estimate_rest": True}
-    bench, length = Bench(tiny_folder, **FEW_BITS, **sections), 300
+    bench, length = Bench(tiny_folder, **FEW_BITS, **sections), 300 if own_values is None else 700
     tokens = random_tokens(length, seed=9)
     expected = bench.logits(bench.session(), tokens, [length], fetch=3)
     found = bench.logits(
@@ -146,15 +146,15 @@ def test_two_sessions_in_one_step_give_what_each_gives_alone(bench: Bench, whole
 
 
 def test_a_fork_goes_on_as_its_parent_does(bench: Bench, whole: torch.Tensor) -> None:
-    tokens = random_tokens(LENGTH)
+    tokens, border = random_tokens(LENGTH), LENGTH - 70
     parent = bench.session()
-    bench.logits(parent, tokens[:100], [100], fetch=3)
+    bench.logits(parent, tokens[:border], [border], fetch=3)
     forks = [parent.fork("a"), parent.fork("b"), parent.fork("c").fork("d")]
     used = bench.store.tier.used
     for session in (parent, *forks):
         recomputed = len(session.tokens) - session.computed
-        logits = bench.logits(session, tokens[100:], [recomputed + 20, 50], fetch=3)
-        same(logits[recomputed:], whole[100:])
+        logits = bench.logits(session, tokens[border:], [recomputed + 20, 50], fetch=3)
+        same(logits[recomputed:], whole[border:])
     assert bench.store.tier.used - used < 4 * bench.layout.blocks(LENGTH)  # the past is shared
     for session in (parent, *forks):
         session.close()

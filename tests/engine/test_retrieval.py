@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cache import PAIR, RULES, SECTION, outlying, pairs_opened, slopes
-from cache.sections import PAIRS, USUAL, Gathered, gathered_profile
+from cache.sections import PAIRS, Gathered
+from cache.usual import BEGINNING, usual
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
@@ -33,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rest of clusters": {"landmarks": "clusters", "landmarks_per_block": 4, "estimate_rest": True},
     "rest of box-mean": {"landmarks": "box-mean", "estimate_rest": True, "retrieval_top_p": 0.9},
     "rest by sections": {"landmarks": "moments", "estimate_rest": True, "own_values": 0},
-    "rest by sections behind few blocks": {"landmarks": "moments", "estimate_rest": True, "own_values": 9},
+    "rest by sections behind few blocks": {"landmarks": "moments", "estimate_rest": True, "own_values": 80},
     "rest by random features": {"landmarks": "performer", "estimate_rest": True},
     "combiner": {"landmarks": "combiner"},
     "copies": {"landmarks": "moments", "copied_blocks": 2, "estimate_rest": True},
@@ -85,7 +86,7 @@ class Oracle:
 
     def _many(self, end: int) -> bool:
         """Whether a query that chooses blocks before this one has many."""
-        return self.settings.own_values is not None and end > max(self.settings.own_values, SECTION - 1)
+        return self.settings.own_values is not None and end >= max(self.settings.own_values + 1, BEGINNING)
 
     def _shared(self, block: int, end: int) -> tuple[int, int]:
         """The blocks whose mean value stands for a block that is not read."""
@@ -115,22 +116,25 @@ class Oracle:
     def _judged(self, queries: Tensor, far: list[int], end: int) -> tuple[dict[int, Tensor], set[int]]:
         """What a position of each of many blocks is estimated to weigh (groups,), and which blocks are closed."""
 
-        def weight(stats: Gathered, count: int) -> Tensor:
+        known = usual(self._gathered(0, BEGINNING))  # what that is tells tests/cache/test_sections.py
+        directions = known.directions[0] @ known.directions[0].T
+
+        def weight(stats: Gathered, count: int, queries: Tensor = queries) -> Tensor:
             """Of the only member of a group."""
-            variance = stats.variances[0, 0].amax() * (queries.square() @ profile)
-            products = torch.stack((queries @ stats.means[0, 0], variance, queries @ stats.along[0, 0]), -1)
+            products = torch.stack((queries @ stats.means[0, 0], variance(stats), queries @ stats.along[0, 0]), -1)
             return RULES["moments"].judge(products, count)[1]
 
+        def variance(stats: Gathered) -> Tensor:
+            return stats.variances[0, 0].amax() * (queries.square() @ known.profile[0])
+
         of_blocks, of_pairs = dict[int, Tensor](), dict[int, Tensor]()
-        seen = min(end // SECTION, USUAL)
-        pairs = self._gathered(0, seen * SECTION).together(PAIR)
-        profile = gathered_profile(pairs.variances[None])[0, 0]
         for block in far:
             first = block // SECTION * SECTION
             of_blocks[block] = weight(self._gathered(block, block + 1), SIZE)
             if first >= SINKS and first + SECTION <= end:
                 pair = block // PAIR
-                of_pairs[pair] = weight(self._gathered(PAIR * pair, PAIR * pair + PAIR).together(PAIR), PAIR * SIZE)
+                both = self._gathered(PAIR * pair, PAIR * pair + PAIR).together(PAIR)
+                of_pairs[pair] = weight(both, PAIR * SIZE, queries @ directions)
         if not of_pairs:
             return of_blocks, set()
         wanted = torch.stack(list(of_pairs.values()), -1).softmax(-1).mean(0).tolist()
@@ -201,7 +205,7 @@ def test_one_layer_agrees_with_attention_key_by_key(name: str, fused: bool, one_
     bench = Bench(one_layer, fused=fused, positions=positions, **CONFIG, **options)
     taken = Recorded(bench)
     session, closed = bench.session(), 0
-    length, fetch = (450, 1) if "own_values" in options else (LENGTH, 3)
+    length, fetch = (760, 1) if "own_values" in options else (LENGTH, 3)
     bench.logits(session, random_tokens(length), [50, 1, length - 51], fetch=fetch)
     for at in range(0, length, 7):
         keys, values, queries = taken.seen_from(at, bounded=fused)
@@ -255,7 +259,7 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("fused", [False, True])
 def test_any_cut_gives_the_same_logits(name: str, fused: bool, tiny_folder: Path) -> None:
     bench = Bench(tiny_folder, fused=fused, positions="bounded", **CONFIG, **OPTIONS[name])
-    length, fetch = (450, 1) if "own_values" in OPTIONS[name] else (LENGTH, 2)
+    length, fetch = (760, 1) if "own_values" in OPTIONS[name] else (LENGTH, 2)
     whole = bench.logits(bench.session(), random_tokens(length), [length], fetch=fetch)
     parts = bench.logits(bench.session(), random_tokens(length), [30, *[1] * 20, length - 50], fetch=fetch)
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
