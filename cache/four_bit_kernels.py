@@ -110,28 +110,41 @@ def in_bundles(builder: Any, count: Any, most: int, work: Callable[[Any, int], N
             work(loop.index, 1)
 
 
-def multiply_tiles(
-    builder: Any, way: Way, tiles: list[Any], count: Any, vectors: list[Any], starts: Any, sizes: Any,
-    scales: list[Any], to: Callable[[int, int], Any], soon: Callable[[Any], None],
-) -> None:  # fmt: skip
-    """Products of vectors of 8-bit numbers with the 16 rows of some tiles.
+def tile_products(
+    builder: Any, way: Way, tiles: list[Any], count: Any, vectors: list[Any], starts: list[Any],
+    soon: Callable[[Any], None],
+) -> list[Any]:  # fmt: skip
+    """Products of vectors of 8-bit numbers with the 16 rows of some tiles, of each tile with all vectors, in steps.
 
     Args:
         tiles: where the first slice of each lies, of `count` ones
-        starts, sizes: addresses of what the vectors' sums begin with, and of their scales
-        scales: where those of each tile's rows lie
-        to: tells where products of a tile go with a vector, by their places
+        starts: what the vectors' sums begin with
         soon: asks in each step, whose number it is given, for what is needed later
     """
     b, sums = builder, Sums(builder, len(tiles) * len(vectors), LARGEST, way, HALVES)
-    begun = [spread_at(b, b.add(starts, I64(4 * i))) for i in range(len(vectors))]
-    sums.begin(begun * len(tiles))
+    sums.begin(starts * len(tiles))
     with sums.steps(count, HALVES) as step:
         further = b.mul(step, I64(SLICE_BYTES))
         soon(step)
         mine = [b.add(one, b.mul(step, I64(DEEP))) for one in vectors]
         add_slices(b, sums, [b.add(tile, further) for tile in tiles], mine)
-    totals = iter(sums.in_reals())
+    return sums.in_reals()
+
+
+def multiply_tiles(
+    builder: Any, way: Way, tiles: list[Any], count: Any, vectors: list[Any], starts: Any, sizes: Any,
+    scales: list[Any], to: Callable[[int, int], Any], soon: Callable[[Any], None],
+) -> None:  # fmt: skip
+    """`tile_products`, to where they belong.
+
+    Args:
+        starts, sizes: addresses of what the vectors' sums begin with, and of their scales
+        scales: where those of each tile's rows lie
+        to: tells where products of a tile go with a vector, by their places
+    """
+    b = builder
+    begun = [spread_at(b, b.add(starts, I64(4 * i))) for i in range(len(vectors))]
+    totals = iter(tile_products(b, way, tiles, count, vectors, begun, soon))
     for place, of_tile in enumerate(scales):
         per_row = load(b, of_tile, REALS)
         for i in range(len(vectors)):

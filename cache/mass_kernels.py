@@ -20,8 +20,6 @@ from cache.lane_kernels import (
     F32,
     I64,
     LANES,
-    LOG2_E,
-    NOTHING,
     REALS,
     WHOLES,
     at,
@@ -29,7 +27,6 @@ from cache.lane_kernels import (
     larger,
     load,
     over_lanes,
-    plus_product,
     polynomial,
     same,
     spread,
@@ -57,46 +54,6 @@ def moved_power(builder: Any, power: Any, reference: Any) -> Any:
     whole = call(builder, f"llvm.rint.v{LANES}f32", REALS, power)
     beside = larger(builder, builder.fsub(whole, reference), same(REALS, LOWEST))
     return times_power(builder, polynomial(builder, builder.fsub(power, whole), NEAR_POWER), beside)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def masses_beside(
-    context: Any, means: Any, along: Any, sizes: Any, told: Any, reach: Any, reference: Any, to: Any, totals: Any,
-    steps: Any,
-) -> Any:  # fmt: skip
-    """Masses of 64 * steps pairs beside 2**reference, less what all have in common; see `cache.landmarks.moments`.
-
-    Takes addresses: of products with means (for logarithms of base 2), and along slopes, and of sizes of variances; of
-    where 64 * steps masses go, and of sums of these in 16 lanes, behind which the new ones are written. And what sizes
-    are multiplied with.
-
-    Returns the largest power; where it is far above the reference, nothing else that was written means anything.
-    """
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        means, along, sizes, told, reach, reference, to, totals, steps = arguments
-        square, reach = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
-        told, reference = spread(b, told, REALS), spread(b, reference, REALS)
-        total = cgutils.alloca_once_value(b, load(b, totals, REALS))
-        best = cgutils.alloca_once_value(b, same(REALS, NOTHING))
-        with cgutils.for_range(b, steps) as loop:
-            masses = []
-            for part in range(PAIRS):
-                place = b.add(b.mul(loop.index, I64(PAIRS)), I64(part))
-                mean, further, size = (load(b, at(b, x, place), REALS) for x in (means, along, sizes))
-                scatter = plus_product(b, square, size, told)
-                scatter = plus_product(b, scatter, further, further)
-                root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
-                power = plus_product(b, mean, reach, root)
-                b.store(larger(b, power, b.load(best)), best)
-                masses.append(moved_power(b, power, reference))
-                store(b, masses[-1], at(b, to, place))
-            four = b.fadd(b.fadd(*masses[:2]), b.fadd(*masses[2:]))
-            b.store(b.fadd(b.load(total), four), total)
-        store(b, b.load(total), b.add(totals, I64(4 * LANES)))
-        return over_lanes(b, "fmax", b.load(best))
-
-    return types.float32(*[types.intp] * 3, *[types.float32] * 3, *[types.intp] * 3), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
