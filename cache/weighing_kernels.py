@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cache.four_bit_kernels import SLICE_BYTES, WIDEST, spread_at, tile_products
+from cache.compiling import compiled
+from cache.four_bit_kernels import SLICE_BYTES, WIDEST, chunks_of, spread_at, tile_products
+from cache.four_bits import DEEP
 from cache.lane_kernels import (
     CHUNK,
     F32,
@@ -25,6 +28,7 @@ from cache.lane_kernels import (
     NOTHING,
     REALS,
     WHOLES,
+    address,
     ask,
     at,
     call,
@@ -37,8 +41,15 @@ from cache.lane_kernels import (
     store,
 )
 from cache.mass_kernels import moved_power
+from cache.opening_kernels import HIGH, two_to, whole_sections
 from cache.product_kernels import KNOWN, Way
+from cache.sections import PAIRS, SECTION
+from cache.walk_kernels import Floats, Integers, Small, Starts, scales_at
 
+PIECE = 512
+"""Pairs of which everything that is asked about them stays in the nearest cache."""
+PAIR_MEANS, PAIR_SLOPES, PAIR_SIZES = range(3)
+"""Parts of an index of pairs, in its table's order."""
 MEAN_WORDS, MEAN_SCALES, SLOPE_WORDS, SLOPE_SCALES, SIZES = range(5)
 """Where pairs lie: addresses of the words and scales of both their vectors, and of the sizes of their variances."""
 LYING = 5
@@ -151,3 +162,105 @@ def weigher(vectors: int, *, way: Way = KNOWN[0]) -> Any:
 
 
 weigh_one, weigh_two, weigh_four, weigh_most = (weigher(vectors) for vectors in (1, 2, 4, WIDEST))
+
+
+@compiled
+def rise(beside: Floats, row: int, best: float, lanes: Floats) -> None:
+    """Tell a row's masses beside a higher power of two from now on: sums (Q, 32) so far get smaller."""
+    higher = np.rint(best)
+    lanes[row, :LANES] *= two_to(beside[row, -1] - higher)
+    beside[row, -1] = higher
+
+
+@compiled
+def weigh_some(
+    lying: Integers, numbers: Small, starts: Starts, of_queries: Floats, stops: Starts, row: int,
+    place: tuple[int, int], reach: float, masses: Floats, lanes: Floats, best: Floats, steps: int,
+) -> int:  # fmt: skip
+    """Masses of 64 * steps pairs for the queries from `row` on that are told at once; how many these are.
+
+    Args:
+        lying: by `lies`
+        of_queries: (KINDS, Q)
+        stops: the pairs from which on queries see none (Q,)
+        place: the first pair that any sees, and the first one here
+        lanes: sums of masses so far (Q, 32), behind which the new ones are written
+        best: (Q,), filled: the largest powers
+    """
+    left, wide, channels, stride = len(masses) - row, 4 * of_queries.shape[1], numbers.shape[1], 4 * masses.shape[1]
+    asked = address(numbers) + channels * row, channels, address(starts) + 4 * row, address(of_queries) + 4 * row, wide
+    seen = address(stops) + 4 * row, *place, np.float32(reach)
+    to = address(masses) + stride * row + 4 * place[1], stride, address(lanes) + 4 * 2 * LANES * row
+    all_of_it = address(lying), channels // DEEP, *asked, *seen, *to, address(best) + 4 * row, steps
+    if left >= WIDEST:
+        weigh_most(*all_of_it)
+        return WIDEST
+    if left >= 4:
+        weigh_four(*all_of_it)
+        return 4
+    if left >= 2:
+        weigh_two(*all_of_it)
+        return 2
+    weigh_one(*all_of_it)
+    return 1
+
+
+@compiled
+def lies(row: Integers, head: int, inside: int, channels: int, lying: Integers) -> None:
+    """Where the pairs of one segment lie from the pair `inside` on, filled as `weigher` takes it."""
+    words = head * row[0] * channels // 2 + inside // LANES * (channels // DEEP) * SLICE_BYTES
+    lying[MEAN_WORDS], lying[SLOPE_WORDS] = row[2 + 2 * PAIR_MEANS] + words, row[2 + 2 * PAIR_SLOPES] + words
+    lying[MEAN_SCALES] = scales_at(row, PAIR_MEANS, head, inside)
+    lying[SLOPE_SCALES] = scales_at(row, PAIR_SLOPES, head, inside)
+    lying[SIZES] = scales_at(row, PAIR_SIZES, head, inside)
+
+
+@compiled
+def weigh_pairs(
+    numbers: Small, starts: Starts, sizes: Floats, table: Integers, head: int, sinks: int, ends: Integers, reach: float,
+    told: Floats, masses: Floats, beside: Floats, peaks: Floats, totals: Floats,
+) -> None:  # fmt: skip
+    """Masses (Q, R) of pairs of whole sections, each beside a power of two, which rises if it must.
+
+    Args:
+        numbers, starts, sizes: what the queries are in the directions of pairs, in 8 bits, by `round_queries`
+        table: of the index of pairs
+        told: by `look_at_profile` (Q,)
+        beside: the power beside which each 64 pairs are told (Q, R / 64), filled; the last one is the present one
+        peaks: (Q,), filled: the largest power
+        totals: (Q,), filled: the sums of all masses, beside the last power
+    """
+    rows, groups, begun = len(masses), len(masses) // len(ends), 0
+    lying, stops, best = np.empty(LYING, np.int64), np.empty(rows, np.int32), np.empty(rows, np.float32)
+    lanes, of_queries = np.zeros((rows, 2 * LANES), np.float32), np.empty((KINDS, rows), np.float32)
+    of_queries[POWERS], of_queries[PRODUCTS], of_queries[TOLD] = sizes * np.float32(LOG2_E), sizes, told
+    beside[:, -1] = peaks[:] = of_queries[NOW] = NOTHING
+    seen = PAIRS * whole_sections(sinks, ends[0])[0]
+    for row in range(rows):
+        stops[row] = PAIRS * whole_sections(sinks, ends[row // groups])[1]
+    for segment in range(len(table)):
+        taken, inside = min(table[segment, 1], ends[-1] // SECTION * PAIRS - begun), 0
+        while inside < taken:
+            first = begun + inside
+            steps = chunks_of(min(PIECE if first else CHUNK, taken - inside))  # by the first few the power is found
+            lies(table[segment], head, inside, numbers.shape[1], lying)
+            row = 0
+            while row < rows:
+                asked = row, (seen, first), reach, masses, lanes, best, steps
+                few = weigh_some(lying, numbers, starts, of_queries, stops, *asked)
+                risen = False
+                for each in range(row, row + few):
+                    if best[each] > beside[each, -1] + HIGH:
+                        rise(beside, each, best[each], lanes)
+                        of_queries[NOW, each], risen = beside[each, -1], True
+                if risen:
+                    weigh_some(lying, numbers, starts, of_queries, stops, *asked)
+                for each in range(row, row + few):
+                    lanes[each, :LANES] = lanes[each, LANES:]
+                    beside[each, first // CHUNK : first // CHUNK + steps] = beside[each, -1]
+                    peaks[each] = max(peaks[each], best[each])
+                row += few
+            inside += CHUNK * steps
+        begun += max(0, taken)
+    for row in range(rows):
+        totals[row] = lanes[row, :LANES].sum()
