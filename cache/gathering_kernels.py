@@ -94,19 +94,20 @@ def narrow(vector: Floats, directions: Floats, to: Floats) -> None:
 
 
 @compiled
-def gather(blocks: Floats, directions: Floats, pairs: Floats, sections: Floats) -> None:
+def gather(blocks: Floats, keys: Floats, values: Floats, pairs: Floats, sections: Floats) -> None:
     """What stands for pairs and sections.
 
     Args:
         blocks: five parts of each (5, H, N, D), N a multiple of SECTION
-        directions: in which pairs are kept (H, D, W), by `cache.usual`
+        keys, values: directions (H, D, W) and (H, W, D), by `cache.usual`
         pairs: mean, slope and size (H, N / PAIR, 2 * W + 1), filled
-        sections: mean values and both vectors of their slopes (3, H, N / SECTION, D), filled
+        sections: mean values and both vectors of their slopes (3, H, N / SECTION, W), filled
     """
-    dim, wide = directions.shape[1:]
+    dim, wide = keys.shape[1:]
     members, of_pairs = np.empty((5, PAIR, dim), np.float32), np.empty((5, PAIRS, dim), np.float32)
     group = np.empty((5, dim), np.float32)
     for head in range(blocks.shape[1]):
+        of_keys, of_values = keys[head], values[head].T.copy()
         for section in range(blocks.shape[2] // SECTION):
             for pair in range(PAIRS):
                 begin = section * SECTION + pair * PAIR
@@ -114,18 +115,19 @@ def gather(blocks: Floats, directions: Floats, pairs: Floats, sections: Floats) 
                 put_together(members, group)
                 of_pairs[:, pair] = group
                 told, size = pairs[head, section * PAIRS + pair], np.float32(0)
-                narrow(group[MEANS], directions[head], told[:wide])
-                narrow(group[ALONG], directions[head], told[wide : 2 * wide])
+                narrow(group[MEANS], of_keys, told[:wide])
+                narrow(group[ALONG], of_keys, told[wide : 2 * wide])
                 for d in range(dim):
                     size = max(size, group[VARIANCES, d])
                 told[2 * wide] = size
             put_together(of_pairs, group)
-            sections[0, head, section] = group[VALUES]
-            sections[1, head, section] = group[ALONG]
-            sections[2, head, section] = group[TURNING]
+            narrow(group[VALUES], of_values, sections[0, head, section])
+            narrow(group[ALONG], of_keys, sections[1, head, section])
+            narrow(group[TURNING], of_values, sections[2, head, section])
 
 
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
     of_blocks, of_sections = (np.empty((parts, 1, 0, 1), np.float32) for parts in (5, 3))
-    gather(of_blocks, np.empty((1, 1, 1), np.float32), np.empty((1, 0, 3), np.float32), of_sections)
+    one = np.empty((1, 1, 1), np.float32)
+    gather(of_blocks, one, one, np.empty((1, 0, 3), np.float32), of_sections)

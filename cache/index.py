@@ -23,7 +23,7 @@ from cache.rows import CPU, Rows
 from cache.sections import PAIR, PAIRS, SECTION
 from cache.stretches import Stretches
 from cache.summary import Summary
-from cache.usual import BEGINNING, Usual
+from cache.usual import BEGINNING, Usual, narrow
 from cache.vectors import Meter, Vectors, table_of
 
 Numbers = NDArray[np.int64]
@@ -73,7 +73,7 @@ class IndexShape:
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
-        return IndexShape((), values=self.values, slopes=self.slopes, rounded=self.rounded)
+        return IndexShape((), values=narrow(self.values), slopes=self.slopes, rounded=self.rounded)
 
     @property
     def opened(self) -> IndexShape:
@@ -266,14 +266,14 @@ class BlockIndex:
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
         addresses of its words and scales; parts are those of a landmark, mean values, both vectors of their slopes, and
         what is kept to open pairs, a mean and a slope for each row of the others. Where pairs are gathered, the
-        addresses of what is `usual` stand in two last columns. Of centred landmarks see `Centred.table`.
+        addresses of what is `usual` stand in three last columns. Of centred landmarks see `Centred.table`.
         """
         if self._table is None:
             kept = [*(vectors for vectors, _ in self._summaries), *([self._opened] if self._opened else [])]
             mine = [vectors for vectors in kept if isinstance(vectors, Vectors)]
             self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(mine)
             if self.pairs is not None:
-                lies = (self.usual.profile.data_ptr(), self.usual.directions.data_ptr()) if self.usual else (0, 0)
+                lies = self.usual.addresses if self.usual else (0, 0, 0)
                 self._table = np.column_stack((self._table, np.tile(lies, (len(self._table), 1))))
         return self._table
 
@@ -307,9 +307,11 @@ class BlockIndex:
         """
         if pooled is not None:
             assert self.sections is not None
+            assert self.usual is not None
             whole = weights.shape[2] // SECTION * SECTION
             together = (weights * pooled)[..., :whole].unflatten(2, (-1, SECTION)).sum(-1)
-            return self.weigh_values(weights * ~pooled, queries) + self.sections.weigh_values(together, queries)
+            narrow = self.sections.weigh_values(together, self.usual.of_keys(queries))
+            return self.weigh_values(weights * ~pooled, queries) + self.usual.widened(narrow)
         values = self._values.weigh(weights)
         if self.shape.slopes:
             values = values + self._slopes[1].weigh(weights * self.along(queries, weights.shape[2]))

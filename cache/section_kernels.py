@@ -52,7 +52,7 @@ from cache.weighing_kernels import weigh_pairs
 
 SECTION_VALUES, SECTION_KEYS, SECTION_SLOPES = range(3)
 """Parts of an index of sections, in its table's order."""
-PROFILE, DIRECTIONS = 2 + 2 * 6, 2 + 2 * 6 + 1
+PROFILE, KEYS_DIRECTIONS, VALUES_DIRECTIONS = range(2 + 2 * 6, 2 + 2 * 6 + 3)
 """Columns behind the parts of an index of blocks: where it lies what is usual (`cache.usual`)."""
 narrow_width = compiled(narrow)
 
@@ -71,7 +71,7 @@ def look_at_profile(queries: Floats, profile: int, head: int) -> Floats:
 
 
 @compiled
-def look_at_pairs(queries: Floats, directions: int, head: int) -> Floats:
+def narrowed(queries: Floats, directions: int, head: int) -> Floats:
     """What queries (Q, D) are in directions (H, D, W) that lie there: (Q, W)."""
     rows, dim = queries.shape
     wide = narrow_width(dim)
@@ -194,23 +194,43 @@ def add_tile(row: Integers, part: int, head: int, inside: int, weights: Floats, 
 
 
 @compiled
-def add_rest(
-    numbers: Small, starts: Starts, sizes: Floats, table: Integers, section_table: Integers, head: int, sinks: int,
-    ends: Integers, apart: Floats, pooled: Floats, turned: Floats, short: Floats, scales: Floats, rest: Floats,
+def widen(narrow: Floats, directions: int, head: int, wide: Floats) -> None:
+    """Add to wide (Q, D) what is (Q, W) in directions (H, W, D) that lie there."""
+    for row in range(len(narrow)):
+        for place in range(narrow.shape[1]):
+            lies = directions + 4 * wide.shape[1] * (narrow.shape[1] * head + place)
+            add_times(address(wide[row]), lies, narrow[row, place], wide.shape[1] // LANES)
+
+
+@compiled
+def add_sections(
+    numbers: Small, starts: Starts, sizes: Floats, table: Integers, head: int, count: int, pooled: Floats,
+    turned: Floats, short: Floats, scales: Floats, directions: int, rest: Floats,
 ) -> None:  # fmt: skip
-    """Values of what is not read, by weights: apart (Q, 2, SECTION) of blocks at edges and pooled (Q, R) of sections.
+    """Add values of the first `count` sections, by weights pooled (Q, R), to rest (Q, D).
 
     Args:
+        numbers, starts, sizes: what the queries are in the directions of keys, in 8 bits, by `round_queries`
+        table: of the index of sections
         turned, short: room (Q, R)
         scales: of sections' values and of their slopes, by `scales_of` (2, R)
-        rest: (Q, D), filled
+        directions: address of those of values
     """
-    groups, count = len(numbers) // len(ends), ends[-1] // SECTION
-    rest[:] = 0.0
-    add_up_part(section_table, SECTION_VALUES, head, pooled, scales[0], short, rest, count)
-    multiply_part(section_table, SECTION_KEYS, head, numbers, starts, sizes, turned, count)
+    sums = np.zeros(numbers.shape, np.float32)
+    add_up_part(table, SECTION_VALUES, head, pooled, scales[0], short, sums, count)
+    multiply_part(table, SECTION_KEYS, head, numbers, starts, sizes, turned, count)
     by_turn(turned, pooled, count, CHUNK * chunks_of(count))
-    add_up_part(section_table, SECTION_SLOPES, head, turned, scales[1], short, rest, count)
+    add_up_part(table, SECTION_SLOPES, head, turned, scales[1], short, sums, count)
+    widen(sums, directions, head, rest)
+
+
+@compiled
+def add_edges(
+    numbers: Small, starts: Starts, sizes: Floats, table: Integers, head: int, sinks: int, ends: Integers,
+    apart: Floats, rest: Floats,
+) -> None:  # fmt: skip
+    """Add values of blocks that no whole section holds, by weights apart (Q, 2, SECTION), to rest (Q, D)."""
+    groups = len(numbers) // len(ends)
     for query in range(len(ends)):
         mine = slice(query * groups, (query + 1) * groups)
         asked = numbers[mine], starts[mine], sizes[mine]
@@ -260,11 +280,10 @@ def recall_sections(
     base = log_sizes[1] - reaches[1] * reaches[1]
     shift = (log_sizes[0] - reaches[0] * reaches[0] - base) * LOG2_E
     told = look_at_profile(queries, table[0, PROFILE], head)
-    looking = look_at_pairs(queries, table[0, DIRECTIONS], head)
-    few_numbers = np.empty(looking.shape, np.int8)
-    round_queries(looking, few_numbers, starts, sizes)
-    asked = few_numbers, starts, sizes
-    weigh_pairs(*asked, pair_table, head, sinks, ends, reaches[1], told, masses, beside, peaks, totals)
+    narrow_queries = narrowed(queries, table[0, KEYS_DIRECTIONS], head)
+    looking = np.empty(narrow_queries.shape, np.int8), np.empty(rows, np.int32), np.empty(rows, np.float32)
+    round_queries(narrow_queries, *looking)
+    weigh_pairs(*looking, pair_table, head, sinks, ends, reaches[1], told, masses, beside, peaks, totals)
     round_queries(queries, numbers, starts, sizes)
     wide, begun, scales = widened(numbers, starts, sizes, groups)
     asked = numbers, starts, sizes
@@ -303,6 +322,9 @@ def recall_sections(
             whole = beside[query * groups + group, -1] / np.float32(LOG2_E) + base
             weight[query, group] = whole + np.log(left[group]) if left[group] > 0 else NOTHING
             left[group] = np.float32(1.0) / left[group] if left[group] > 0 else np.float32(0.0)
-    add_rest(*asked, table, section_table, head, sinks, ends, apart, pooled, turned, short, room[1:3], rest)
+    rest[:] = 0.0
+    of_values = turned, short, room[1:3], table[0, VALUES_DIRECTIONS]
+    add_sections(*looking, section_table, head, ends[-1] // SECTION, pooled, *of_values, rest)
+    add_edges(*asked, table, head, sinks, ends, apart, rest)
     for row in range(rows):
         rest[row] *= totals[row]

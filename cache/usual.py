@@ -1,8 +1,8 @@
 """What is usual of a session: its first blocks tell it, and what comes later changes nothing.
 
 How variances are spread over channels is much the same for all of a head's blocks. And keys lie in few directions
-(Loki, https://arxiv.org/abs/2406.02542): products with what they are in the half of the directions in which they are
-largest tell as well what a pair of blocks weighs, for half of the bytes.
+(Loki, https://arxiv.org/abs/2406.02542), and so do mean values: what stands for many blocks is kept in the half of the
+directions in which keys, or values, are largest. What is estimated by them is as good, for half of the bytes.
 
 Letters in shapes: H KV heads, N vectors, D channels, W directions.
 """
@@ -23,7 +23,7 @@ STEP = 16
 
 
 def narrow(channels: int) -> int:
-    """In how many directions pairs of blocks are kept: half as many as channels."""
+    """In how many directions pairs and sections of blocks are kept: half as many as channels."""
     return min(channels, -(-channels // (2 * STEP)) * STEP)
 
 
@@ -33,33 +33,56 @@ class Usual:
 
     Attributes:
         profile: of variances, the mean over pairs, each divided by its largest channel (H, D)
-        directions: which keys are largest in, at right angles and of length one (H, D, W)
+        keys: directions in which keys are largest, at right angles and of length one (H, D, W)
+        values: those in which mean values, and what slopes add to them, are (H, W, D)
     """
 
     profile: Tensor
-    directions: Tensor
+    keys: Tensor
+    values: Tensor
 
     @property
     def nbytes(self) -> int:
-        return self.profile.nbytes + self.directions.nbytes
+        return self.profile.nbytes + self.keys.nbytes + self.values.nbytes
 
-    def narrowed(self, vectors: Tensor) -> Tensor:
-        """What vectors (H, N, D) are in the directions: (H, N, W)."""
-        return vectors @ self.directions
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where they lie, on a CPU."""
+        return self.profile.data_ptr(), self.keys.data_ptr(), self.values.data_ptr()
+
+    def of_keys(self, vectors: Tensor) -> Tensor:
+        """What keys or queries (H, N, D) are in their directions: (H, N, W)."""
+        return vectors @ self.keys
+
+    def of_values(self, vectors: Tensor) -> Tensor:
+        """What values (H, N, D) are in theirs: (H, N, W)."""
+        return vectors @ self.values.mT
+
+    def widened(self, vectors: Tensor) -> Tensor:
+        """Values (H, N, D) that are (H, N, W) in their directions."""
+        return vectors @ self.values
 
 
 def usual(blocks: Gathered) -> Usual:
     """What `BEGINNING` blocks tell."""
     variances = blocks.together(PAIR).variances
     largest = variances.amax(-1, keepdim=True).clamp(min=torch.finfo(variances.dtype).tiny)
-    return Usual((variances / largest).mean(1), directions(blocks, narrow(variances.shape[-1])))
+    keys = directions(torch.cat((blocks.means, blocks.along), 1), blocks.variances.sum(1))
+    values = directions(torch.cat((blocks.values, blocks.turning), 1))
+    return Usual((variances / largest).mean(1), keys.contiguous(), values.mT.contiguous())
 
 
-def directions(blocks: Gathered, count: int) -> Tensor:
-    """The directions in which keys have the largest squares, mixed so that they are alike in all: (H, D, count)."""
-    vectors = torch.cat((blocks.means, blocks.along), 1).double()
-    squares = vectors.mT @ vectors / blocks.means.shape[1] + blocks.variances.double().mean(1).diag_embed()
-    return mixed(torch.linalg.eigh(squares).eigenvectors[..., -count:]).float().contiguous()
+def directions(vectors: Tensor, further: Tensor | None = None) -> Tensor:
+    """Those in which vectors (H, N, D) have the largest squares, mixed so that they are alike in all: (H, D, W).
+
+    Args:
+        further: sums of squares of what else belongs to them, channel by channel (H, D)
+    """
+    wide = vectors.double()
+    squares = wide.mT @ wide
+    if further is not None:
+        squares = squares + further.double().diag_embed()
+    return mixed(torch.linalg.eigh(squares).eigenvectors[..., -narrow(vectors.shape[-1]) :]).float()
 
 
 def mixed(vectors: Tensor) -> Tensor:

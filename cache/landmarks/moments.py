@@ -61,12 +61,13 @@ class Moments(LandmarkRule):
             return gathered(members, usual)
         pairs = members.together(PAIR)
         size = pairs.variances.amax(-1, keepdim=True)
-        landmarks = torch.cat((usual.narrowed(pairs.means), usual.narrowed(pairs.along), size), dim=-1)
-        sections = pairs.together(PAIRS)
-        return Summary(landmarks[:, :, None]), of_sections(sections.values, sections.along, sections.turning)
+        landmarks = torch.cat((usual.of_keys(pairs.means), usual.of_keys(pairs.along), size), dim=-1)
+        whole = pairs.together(PAIRS)
+        sections = usual.of_values(whole.values), usual.of_keys(whole.along), usual.of_values(whole.turning)
+        return Summary(landmarks[:, :, None]), of_sections(*sections)
 
     def look_at_pairs(self, queries: Tensor, usual: Usual) -> Tensor:
-        looking = usual.narrowed(queries)
+        looking = usual.of_keys(queries)
         return torch.cat((looking, looking, torch.zeros_like(looking[..., :1])), dim=-1)
 
     def look_at_profile(self, queries: Tensor) -> Tensor:
@@ -97,17 +98,17 @@ def apart(blocks: Summary) -> Gathered:
 
 
 def of_sections(values: Tensor, along: Tensor, turning: Tensor) -> Summary:
-    """What is kept of sections, which have no landmark: (H, N, D) each."""
+    """What is kept of sections, which have no landmark: (H, N, W) each."""
     return Summary(values.new_empty(*values.shape[:2], 1, 0), values, (along, turning))
 
 
 def gathered(blocks: Gathered, usual: Usual) -> tuple[Summary, Summary]:
     """`Moments.gather` by a kernel."""
     parts = np.stack([blocks.means, blocks.variances, blocks.values, blocks.along, blocks.turning])  # (5, H, N, D)
-    _, heads, count, dim = parts.shape
-    pairs = np.empty((heads, count // PAIR, 2 * usual.directions.shape[2] + 1), np.float32)
-    sections = np.empty((3, heads, count // SECTION, dim), np.float32)
-    kernels("gathering").gather(parts, usual.directions.numpy(), pairs, sections)
+    heads, count, wide = *parts.shape[1:3], usual.keys.shape[2]
+    pairs = np.empty((heads, count // PAIR, 2 * wide + 1), np.float32)
+    sections = np.empty((3, heads, count // SECTION, wide), np.float32)
+    kernels("gathering").gather(parts, usual.keys.numpy(), usual.values.numpy(), pairs, sections)
     return Summary(torch.from_numpy(pairs)[:, :, None]), of_sections(*torch.from_numpy(sections))
 
 

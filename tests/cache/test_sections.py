@@ -62,7 +62,7 @@ def filled(blocks: int, shape: IndexShape = SHAPE, pieces: int = 7) -> BlockInde
 
 def plain(channels: int = CHANNELS) -> Usual:
     """What would be usual if nothing were narrowed."""
-    return Usual(torch.ones(HEADS, channels), torch.eye(channels).expand(HEADS, -1, -1).contiguous())
+    return Usual(torch.ones(HEADS, channels), *[torch.eye(channels).expand(HEADS, -1, -1).contiguous()] * 2)
 
 
 def test_values_and_slopes_are_nearly_those_of_all_keys_together() -> None:
@@ -100,21 +100,26 @@ def test_a_profile_is_what_variances_have_in_common() -> None:
 
 
 @pytest.mark.parametrize("channels", [16, 24, 32, 96, 128])
-def test_directions_are_those_in_which_keys_are_large(channels: int) -> None:
-    """Keys that lie in half of the directions lose nothing, and in each direction they are about as large."""
+def test_directions_are_those_in_which_keys_and_values_are_large(channels: int) -> None:
+    """What lies in half of the directions loses nothing, and in each direction it is about as large."""
     generator = torch.Generator().manual_seed(2)
     within = torch.linalg.qr(torch.randn(HEADS, channels, channels, generator=generator)).Q[..., : narrow(channels)]
     sizes = torch.linspace(0.2, 3, narrow(channels))
     means, along = ((torch.randn(HEADS, BEGINNING, narrow(channels), generator=generator) * sizes) @ within.mT
                     for _ in range(2))  # fmt: skip
     nothing = torch.zeros_like(means)
-    known = usual(Gathered(means, nothing, nothing, along, nothing))
-    assert known.directions.shape == (HEADS, channels, narrow(channels))
-    near(known.directions.mT @ known.directions, torch.eye(narrow(channels)).expand(HEADS, -1, -1))
+    known = (
+        usual(Gathered(means, nothing, along, along, means)),
+        usual(Gathered(nothing, nothing, means, nothing, along)),
+    )
+    for directions in (known[0].keys, known[0].values.mT):
+        assert directions.shape == (HEADS, channels, narrow(channels))
+        near(directions.mT @ directions, torch.eye(narrow(channels)).expand(HEADS, -1, -1))
     for vectors in (means, along):
-        near(known.narrowed(vectors) @ known.directions.mT, vectors)
-    squares = known.narrowed(means).square().mean(1)  # of the sizes they lie between 0.04 and 9
-    assert (squares.amax(-1) / squares.amin(-1)).max() < 8
+        near(known[0].of_keys(vectors) @ known[0].keys.mT, vectors)
+        near(known[1].widened(known[1].of_values(vectors)), vectors)
+    for squares in (known[0].of_keys(means).square().mean(1), known[1].of_values(means).square().mean(1)):
+        assert (squares.amax(-1) / squares.amin(-1)).max() < 8, "of the sizes they lie between 0.04 and 9"
 
 
 def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
@@ -146,15 +151,16 @@ def test_a_kernel_gathers_as_torch_does() -> None:
     of_pairs = Gathered(means, variances, blocks.values, *blocks.slopes).together(PAIR)
     of_sections = of_pairs.together(PAIRS)
     mean, along, size = pairs.landmarks[:, :, 0].split(RULE.pair_widths(CHANNELS), -1)
-    near(mean, known.narrowed(of_pairs.means))
-    near(*turned(known.narrowed(of_pairs.along), along, along))
+    near(mean, known.of_keys(of_pairs.means))
+    near(*turned(known.of_keys(of_pairs.along), along, along))
     near(size[..., 0], of_pairs.variances.amax(-1))
     assert sections.values is not None
     assert sections.slopes is not None
-    near(sections.values, of_sections.values)
+    near(sections.values, known.of_values(of_sections.values))
     along, turning = sections.slopes
-    near(*turned(of_sections.along, along, along))
-    near(*turned(of_sections.along, along, turning, of_sections.turning))
+    true = known.of_keys(of_sections.along)
+    near(*turned(true, along, along))
+    near(*turned(true, along, turning, known.of_values(of_sections.turning)))
 
 
 def turned(true: Tensor, found: Tensor, mine: Tensor, its: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -198,8 +204,8 @@ def told(index: BlockIndex) -> list[np.ndarray]:
     assert (index.sections.count, index.pairs.count) == (whole, whole * PAIRS)
     parts = [kept.pack(0, kept.count) for kept in (index.pairs, index.sections)]
     opened = [index._opened.pack(0, index._opened.count)] if index._opened else []
-    known = [index.usual.profile.numpy(), index.usual.directions.numpy()] if index.usual else []
-    return [*parts, *opened, *known]
+    known = (index.usual.profile, index.usual.keys, index.usual.values) if index.usual else ()
+    return [*parts, *opened, *(each.numpy() for each in known)]
 
 
 def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
@@ -312,7 +318,7 @@ def expected(
     assert index.pairs is not None
     assert index.usual is not None
     asked, squares = rounded(queries), queries.square()
-    looking = rounded(index.usual.narrowed(queries))
+    looking = rounded(index.usual.of_keys(queries))
     inside = [b for b in range(sinks, end) if b // SECTION * SECTION >= sinks and (b // SECTION + 1) * SECTION <= end]
     pairs = sorted({block // PAIR for block in inside})
     profile = index.usual.profile[..., None]  # (HEADS, CHANNELS, 1)
@@ -351,9 +357,10 @@ def expected(
     weights, value = masses.softmax(-1).nan_to_num(0.0), torch.zeros_like(queries)
     for block in range(sinks, end):
         kept, at = (index.sections, block // SECTION) if block in inside else (index, block)
-        mean = kept._values.rows(at + 1, at)  # (HEADS, 1, CHANNELS)
+        mean = kept._values.rows(at + 1, at)  # (HEADS, 1, CHANNELS), or half as many
         along, turn = (part.rows(at + 1, at) for part in kept._slopes)
-        value = value + weights[..., block, None] * (mean + (asked @ along.mT) * turn)
+        found = mean + ((looking if block in inside else asked) @ along.mT) * turn
+        value = value + weights[..., block, None] * (index.usual.widened(found) if block in inside else found)
     return taken, masses.logsumexp(-1).clamp(min=-1e30), value, int((~may).sum())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cache import PAIR, RULES, SECTION, outlying, pairs_opened, slopes
 from cache.sections import PAIRS, Gathered
-from cache.usual import BEGINNING, usual
+from cache.usual import BEGINNING, Usual, usual
 from engine import InvalidParameter, RetrievalSettings, Step
 from tests.engine.test_families import full_attention
 from tests.models import Bench, random_tokens
@@ -102,8 +103,9 @@ class Oracle:
             return mean
         along, turn = slopes(keys, values)
         if last - first == SECTION:  # what that is worth tells tests/cache/test_sections.py
-            section = self._gathered(first, last).together(PAIR).together(PAIRS)
-            along, turn = section.along, section.turning
+            section, known = self._gathered(first, last).together(PAIR).together(PAIRS), self._usual
+            mean, turn = (known.widened(known.of_values(each[0])) for each in (section.values, section.turning))
+            along = known.of_keys(section.along[0]) @ known.keys[0].T
         return mean + (queries @ along.flatten())[:, None, None] * turn.flatten()
 
     def _gathered(self, first: int, last: int) -> Gathered:
@@ -113,11 +115,16 @@ class Oracle:
         left = (keys.var(1, correction=0) - along.square()).clamp(min=0)
         return Gathered(*(x[None] for x in (keys.mean(1), left, values.mean(1), along, turn)))
 
+    @functools.cached_property
+    def _usual(self) -> Usual:
+        """What that is tells tests/cache/test_sections.py."""
+        return usual(self._gathered(0, BEGINNING))
+
     def _judged(self, queries: Tensor, far: list[int], end: int) -> tuple[dict[int, Tensor], set[int]]:
         """What a position of each of many blocks is estimated to weigh (groups,), and which blocks are closed."""
 
-        known = usual(self._gathered(0, BEGINNING))  # what that is tells tests/cache/test_sections.py
-        directions = known.directions[0] @ known.directions[0].T
+        known = self._usual
+        directions = known.keys[0] @ known.keys[0].T
 
         def weight(stats: Gathered, count: int, queries: Tensor = queries) -> Tensor:
             """Of the only member of a group."""
