@@ -7,6 +7,7 @@ first called.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ from cache.lane_kernels import (
 )
 from cache.mass_kernels import moved_power
 from cache.opening_kernels import HIGH, two_to, whole_sections
-from cache.product_kernels import KNOWN, Way
+from cache.product_kernels import KNOWN
 from cache.sections import PAIRS, SECTION
 from cache.walk_kernels import Floats, Integers, Small, Starts, scales_at
 
@@ -57,13 +58,13 @@ POWERS, PRODUCTS, TOLD, NOW = range(4)
 """Of each query: scales of its products with means, for powers of two, and with slopes; what sizes are multiplied with;
 the power of two beside which masses are told."""
 KINDS = 4
-ABREAST = 2
-"""Tiles that are under way at once: a product waits for others of its own sum."""
+ABREAST = 2 if KNOWN[0].whole else 1
+"""Tiles that are under way at once, where registers hold their sums: a product waits for others of its own sum."""
 AHEAD = 32
 """Slices: so far before it is needed a slice is asked for. What lies in order a processor asks for by itself, too."""
 
 
-def weigher(vectors: int, *, way: Way = KNOWN[0]) -> Any:
+def weigher(vectors: int) -> Any:
     """A kernel for the masses of 64 * steps pairs for so many queries; see `cache.landmarks.moments`.
 
     The result takes addresses, and strides in bytes: of where pairs lie (`LYING` int64), and slices of a vector; of the
@@ -113,7 +114,7 @@ def weigher(vectors: int, *, way: Way = KNOWN[0]) -> Any:
                     for lies in begins:
                         ask(b, b.add(lies, further))
 
-                totals = iter(tile_products(b, way, begins, slices, each, begun, soon))
+                totals = iter(tile_products(b, KNOWN[0], begins, slices, each, begun, soon))
                 found = []
                 for tile in tiles:
                     per_row = load(b, at(b, where(scales), tile), REALS)
@@ -148,7 +149,7 @@ def weigher(vectors: int, *, way: Way = KNOWN[0]) -> Any:
                     along = products(SLOPE_WORDS, SLOPE_SCALES, PRODUCTS, tiles)
                     both = [weigh_tile(*of_tile) for of_tile in zip(tiles, means, along, strict=True)]
                     for four, two in zip(fours, zip(*both, strict=True), strict=True):
-                        b.store(b.fadd(b.load(four), b.fadd(*two)), four)
+                        b.store(b.fadd(b.load(four), functools.reduce(b.fadd, two)), four)
                 for total, four in zip(totals, fours, strict=True):
                     b.store(b.fadd(b.load(total), b.load(four)), total)
             for i in every:
