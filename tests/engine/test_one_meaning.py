@@ -73,8 +73,8 @@ def test_vectors_in_few_bits_are_the_same_but_for_their_rounding(
     Of 160 random cuts of 20 texts of 300 tokens one score in 130 moved by more than 1e-4: where a query, or the weight
     of a block that is not read, took another step of 8 bits, by 0.001 at most; where a landmark took another one of 4
     bits, in two of the cuts, all later ones, by 0.005 at most. Where pairs are looked at, 700 tokens have more of such
-    numbers, and one of the first 64 blocks' turns the directions of all pairs a little: six scores in 90,000 moved by
-    0.02 to 0.025.
+    numbers, and one of the first 64 blocks' turns the directions of all pairs of its head: where keys are as large in
+    any direction as in another, as in a random model, by enough that all later scores move by 0.001, one by 0.025.
     """
     sections: dict[str, Any] = {} if own_values is None else {"own_values": own_values, "estimate_rest": True}
     bench, length = Bench(tiny_folder, **FEW_BITS, **sections), 300 if own_values is None else 700
@@ -83,8 +83,9 @@ def test_vectors_in_few_bits_are_the_same_but_for_their_rounding(
     found = bench.logits(
         bench.session(), tokens, [cut] * (length // cut) + [length % cut] * (length % cut > 0), fetch=3
     )
-    torch.testing.assert_close(found, expected, atol=2e-2 if own_values is None else 5e-2, rtol=0)
-    assert (found - expected).abs().mean() < 5e-4
+    most, mean = (2e-2, 5e-4) if own_values is None else (5e-2, 2e-3)
+    torch.testing.assert_close(found, expected, atol=most, rtol=0)
+    assert (found - expected).abs().mean() < mean
 
 
 def test_small_pieces_of_working_memory_give_the_same_logits(
