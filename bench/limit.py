@@ -75,7 +75,7 @@ def cache_bytes(cairn: Cairn) -> tuple[int, int]:
 def looked_at(index: BlockIndex, settings: RetrievalSettings) -> float:
     """Bytes that a token reads of a block's summary: behind many blocks its part of its pair's and of its section's.
 
-    Means, slopes and sizes of opened pairs come on top, less than 80 KB for each head.
+    Means, slopes and sizes of opened pairs come on top, and the directions of all: less than 150 KB for each head.
     """
     if index.pairs is None or index.sections is None or index.count <= (settings.few_blocks or 0):
         return index.block_bytes

@@ -310,8 +310,8 @@ class BlockIndex:
             assert self.usual is not None
             whole = weights.shape[2] // SECTION * SECTION
             together = (weights * pooled)[..., :whole].unflatten(2, (-1, SECTION)).sum(-1)
-            narrow = self.sections.weigh_values(together, self.usual.of_keys(queries))
-            return self.weigh_values(weights * ~pooled, queries) + self.usual.widened(narrow)
+            found = self.sections.weigh_values(together, self.usual.of_keys(queries))
+            return self.weigh_values(weights * ~pooled, queries) + self.usual.widened(found)
         values = self._values.weigh(weights)
         if self.shape.slopes:
             values = values + self._slopes[1].weigh(weights * self.along(queries, weights.shape[2]))

@@ -4,7 +4,7 @@ Of thousands of blocks a query looks at pairs first: a pair has a landmark as a 
 opened: their two blocks are told apart, and of them come the blocks that are read. What is estimated of all others is
 little beside what is read, and costs most of looking: one mean value and one slope of it stand for a section. The keys
 and values of a pair and of a section are those of their blocks, so what stands for them follows from what is kept of
-these, and is the same after a restart and in a fork.
+these and from what is usual (`cache.usual`), and is the same after a restart and in a fork.
 
 Letters in shapes: H KV heads, N groups of S members, D channels.
 """

@@ -67,22 +67,24 @@ def usual(blocks: Gathered) -> Usual:
     """What `BEGINNING` blocks tell."""
     variances = blocks.together(PAIR).variances
     largest = variances.amax(-1, keepdim=True).clamp(min=torch.finfo(variances.dtype).tiny)
-    keys = directions(torch.cat((blocks.means, blocks.along), 1), blocks.variances.sum(1))
+    keys = directions(torch.cat((blocks.means, blocks.along), 1), blocks.variances.double().sum(1))
     values = directions(torch.cat((blocks.values, blocks.turning), 1))
-    return Usual((variances / largest).mean(1), keys.contiguous(), values.mT.contiguous())
+    return Usual((variances / largest).mean(1).contiguous(), keys.contiguous(), values.mT.contiguous())
 
 
 def directions(vectors: Tensor, further: Tensor | None = None) -> Tensor:
     """Those in which vectors (H, N, D) have the largest squares, mixed so that they are alike in all: (H, D, W).
 
     Args:
-        further: sums of squares of what else belongs to them, channel by channel (H, D)
+        further: sums of squares of what else belongs to them, channel by channel (H, D), in fp64
     """
     wide = vectors.double()
     squares = wide.mT @ wide
     if further is not None:
-        squares = squares + further.double().diag_embed()
-    return mixed(torch.linalg.eigh(squares).eigenvectors[..., -narrow(vectors.shape[-1]) :]).float()
+        squares = squares + further.diag_embed()
+    squares = squares.nan_to_num(0.0, 0.0, 0.0).cpu()  # what overflows must not raise; a GPU would have to wait
+    largest = torch.linalg.eigh(squares).eigenvectors[..., -narrow(vectors.shape[-1]) :]
+    return mixed(largest).float().to(vectors.device)
 
 
 def mixed(vectors: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ first called.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,9 @@ POWERS, PRODUCTS, TOLD, NOW = range(4)
 """Of each query: scales of its products with means, for powers of two, and with slopes; what sizes are multiplied with;
 the power of two beside which masses are told."""
 KINDS = 4
-ABREAST = 2 if KNOWN[0].whole else 1
+TWO = 2
+"""Tiles whose masses are added up first: sums are the same for every processor."""
+ABREAST = TWO if KNOWN[0].whole else 1
 """Tiles that are under way at once, where registers hold their sums: a product waits for others of its own sum."""
 AHEAD = 32
 """Slices: so far before it is needed a slice is asked for. What lies in order a processor asks for by itself, too."""
@@ -130,10 +131,10 @@ def weigher(vectors: int) -> Any:
                 early, masses = b.icmp_signed("<", numbers, begin), []
                 for i in every:
                     hidden = b.or_(early, b.icmp_signed(">=", numbers, ends[i]))
-                    mean = b.select(hidden, same(REALS, NOTHING), means[i])
                     scatter = plus_product(b, square, size, of_query(TOLD, i))
                     scatter = plus_product(b, scatter, along[i], along[i])
-                    power = plus_product(b, mean, reach, call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter))
+                    power = plus_product(b, means[i], reach, call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter))
+                    power = b.select(hidden, same(REALS, NOTHING), power)
                     b.store(larger(b, power, b.load(peaks[i])), peaks[i])
                     masses.append(moved_power(b, power, of_query(NOW, i)))
                     store(b, masses[-1], at(b, b.add(to, b.mul(to_apart, I64(i))), tile))
@@ -142,14 +143,16 @@ def weigher(vectors: int) -> Any:
             with cgutils.for_range(b, steps) as loop:
                 for four in fours:
                     b.store(same(REALS, 0.0), four)
-                with cgutils.for_range(b, I64(CHUNK // LANES // ABREAST)) as inner:
-                    tile = b.add(b.mul(loop.index, I64(CHUNK // LANES)), b.mul(inner.index, I64(ABREAST)))
-                    tiles = [b.add(tile, I64(place)) for place in range(ABREAST)]
-                    means = products(MEAN_WORDS, MEAN_SCALES, POWERS, tiles)
-                    along = products(SLOPE_WORDS, SLOPE_SCALES, PRODUCTS, tiles)
-                    both = [weigh_tile(*of_tile) for of_tile in zip(tiles, means, along, strict=True)]
+                with cgutils.for_range(b, I64(CHUNK // LANES // TWO)) as inner:
+                    tile = b.add(b.mul(loop.index, I64(CHUNK // LANES)), b.mul(inner.index, I64(TWO)))
+                    tiles = [b.add(tile, I64(place)) for place in range(TWO)]
+                    both = []
+                    for some in (tiles[begin : begin + ABREAST] for begin in range(0, TWO, ABREAST)):
+                        means = products(MEAN_WORDS, MEAN_SCALES, POWERS, some)
+                        along = products(SLOPE_WORDS, SLOPE_SCALES, PRODUCTS, some)
+                        both += [weigh_tile(*of_tile) for of_tile in zip(some, means, along, strict=True)]
                     for four, two in zip(fours, zip(*both, strict=True), strict=True):
-                        b.store(b.fadd(b.load(four), functools.reduce(b.fadd, two)), four)
+                        b.store(b.fadd(b.load(four), b.fadd(*two)), four)
                 for total, four in zip(totals, fours, strict=True):
                     b.store(b.fadd(b.load(total), b.load(four)), total)
             for i in every:

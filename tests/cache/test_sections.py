@@ -122,6 +122,16 @@ def test_directions_are_those_in_which_keys_and_values_are_large(channels: int) 
         assert (squares.amax(-1) / squares.amin(-1)).max() < 8, "of the sizes they lie between 0.04 and 9"
 
 
+@pytest.mark.parametrize("broken", [math.inf, math.nan, 3e38])
+def test_what_overflows_has_directions_all_the_same(broken: float) -> None:
+    """A model, or a file, whose numbers are none must not stop others that are in the same step."""
+    vectors = torch.randn(HEADS, BEGINNING, CHANNELS, generator=torch.Generator().manual_seed(4))
+    vectors[0, 3, 5] = broken
+    known = usual(Gathered(*[vectors] * 5))
+    for directions in (known.keys, known.values.mT):
+        near(directions.mT @ directions, torch.eye(narrow(CHANNELS)).expand(HEADS, -1, -1))
+
+
 def test_a_slope_tells_how_the_value_of_a_section_turns() -> None:
     """Values that go with keys along one direction: the first order of a softmax over all keys is what a slope says."""
     generator = torch.Generator().manual_seed(3)
