@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from cache.compiling import compiled
-from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, round_queries
-from cache.four_bits import DEEP, LANES, LARGEST
+from cache.four_bit_kernels import add_up_rows, chunks_of, round_queries
+from cache.four_bits import LANES, LARGEST
 from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, add_times, address, copy, dot, shorten_tile
 from cache.mass_kernels import add_shares, pool_sections
 from cache.opening_kernels import (
@@ -47,6 +47,7 @@ from cache.walk_kernels import (
     multiply_at,
     multiply_part,
     scales_at,
+    words_at,
 )
 from cache.weighing_kernels import weigh_pairs
 
@@ -71,16 +72,13 @@ def look_at_profile(queries: Floats, profile: int, head: int) -> Floats:
 
 
 @compiled
-def narrowed(queries: Floats, directions: int, head: int) -> Floats:
-    """What queries (Q, D) are in directions (H, D, W) that lie there: (Q, W)."""
-    rows, dim = queries.shape
-    wide = narrow_width(dim)
-    looking = np.zeros((rows, wide), np.float32)
-    for row in range(rows):
-        for channel in range(dim):
-            lies = directions + 4 * wide * (dim * head + channel)
-            add_times(address(looking[row]), lies, queries[row, channel], wide // LANES)
-    return looking
+def add_product(vectors: Floats, matrix: int, head: int, to: Floats) -> None:
+    """Add to rows (Q, M) the products of vectors (Q, N) with a head's matrix of those (H, N, M) that lie there."""
+    count, width = vectors.shape[1], to.shape[1]
+    for row in range(len(vectors)):
+        for place in range(count):
+            lies = matrix + 4 * width * (count * head + place)
+            add_times(address(to[row]), lies, vectors[row, place], width // LANES)
 
 
 @compiled
@@ -189,17 +187,8 @@ def add_tile(row: Integers, part: int, head: int, inside: int, weights: Floats, 
         further = 4 * CHUNK * query
         to = numbers + further, starts + further, sizes + further
         shorten_tile(address(weights[query]), address(scales), *to, 1)
-    words = row[2 + 2 * part] + head * row[0] * channels // 2 + inside // DEEP * (channels // LANES) * SLICE_BYTES
+    words = words_at(row, part, head, inside, channels)
     add_up_rows(numbers, starts, sizes, 4 * CHUNK, 0, words, sums, LANES, LANES)
-
-
-@compiled
-def widen(narrow: Floats, directions: int, head: int, wide: Floats) -> None:
-    """Add to wide (Q, D) what is (Q, W) in directions (H, W, D) that lie there."""
-    for row in range(len(narrow)):
-        for place in range(narrow.shape[1]):
-            lies = directions + 4 * wide.shape[1] * (narrow.shape[1] * head + place)
-            add_times(address(wide[row]), lies, narrow[row, place], wide.shape[1] // LANES)
 
 
 @compiled
@@ -221,7 +210,7 @@ def add_sections(
     multiply_part(table, SECTION_KEYS, head, numbers, starts, sizes, turned, count)
     by_turn(turned, pooled, count, CHUNK * chunks_of(count))
     add_up_part(table, SECTION_SLOPES, head, turned, scales[1], short, sums, count)
-    widen(sums, directions, head, rest)
+    add_product(sums, directions, head, rest)
 
 
 @compiled
@@ -280,7 +269,8 @@ def recall_sections(
     base = log_sizes[1] - reaches[1] * reaches[1]
     shift = (log_sizes[0] - reaches[0] * reaches[0] - base) * LOG2_E
     told = look_at_profile(queries, table[0, PROFILE], head)
-    narrow_queries = narrowed(queries, table[0, KEYS_DIRECTIONS], head)
+    narrow_queries = np.zeros((rows, narrow_width(queries.shape[1])), np.float32)
+    add_product(queries, table[0, KEYS_DIRECTIONS], head, narrow_queries)
     looking = np.empty(narrow_queries.shape, np.int8), np.empty(rows, np.int32), np.empty(rows, np.float32)
     round_queries(narrow_queries, *looking)
     weigh_pairs(*looking, pair_table, head, sinks, ends, reaches[1], told, masses, beside, peaks, totals)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.compiling import compiled
-from cache.four_bit_kernels import SLICE_BYTES, add_up_rows, chunks_of, multiply_rows
-from cache.four_bits import DEEP, LANES
+from cache.four_bit_kernels import add_up_rows, chunks_of, multiply_rows
+from cache.four_bits import LANES
 from cache.lane_kernels import CHUNK, address, copy, shorten
 
 Floats = NDArray[np.float32]
@@ -25,6 +25,12 @@ MEAN, VARIANCE, VALUES, SLOPE_KEYS, SLOPE_VALUES, OPENED_ROWS = range(6)
 @compiled
 def steps_of(count: int) -> int:
     return (count + LANES - 1) // LANES
+
+
+@compiled
+def words_at(row: Integers, part: int, head: int, inside: int, channels: int) -> int:
+    """Where the words of one segment's vectors lie from the vector `inside` on, a multiple of 16."""
+    return row[2 + 2 * part] + (head * row[0] + inside) * channels // 2
 
 
 @compiled
@@ -44,8 +50,7 @@ def multiply_at(
         row: of the index's table
         inside: the first of these vectors in the segment, a multiple of 16
     """
-    words = row[2 + 2 * part] + head * row[0] * numbers.shape[1] // 2
-    words += inside // LANES * (numbers.shape[1] // DEEP) * SLICE_BYTES
+    words = words_at(row, part, head, inside, numbers.shape[1])
     multiply_rows(numbers, starts, sizes, words, scales_at(row, part, head, inside), products, start, count)
 
 
@@ -99,9 +104,9 @@ def add_up_part(
         )
     start = 0
     for segment in range(len(table)):
-        capacity, taken = table[segment, 0], min(table[segment, 1], count - start)
+        taken = min(table[segment, 1], count - start)
         if taken > 0:
-            words = table[segment, 2 + 2 * part] + head * capacity * sums.shape[1] // 2
+            words = words_at(table[segment], part, head, 0, sums.shape[1])
             add_up_rows(numbers, starts, sizes, 4 * room, start, words, sums, taken, CHUNK)
             start += taken
 

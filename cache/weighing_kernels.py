@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from cache.compiling import compiled
 from cache.four_bit_kernels import SLICE_BYTES, WIDEST, chunks_of, spread_at, tile_products
+from cache.four_bit_kernels import beside as tiles_beside
 from cache.four_bits import DEEP
 from cache.lane_kernels import (
     CHUNK,
@@ -44,10 +45,10 @@ from cache.mass_kernels import moved_power
 from cache.opening_kernels import HIGH, two_to, whole_sections
 from cache.product_kernels import KNOWN
 from cache.sections import PAIRS, SECTION
-from cache.walk_kernels import Floats, Integers, Small, Starts, scales_at
+from cache.walk_kernels import Floats, Integers, Small, Starts, scales_at, words_at
 
 PIECE = 512
-"""Pairs of which everything that is asked about them stays in the nearest cache."""
+"""Pairs that all queries look at before the next ones, and once more where the power of two has to rise."""
 PAIR_MEANS, PAIR_SLOPES, PAIR_SIZES = range(3)
 """Parts of an index of pairs, in its table's order."""
 MEAN_WORDS, MEAN_SCALES, SLOPE_WORDS, SLOPE_SCALES, SIZES = range(5)
@@ -58,9 +59,7 @@ POWERS, PRODUCTS, TOLD, NOW = range(4)
 the power of two beside which masses are told."""
 KINDS = 4
 TWO = 2
-"""Tiles whose masses are added up first: sums are the same for every processor."""
-ABREAST = TWO if KNOWN[0].whole else 1
-"""Tiles that are under way at once, where registers hold their sums: a product waits for others of its own sum."""
+"""Tiles whose masses are added up first, whether both are under way at once or not: sums are the same everywhere."""
 AHEAD = 32
 """Slices: so far before it is needed a slice is asked for. What lies in order a processor asks for by itself, too."""
 
@@ -85,7 +84,7 @@ def weigher(vectors: int) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             lying, slices, numbers, apart, starts, queries, kinds_apart, *more = arguments
             stops, seen, first, reach, to, to_apart, sums, best, steps = more
-            every = range(vectors)
+            every, abreast = range(vectors), min(TWO, tiles_beside(vectors, KNOWN[0]))
             each = [b.add(numbers, b.mul(apart, I64(i))) for i in every]
             begun = [spread_at(b, b.add(starts, I64(4 * i))) for i in every]
             square, reach = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
@@ -147,7 +146,7 @@ def weigher(vectors: int) -> Any:
                     tile = b.add(b.mul(loop.index, I64(CHUNK // LANES)), b.mul(inner.index, I64(TWO)))
                     tiles = [b.add(tile, I64(place)) for place in range(TWO)]
                     both = []
-                    for some in (tiles[begin : begin + ABREAST] for begin in range(0, TWO, ABREAST)):
+                    for some in (tiles[begin : begin + abreast] for begin in range(0, TWO, abreast)):
                         means = products(MEAN_WORDS, MEAN_SCALES, POWERS, some)
                         along = products(SLOPE_WORDS, SLOPE_SCALES, PRODUCTS, some)
                         both += [weigh_tile(*of_tile) for of_tile in zip(some, means, along, strict=True)]
@@ -212,8 +211,8 @@ def weigh_some(
 @compiled
 def lies(row: Integers, head: int, inside: int, channels: int, lying: Integers) -> None:
     """Where the pairs of one segment lie from the pair `inside` on, filled as `weigher` takes it."""
-    words = head * row[0] * channels // 2 + inside // LANES * (channels // DEEP) * SLICE_BYTES
-    lying[MEAN_WORDS], lying[SLOPE_WORDS] = row[2 + 2 * PAIR_MEANS] + words, row[2 + 2 * PAIR_SLOPES] + words
+    lying[MEAN_WORDS] = words_at(row, PAIR_MEANS, head, inside, channels)
+    lying[SLOPE_WORDS] = words_at(row, PAIR_SLOPES, head, inside, channels)
     lying[MEAN_SCALES] = scales_at(row, PAIR_MEANS, head, inside)
     lying[SLOPE_SCALES] = scales_at(row, PAIR_SLOPES, head, inside)
     lying[SIZES] = scales_at(row, PAIR_SIZES, head, inside)
