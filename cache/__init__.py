@@ -17,6 +17,7 @@ from cache.check import Checked, check
 from cache.compiling import compiled, job, kernels
 from cache.errors import CacheError, DamagedBlock, OutOfBlocks, StoreError
 from cache.four_bits import LANES, ByChannel, ByRow
+from cache.gathering import Gathering
 from cache.index import BlockIndex, IndexShape
 from cache.landmarks import RULES, LandmarkRule, expected_largest, outlying
 from cache.layout import CacheLayout
@@ -60,6 +61,7 @@ __all__ = [
     "DamagedBlock",
     "DeviceTier",
     "DiskTier",
+    "Gathering",
     "InRow",
     "IndexShape",
     "LandmarkRule",

@@ -7,7 +7,8 @@ lanes is ever needed. What a lane stands for differs by use:
 
 - `ByRow`, to multiply with queries: lanes are 16 rows, a slice has 8 of their channels
 - `ByChannel`, to add up by weights: lanes are 16 channels, a slice has 8 rows
-- `ByPair`, to multiply few rows from anywhere with queries: lanes are 4 rows, 4 times, a slice has 32 of their channels
+
+How few rows from anywhere are multiplied with queries tells `cache.opened`.
 
 Queries and weights are rounded to 8 bits, each query and each 64 weights with a scale of their own, so that products
 are exact integers; what is lost is a tenth of what rounding the rows loses. Numbers: H heads, Q queries, N rows, D
@@ -163,25 +164,6 @@ class ByRow(FourBits):
     def products(self, queries: Tensor, count: int, found: Tensor, start: int, heads: slice) -> None:
         arrays = (queries.numpy(), self.words, self.scales, found.numpy())
         kernels("four_bit").multiply(*arrays, start, count, heads.start, heads.stop)
-
-
-class ByPair(FourBits):
-    """To multiply four rows from anywhere: lanes are four fours of channels of each. (H, N / 4, D / 32, 4, 16)."""
-
-    deep = 4 * DEEP
-
-    def _words_shape(self, heads: int) -> tuple[int, ...]:
-        return heads, self.capacity // BYTES, self._padded // self.deep, BYTES, LANES
-
-    def _put(self, first: int, numbers: Small) -> None:
-        nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, LANES)  # (H, N, slices, …)
-        tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), BYTES)
-        self.words.swapaxes(2, 3)[:, tiles, lanes] = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
-
-    def _pick(self, heads: Numbers, at: Numbers) -> Small:
-        tiles, lanes = np.divmod(at, BYTES)
-        words = self.words.swapaxes(2, 3)[heads, tiles, lanes]  # (H, N, slices, 16)
-        return signed(np.stack((words & 15, words >> 4), axis=-2)).reshape(*words.shape[:2], -1)
 
 
 class ByChannel(FourBits):

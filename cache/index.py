@@ -6,8 +6,9 @@ Owns which vectors belong to a block. Knows neither rules nor positions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.centred import Centred
-from cache.four_bits import ByChannel, ByPair, ByRow
+from cache.four_bits import LARGEST, ByChannel, ByRow
+from cache.gathering import Gathering
 from cache.layout import Bytes
+from cache.opened import Opened
 from cache.packed import Packed
 from cache.pages import Slab
 from cache.rows import CPU, Rows
@@ -46,10 +49,7 @@ class IndexShape:
         rounded: whether vectors are kept in 4 bits, each with a scale of its own, or in fp32
         centred: whether of rounded landmarks, each of one part, what they differ in is kept
         tiled: whether of centred ones whole stretches are kept once more, for whoever looks at tiles of them
-        usual: tells from the first blocks what is usual of all
-        gather: makes what stands for pairs and for sections from what stands for their blocks, and from what is usual,
-            to be kept as well
-        pair_widths: channels of a pair's landmark, in parts as those of a block
+        gathering: how pairs and sections come to stand for blocks, if they are to be kept as well
     """
 
     widths: tuple[int, ...]
@@ -61,38 +61,42 @@ class IndexShape:
     rounded: bool = False
     centred: bool = False
     tiled: bool = False
-    usual: Callable[[Summary], Usual] | None = None
-    gather: Callable[[Summary, Usual], tuple[Summary, Summary]] | None = None
-    pair_widths: tuple[int, ...] = ()
+    gathering: Gathering | None = None
+
+    def in_layer(self, layer: int) -> IndexShape:
+        """The same in a layer of a model."""
+        return replace(self, gathering=self.gathering and self.gathering.in_layer(layer))
 
     @property
     def of_pairs(self) -> IndexShape:
         """What is kept of a pair."""
-        return IndexShape(self.pair_widths, rounded=self.rounded)
+        return IndexShape(self.gathering.pair_widths if self.gathering else (), rounded=self.rounded)
 
     @property
     def of_sections(self) -> IndexShape:
         """What is kept of a section."""
         return IndexShape((), values=narrow(self.values), slopes=self.slopes, rounded=self.rounded)
 
-    @property
-    def opened(self) -> IndexShape:
-        """What is kept of a block once more, to be read with the other one of its pair: its mean and its slope."""
-        return IndexShape((self.widths[0],) * 2, rounded=self.rounded)
-
     def memory_bytes(self, device: torch.device = CPU) -> int:
         """Bytes that a block takes in memory, its part of what stands for several included, per KV head."""
         if self.centred and self.rounded and self.tiled:
             storage = ByRow if device.type == "cpu" else Packed
             return self.block_bytes + Stretches.row_bytes(storage, 1, self.widths[0])
-        if self.gather is None:
+        if self.gathering is None:
             return self.block_bytes
-        gathered = -(-(PAIRS * self.of_pairs.block_bytes + self.of_sections.block_bytes) // SECTION)
-        return self.block_bytes + gathered + (self.opened.block_bytes if self.opens(device) else 0)
+        gathered = PAIRS * self.of_pairs.block_bytes + self.of_sections.block_bytes
+        usual = Usual.head_bytes(self.widths[0])  # of a session that has no more blocks than it begins with
+        more = -(-gathered // SECTION) + -(-usual // self.gathering.begin)
+        return self.block_bytes + more + (Opened.row_bytes(1, self.opened_width) if self.opens(device) else 0)
 
     def opens(self, device: torch.device) -> bool:
-        """Whether the blocks of a pair are kept side by side, too: where kernels read them."""
-        return self.gather is not None and self.rounded and device.type == "cpu"
+        """Whether what is looked at of a pair that is opened is kept in one place, too: where kernels read it."""
+        return self.gathering is not None and self.rounded and device.type == "cpu"
+
+    @property
+    def opened_width(self) -> int:
+        """Of a block its mean, its slope and a size."""
+        return 2 * self.widths[0] + 1
 
     @property
     def block_bytes(self) -> int:
@@ -119,8 +123,7 @@ class BlockIndex:
     Attributes:
         pairs: what is looked at of pairs of blocks, if the shape asks for it
         sections: mean values and slopes of sections of blocks, if the shape asks for them
-        usual: what the first blocks tell of all, if the shape asks for it and there are as many; before, nothing stands
-            for pairs and sections
+        usual: what the first blocks tell of all, if the shape asks for it, once pairs begin to be made ready
     """
 
     def __init__(
@@ -154,16 +157,13 @@ class BlockIndex:
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
         self._copies = [vectors(shape.copies[1], kind) for kind in (ByRow, ByChannel) if shape.copies[0]]
-        gathers = shape.gather is not None
+        gathers = shape.gathering is not None
         lying = meter, device, self._slab
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
         self.usual: Usual | None = None
-        of_pairs = (ByPair, meter, self._slab, device, PAIR)
-        self._opened = Vectors(kv_heads, shape.widths[0], *of_pairs) if shape.opens(device) else None
-        self._table: Numbers | None = None
-        self._copies_table: Numbers | None = None
-        self._stretches_table: Numbers | None = None
+        opens = shape.opens(device)
+        self._opened = Vectors(kv_heads, shape.opened_width, Opened, *lying[::2], device) if opens else None
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks; if that fails, for want of memory, it has none of them."""
@@ -179,7 +179,9 @@ class BlockIndex:
         except BaseException:
             vars(self).update(vars(self.fork(count, self._slab)))
             raise
-        self._forget_addresses()
+        finally:
+            for table in ("table", "opened_table", "stretches_table", "copies_table"):
+                vars(self).pop(table, None)
 
     def _add(self, summary: Summary) -> None:
         parts = summary.landmarks.flatten(1, 2).split(self.shape.widths, dim=-1) if self.shape.widths else ()
@@ -204,21 +206,27 @@ class BlockIndex:
 
     def _gather(self) -> None:
         """Summarise the pairs and sections of those that have become full, a bounded number at a time."""
-        if self.sections is None or self.pairs is None or self.shape.gather is None or self.shape.usual is None:
+        gathering = self.shape.gathering
+        if gathering is None or self.sections is None or self.pairs is None or not self._ready:
             return
-        if self.usual is None and self.count >= BEGINNING:
-            self.usual = self.shape.usual(self._summary(0, BEGINNING))
+        if self.usual is None:
+            self.usual = gathering.usual(self._summary(0, BEGINNING))
             if self._meter is not None:
                 self._meter.watch(self.usual)(self.usual.nbytes)
-        while self.usual is not None and (first := self.sections.count) < self.count // SECTION:
-            last = min(self.count // SECTION, first + GATHERED)
-            pairs, sections = self.shape.gather(self._summary(first * SECTION, last * SECTION), self.usual)
+        while (first := self.sections.count) < self._ready // SECTION:
+            last = min(self._ready // SECTION, first + GATHERED)
+            pairs, sections = gathering.gather(self._summary(first * SECTION, last * SECTION), self.usual)
             self.pairs.add(pairs)
             self.sections.add(sections)
-        while self._opened is not None and (first := self._opened.count // PAIR) < self.count:
-            last = min(self.count, first + GATHERED * SECTION)
-            kept = self._landmarks[0].rows(last, first), self._slopes[0].rows(last, first)
-            self._opened.add(torch.stack(kept, 2).flatten(1, 2))
+        while self._opened is not None and (first := self._opened.count) < self._ready:
+            last = min(self._ready, first + GATHERED * SECTION)
+            mean, variance, along = (each.rows(last, first) for each in (*self._landmarks, self._slopes[0]))
+            self._opened.add(torch.cat((mean, along, variance.amax(-1, keepdim=True) / LARGEST), -1))
+
+    @property
+    def _ready(self) -> int:
+        """Of how many blocks pairs and sections can be looked at."""
+        return self.shape.gathering.ready(self.count) if self.shape.gathering else 0
 
     def _summary(self, first: int, last: int) -> Summary:
         """What stands for blocks first, …, last - 1, as it is kept; of one landmark each, and without copies."""
@@ -259,40 +267,38 @@ class BlockIndex:
             assert isinstance(vectors, Vectors)
             vectors.fill(part.contiguous(), products, heads)
 
-    @property
+    @cached_property
     def table(self) -> Numbers:
         """Where an index in 4 bits lies on a CPU, for kernels: (segments, 2 + 2 * parts).
 
         Of each segment of storage its capacity, how many of its rows belong to the index, and for each part the
-        addresses of its words and scales; parts are those of a landmark, mean values, both vectors of their slopes, and
-        what is kept to open pairs, a mean and a slope for each row of the others. Where pairs are gathered, the
-        addresses of what is `usual` stand in three last columns. Of centred landmarks see `Centred.table`.
+        addresses of its words and scales; parts are those of a landmark, mean values and both vectors of their slopes.
+        Where pairs are gathered, the addresses of what is `usual` stand in three last columns. Of centred landmarks see
+        `Centred.table`.
         """
-        if self._table is None:
-            kept = [*(vectors for vectors, _ in self._summaries), *([self._opened] if self._opened else [])]
-            mine = [vectors for vectors in kept if isinstance(vectors, Vectors)]
-            self._table = kept[0].table if isinstance(kept[0], Centred) else table_of(mine)
-            if self.pairs is not None:
-                lies = self.usual.addresses if self.usual else (0, 0, 0)
-                self._table = np.column_stack((self._table, np.tile(lies, (len(self._table), 1))))
-        return self._table
+        kept = [vectors for vectors, _ in self._summaries]
+        if isinstance(kept[0], Centred):
+            return kept[0].table
+        table = table_of([vectors for vectors in kept if isinstance(vectors, Vectors)])
+        if self.pairs is None:
+            return table
+        lies = self.usual.addresses if self.usual else (0, 0, 0)
+        return np.column_stack((table, np.tile(lies, (len(table), 1))))
 
-    def _forget_addresses(self) -> None:
-        self._table = self._copies_table = self._stretches_table = None
-
-    @property
+    @cached_property
     def stretches_table(self) -> Numbers:
         """See `Stretches.table`."""
-        if self._stretches_table is None:
-            self._stretches_table = self.stretches.table
-        return self._stretches_table
+        return self.stretches.table
 
-    @property
+    @cached_property
+    def opened_table(self) -> Numbers:
+        """The same of what is looked at of pairs that are opened: rows are blocks, the only part has no scales."""
+        return table_of([self._opened] if self._opened else [], each=1)
+
+    @cached_property
     def copies_table(self) -> Numbers:
         """The same of the copies: rows are positions, parts are keys and values."""
-        if self._copies_table is None:
-            self._copies_table = table_of(self._copies)
-        return self._copies_table
+        return table_of(self._copies)
 
     def weigh_values(self, weights: Tensor, queries: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Values of the first blocks, as these queries would read them, summed by weights.
@@ -386,9 +392,9 @@ class BlockIndex:
         fork._slopes = [vectors.fork(count, fork._slab) for vectors in self._slopes]
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
-        fork.usual = self.usual if count >= BEGINNING else None
-        sections = 0 if fork.usual is None else count // SECTION
-        fork.sections = self.sections and self.sections.fork(sections, fork._slab)
-        fork.pairs = self.pairs and self.pairs.fork(sections * PAIRS, fork._slab)
-        fork._opened = self._opened and self._opened.fork(count * PAIR, fork._slab)
+        ready = fork._ready
+        fork.usual = self.usual if ready else None
+        fork.sections = self.sections and self.sections.fork(ready // SECTION, fork._slab)
+        fork.pairs = self.pairs and self.pairs.fork(ready // SECTION * PAIRS, fork._slab)
+        fork._opened = self._opened and self._opened.fork(ready, fork._slab)
         return fork

@@ -14,15 +14,13 @@ from cache.choice_kernels import best_blocks
 from cache.compiling import compiled
 from cache.four_bits import LANES
 from cache.lane_kernels import CHUNK, NOTHING, address, prefetch_behind
+from cache.opened import WIDE, record_bytes
 from cache.pair_kernels import (
     AHEAD,
     HEADS,
     HIDDEN,
     NARROW,
-    SCALES,
-    SIZES,
-    WIDE,
-    WORDS,
+    RECORD,
     open_narrow,
     open_wide,
     pool_opened,
@@ -30,11 +28,14 @@ from cache.pair_kernels import (
     sum_opened,
 )
 from cache.sections import LEAST_OPENED, OPENED, PAIR, PAIRS, SECTION
-from cache.walk_kernels import OPENED_ROWS, VARIANCE, Floats, Integers, Small, Starts
+from cache.walk_kernels import Floats, Integers, Small, Starts
 
 HIGH, ABOVE, LOW = 40.0, 30.0, 64.0
 """Powers of two: masses are told beside one that is at most so much below the largest of them, and so much above it;
 those so much below the largest one count as equal."""
+
+
+record_length = compiled(record_bytes)
 
 
 @compiled
@@ -92,34 +93,27 @@ def room_for(chosen: int) -> int:
 
 @compiled
 def find_pairs(
-    table: Integers, head: int, wide: int, pairs: Integers, count: int, sinks: int, end: int, hiding: Floats,
+    table: Integers, head: int, channels: int, pairs: Integers, count: int, sinks: int, end: int, hiding: Floats,
     lying: Integers,
 ) -> None:  # fmt: skip
-    """Where pairs lie (P, LYING), filled as `opener` takes it, and what lies there is asked for: cold, scales and sizes
-    are a line of memory each, beside the two or four of its words.
+    """Where pairs lie (P, LYING), filled as `opener` takes it, and what lies there is asked for.
 
     Args:
-        wide: bytes of a block's mean and slope
+        table: `BlockIndex.opened_table`
         hiding: what is added to the powers of a pair's blocks: of none, the first one, the second one, both (4, 2)
     """
-    segment, start, stop = -1, 0, 0
-    words, scales, sizes, first = 0, 0, 0, 0
+    segment, start, stop, records, length = -1, 0, 0, 0, record_length(channels)
     for place in range(count + AHEAD + 1):
         pair = pairs[min(place, count - 1)]
         block = PAIR * pair
         while block >= stop:
             segment, start = segment + 1, stop
             stop += table[segment, 1]
-            words, scales = table[segment, 2 + 2 * OPENED_ROWS], table[segment, 3 + 2 * OPENED_ROWS]
-            sizes, first = table[segment, 3 + 2 * VARIANCE], head * table[segment, 0] - start
-        row = first + block
-        lying[place, WORDS], lying[place, SCALES] = words + row * wide, scales + 4 * PAIR * row
-        lying[place, SIZES] = sizes + 4 * row
+            records = table[segment, 2] + (head * table[segment, 0] - start) // PAIR * length
+        lying[place, RECORD] = records + pair * length
         hidden = 3 if place >= count else int(block < sinks) + 2 * int(block + 1 >= end)
         lying[place, HIDDEN] = address(hiding) + 4 * PAIR * hidden
-        prefetch_behind(lying[place, WORDS], PAIR * wide)
-        prefetch_behind(lying[place, SCALES], 1)
-        prefetch_behind(lying[place, SIZES], 1)
+        prefetch_behind(lying[place, RECORD], length)
 
 
 @compiled

@@ -1,8 +1,8 @@
 """CPU kernels that open pairs of blocks: they tell what the two blocks weigh by themselves.
 
-The mean and the slope of both blocks lie side by side (`cache.four_bits.ByPair`), so a pair from anywhere is read in
-whole lines, once for four query heads. Masses are told beside powers of two, as those of `cache.mass_kernels`. Written
-for LLVM itself, as `cache.lane_kernels`. Compiled by Numba when first called.
+What is looked at of both blocks lies in one record (`cache.opened`), so a pair from anywhere is read in whole lines,
+once for four query heads. Masses are told beside powers of two, as those of `cache.mass_kernels`. Written for LLVM
+itself, as `cache.lane_kernels`. Compiled by Numba when first called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from cache.four_bit_kernels import HALVES, LARGEST, SLICE_BYTES, both_halves
-from cache.four_bits import DEEP
 from cache.lane_kernels import (
     F32,
     I32,
@@ -37,22 +36,21 @@ from cache.lane_kernels import (
     store,
 )
 from cache.mass_kernels import moved_power
+from cache.opened import ROWS, WIDE
 from cache.product_kernels import Sums
+from cache.sections import PAIR
 
 HEADS = 4
 """Query heads for which a pair is read once."""
-ROWS = 4
-"""Of a pair: the mean and the slope of its first block, and those of its second one."""
-WIDE = DEEP * ROWS
-"""Channels of these rows in a slice."""
+FOUR = PAIR * ROWS
+"""Rows of a pair: the mean and the slope of its first block, and those of its second one."""
 AHEAD = 6
 """Pairs: so far before it is needed one is asked for."""
 NARROW = 2
 """Slices of rows for which queries stay in registers."""
-WORDS, SCALES, SIZES, HIDDEN = range(4)
-"""Of a pair that is opened: addresses of the words and scales of its rows, of the sizes of its blocks' variances, and
-of what hides them from a query."""
-LYING = 4
+RECORD, HIDDEN = range(2)
+"""Of a pair that is opened: addresses of its record, and of what hides its blocks from a query."""
+LYING = 2
 FOURS, FOUR_REALS, TWO_REALS = ir.VectorType(I32, HEADS), ir.VectorType(F32, HEADS), ir.VectorType(F32, 2)
 
 
@@ -110,29 +108,35 @@ def opener(known: int | None) -> Any:
             reference, profile = (each(b, load(b, x, FOUR_REALS), every) for x in (references, usual))
             square, factor = (spread(b, x, REALS) for x in (b.fmul(reach, reach), b.fmul(reach, F32(LOG2_E))))
             shift, best = spread(b, shift, REALS), cgutils.alloca_once_value(b, same(REALS, NOTHING))
+            to_scales = b.mul(slices, I64(SLICE_BYTES))
 
             def told(place: Any, what: int) -> Any:
                 return load(b, b.add(lying, b.add(b.mul(place, I64(8 * LYING)), I64(8 * what))), I64, 8)
 
-            def products(place: Any) -> Any:
+            def products(record: Any, ahead: Any) -> Any:
                 """Of a pair (2 blocks: mean and slope, 4 heads)."""
-                whole = asked.times(told(place, WORDS), told(b.add(place, I64(AHEAD)), WORDS), slices)
-                of_rows = each(b, load(b, told(place, SCALES), FOUR_REALS), two_blocks)
+                whole = asked.times(record, ahead, slices)
+                of_rows = each(b, load(b, b.add(record, to_scales), FOUR_REALS), two_blocks)
                 return b.fmul(whole, b.fmul(of_rows, of_queries))
 
-            def of_both(places: list[Any], what: int) -> Any:
+            def of_both(lies: list[Any]) -> Any:
                 """Of two pairs the numbers of their blocks (4 blocks, 4 heads)."""
-                return picked(b, (load(b, told(place, what), TWO_REALS) for place in places), two_blocks)
+                return picked(b, (load(b, where, TWO_REALS) for where in lies), two_blocks)
 
             with cgutils.for_range(b, b.sdiv(count, I64(2))) as loop:
                 place = b.mul(loop.index, I64(2))
                 places = [place, b.add(place, I64(1))]
-                rows = [products(each_place) for each_place in places]
+                records = [told(each_place, RECORD) for each_place in places]
+                further = [told(b.add(each_place, I64(AHEAD)), RECORD) for each_place in places]
+                for ahead in further:
+                    ask(b, b.add(ahead, to_scales))
+                rows = [products(*two) for two in zip(records, further, strict=True)]
                 mean, along = (
-                    picked(b, rows, [4 * row + head for row in range(kind, 2 * ROWS, 2) for head in range(HEADS)])
+                    picked(b, rows, [4 * row + head for row in range(kind, 2 * FOUR, 2) for head in range(HEADS)])
                     for kind in (0, 1)
                 )
-                size, hidden = (of_both(places, what) for what in (SIZES, HIDDEN))
+                size = of_both([b.add(record, b.add(to_scales, I64(4 * FOUR))) for record in records])
+                hidden = of_both([told(each_place, HIDDEN) for each_place in places])
                 scatter = plus_product(b, plus_product(b, square, size, profile), along, along)
                 root = call(b, f"llvm.sqrt.v{LANES}f32", REALS, scatter)
                 power = b.fmul(mean, same(REALS, LOG2_E))

@@ -84,9 +84,9 @@ def first_beyond(ends: Integers, start: int, stop: int, most: int) -> int:
 @compiled
 def recall_moments(
     queries: Floats, borders: Integers, tables: Integers, table_borders: Integers, pair_tables: Integers,
-    pair_borders: Integers, section_tables: Integers, section_borders: Integers, sinks: int, ends: Integers, most: int,
-    reach: float, log_size: float, pair_reach: float, estimates: bool, slopes: bool, room: Floats, blocks: Integers,
-    weight: Floats, rest: Floats, first: int, last: int,
+    pair_borders: Integers, section_tables: Integers, section_borders: Integers, opened_tables: Integers,
+    opened_borders: Integers, sinks: int, ends: Integers, most: int, reach: float, log_size: float, pair_reach: float,
+    estimates: bool, slopes: bool, room: Floats, blocks: Integers, weight: Floats, rest: Floats, first: int, last: int,
 ) -> None:  # fmt: skip
     """What heads first, …, last - 1 fetch, and what they estimate of the rest; see `cache.landmarks.moments`.
 
@@ -98,6 +98,7 @@ def recall_moments(
         tables: of the sessions' indexes in 4 bits, one after the other, as `BlockIndex.table`
         table_borders: which rows of them are whose (sessions + 1,)
         pair_tables, pair_borders, section_tables, section_borders: the same of their pairs and sections
+        opened_tables, opened_borders: the same of what is looked at of pairs that are opened
         sinks, ends: as in `choose_head`; in order for each session
         most: of more blocks than so many pairs are looked at first, and the rest is estimated by sections
         reach, log_size: the largest of a block's keys is expected so many deviations above their mean; log of a block's
@@ -116,6 +117,7 @@ def recall_moments(
         table = tables[table_borders[i] : table_borders[i + 1]]
         pairs = pair_tables[pair_borders[i] : pair_borders[i + 1]]
         sections = section_tables[section_borders[i] : section_borders[i + 1]]
+        opened = opened_tables[opened_borders[i] : opened_borders[i + 1]]
         far = first_beyond(ends, borders[i], borders[i + 1], most)
         for head in range(first, last):
             if estimates and far > borders[i]:
@@ -138,8 +140,8 @@ def recall_moments(
                 end = min(begin + few, borders[i + 1])
                 rows = slice(begin * groups, end * groups)
                 recall_sections(
-                    queries[head, rows], table, pairs, sections, head, sinks, ends[begin:end], (reach, pair_reach),
-                    (log_size, log_size + math.log(PAIR)), room[first], blocks[head, begin:end],
+                    queries[head, rows], table, pairs, sections, opened, head, sinks, ends[begin:end],
+                    (reach, pair_reach), (log_size, log_size + math.log(PAIR)), room[first], blocks[head, begin:end],
                     weight[head, begin:end], rest[head, rows],
                 )  # fmt: skip
 
@@ -165,8 +167,8 @@ def choose(scores: Floats, sinks: int, ends: Integers, blocks: Integers, room: F
 REALS, INTEGERS = np.float32, np.int64
 RECALL = (
     array(REALS, 3), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1),
-    array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), WHOLE, REAL, REAL, REAL, FLAG, FLAG,
-    array(REALS, 3), array(INTEGERS, 3), array(REALS, 3), array(REALS, 3),
+    array(INTEGERS, 2), array(INTEGERS, 1), array(INTEGERS, 2), array(INTEGERS, 1), WHOLE, array(INTEGERS, 1), WHOLE,
+    REAL, REAL, REAL, FLAG, FLAG, array(REALS, 3), array(INTEGERS, 3), array(REALS, 3), array(REALS, 3),
 )  # fmt: skip
 """Kinds of the arguments of `recall_moments` before the range."""
 unpack_recall = unpacker(*RECALL)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cache.compiling import compiled
 from cache.four_bits import BYTES, HALVES, LANES, LARGEST
+from cache.opened import record
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint8]
@@ -39,25 +40,48 @@ def round_row(row: Floats, scale: float, numbers: Small) -> None:
 
 
 @compiled
-def put_by_row(rows: Floats, words: Words, scales: Floats, first: int) -> None:
-    """Write rows (H, N, D) at first, first + 1, … as `ByRow` and `ByPair` have them.
+def put_row(numbers: Small, words: Words) -> None:
+    """Write a row (D,) to its bytes (slices, B): of a slice first the lower halves of all, then the upper ones."""
+    run = words.shape[1]
+    for part in range(len(words)):
+        begin = part * HALVES * run
+        for byte in range(run):
+            upper = numbers[begin + run + byte] << 4
+            words[part, byte] = numbers[begin + byte] & 15 | upper & 240
 
-    Args:
-        words: (H, tiles, slices, rows of a tile, bytes of a row), (…, 16, 4) and (…, 4, 16)
-    """
-    tall, run = words.shape[3], words.shape[4]
-    numbers = np.zeros(words.shape[2] * HALVES * run, np.int8)
+
+@compiled
+def put_by_row(rows: Floats, words: Words, scales: Floats, first: int) -> None:
+    """Write rows (H, N, D) at first, first + 1, … as `ByRow` has them: words (H, N / 16, D / 8, 16, 4)."""
+    numbers = np.zeros(words.shape[2] * HALVES * BYTES, np.int8)
     for head in range(rows.shape[0]):
         for n in range(rows.shape[1]):
             at = first + n
             scales[head, at] = scale_of(rows[head, n])
             round_row(rows[head, n], scales[head, at], numbers)
-            tile, lane = at // tall, at % tall
-            for part in range(words.shape[2]):
-                begin = part * HALVES * run
-                for byte in range(run):
-                    upper = numbers[begin + run + byte] << 4
-                    words[head, tile, part, lane, byte] = numbers[begin + byte] & 15 | upper & 240
+            put_row(numbers, words[head, at // LANES, :, at % LANES])
+
+
+@compiled
+def put_opened(rows: Floats, words: Words, scales: Floats, sizes: Floats, first: int) -> None:
+    """Write mean, slope and size of blocks (H, N, 2 D + 1) at first, first + 1, … as `cache.opened` has them.
+
+    Args:
+        words: (H, P, slices, 2, 2, 16)
+        scales: (H, P, 2, 2)
+        sizes: (H, P, 2)
+    """
+    parts, dim = scales.shape[3], rows.shape[2] // scales.shape[3]
+    numbers = np.zeros(words.shape[2] * HALVES * LANES, np.int8)
+    for head in range(rows.shape[0]):
+        for n in range(rows.shape[1]):
+            pair, place = (first + n) // sizes.shape[2], (first + n) % sizes.shape[2]
+            for part in range(parts):
+                row = rows[head, n, part * dim : (part + 1) * dim]
+                scales[head, pair, place, part] = scale_of(row)
+                round_row(row, scales[head, pair, place, part], numbers)
+                put_row(numbers, words[head, pair, :, place, part])
+            sizes[head, pair, place] = rows[head, n, parts * dim]
 
 
 @compiled
@@ -106,3 +130,5 @@ def warm_up() -> None:
         put(none, words, np.empty((0, 0), np.float32), 0)
     for rows in (rows_by_row, rows_by_channel):
         rows(words, np.empty((0, 0), np.float32), 0, none)
+    records = np.empty((1, 2), record(1))
+    put_opened(none, records["words"], records["scales"], records["sizes"], 0)

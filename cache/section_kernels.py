@@ -17,6 +17,7 @@ from cache.four_bit_kernels import add_up_rows, chunks_of, round_queries
 from cache.four_bits import LANES, LARGEST
 from cache.lane_kernels import CHUNK, LOG2_E, NOTHING, add_times, address, copy, dot, shorten_tile
 from cache.mass_kernels import add_shares, pool_sections
+from cache.opened import WIDE
 from cache.opening_kernels import (
     ABOVE,
     HIGH,
@@ -31,7 +32,7 @@ from cache.opening_kernels import (
     weigh_opened,
     whole_sections,
 )
-from cache.pair_kernels import HEADS, LYING, WIDE
+from cache.pair_kernels import HEADS, LYING
 from cache.sections import PAIRS, SECTION
 from cache.usual import narrow
 from cache.walk_kernels import (
@@ -53,7 +54,7 @@ from cache.weighing_kernels import weigh_pairs
 
 SECTION_VALUES, SECTION_KEYS, SECTION_SLOPES = range(3)
 """Parts of an index of sections, in its table's order."""
-PROFILE, KEYS_DIRECTIONS, VALUES_DIRECTIONS = range(2 + 2 * 6, 2 + 2 * 6 + 3)
+PROFILE, KEYS_DIRECTIONS, VALUES_DIRECTIONS = range(2 + 2 * 5, 2 + 2 * 5 + 3)
 """Columns behind the parts of an index of blocks: where it lies what is usual (`cache.usual`)."""
 narrow_width = compiled(narrow)
 
@@ -245,14 +246,15 @@ def widened(numbers: Small, starts: Starts, sizes: Floats, groups: int) -> tuple
 
 @compiled
 def recall_sections(
-    queries: Floats, table: Integers, pair_table: Integers, section_table: Integers, head: int, sinks: int,
-    ends: Integers, reaches: tuple[float, float], log_sizes: tuple[float, float], room: Floats, blocks: Integers,
-    weight: Floats, rest: Floats,
+    queries: Floats, table: Integers, pair_table: Integers, section_table: Integers, opened_table: Integers, head: int,
+    sinks: int, ends: Integers, reaches: tuple[float, float], log_sizes: tuple[float, float], room: Floats,
+    blocks: Integers, weight: Floats, rest: Floats,
 ) -> None:  # fmt: skip
     """What queries fetch, and what they estimate of the rest by pairs and sections; arguments as `recall_few`.
 
     Args:
         pair_table, section_table: of the indexes of pairs and of sections
+        opened_table: `BlockIndex.opened_table`
         ends: (T,), at least `BEGINNING` each
         reaches, log_sizes: of a block and of a pair
     """
@@ -286,7 +288,7 @@ def recall_sections(
             continue
         share_out(masses[mine], beside[mine], peaks[mine], left, end, factors, room[0])
         count = list_pairs(room[0], groups, sinks, end, blocks.shape[1], pairs)
-        find_pairs(table, head, wide.shape[1], pairs, count, sinks, end, hiding, lying)
+        find_pairs(opened_table, head, wide.shape[1], pairs, count, sinks, end, hiding, lying)
         steps, of_query = (count + 1) // 2, slice(query * HEADS * fours, (query + 1) * HEADS * fours)
         opened = np.empty((fours, steps + 1, LANES), np.float32)
         of_opened = wide[of_query], begun[of_query], scales[of_query], told[mine], lying, count, steps

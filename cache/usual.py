@@ -45,6 +45,11 @@ class Usual:
     def nbytes(self) -> int:
         return self.profile.nbytes + self.keys.nbytes + self.values.nbytes
 
+    @staticmethod
+    def head_bytes(channels: int) -> int:
+        """Bytes of each head."""
+        return 4 * channels * (1 + 2 * narrow(channels))
+
     @property
     def addresses(self) -> tuple[int, int, int]:
         """Where they lie, on a CPU."""
@@ -97,4 +102,4 @@ def mixed(vectors: Tensor) -> Tensor:
     while vectors.shape[-1] % (2 * len(turn)) == 0:  # Hadamard's matrix, as large as fits
         turn = torch.cat((torch.cat((turn, turn), 1), torch.cat((turn, -turn), 1)))
     apart = vectors.unflatten(-1, (len(turn), -1))  # of each row large and small
-    return (turn @ apart / len(turn) ** 0.5).flatten(-2)
+    return (apart.mT @ turn / len(turn) ** 0.5).mT.flatten(-2)  # one product, not one for each row

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cache.four_bits import FourBits
 from cache.layout import Bytes
+from cache.opened import Opened
 from cache.pages import Slab, zero_bytes
 from cache.parallel import over_heads
 from cache.rows import CPU, Rows, each_head
@@ -81,7 +82,6 @@ class Vectors:
         meter: counts their memory
         slab: where rows lie that are many
         device: whose memory they lie in
-        side_by_side: rows that are added together: storage grows by as many times more rows
         stands_for: blocks that a row stands for
     """
 
@@ -93,7 +93,6 @@ class Vectors:
         meter: Meter | None = None,
         slab: Slab | None = None,
         device: torch.device = CPU,
-        side_by_side: int = 1,
         stands_for: int = 1,
     ) -> None:
         self._shape = (kv_heads, width)
@@ -103,7 +102,7 @@ class Vectors:
         self._meter = meter or Meter()
         self._segments: list[Segment] = []
         self._owned = False
-        self._side_by_side, self._stands_for = side_by_side, stands_for
+        self._stands_for = stands_for
         self.count = 0
 
     def add(self, rows: Tensor) -> None:
@@ -127,8 +126,8 @@ class Vectors:
     def _open_segment(self) -> Segment:
         """A segment of our own with room: the last one, or a new one twice as large; a fork's first one is small."""
         if not self._owned or not self._segments[-1].room:
-            capacity = 2 * self._segments[-1].storage.capacity if self._owned else self._first_segment
-            capacity = min(capacity, LARGEST_SEGMENT * self._side_by_side)
+            capacity = 2 * self._segments[-1].storage.capacity if self._owned else FIRST_SEGMENT
+            capacity = min(capacity, LARGEST_SEGMENT)
             take = self._slab.take if capacity * self._stands_for >= MANY else zero_bytes
             storage = self._storage(self._shape[0], capacity, self._shape[1], take, self._device)
             use = self._meter.watch(storage)
@@ -139,17 +138,13 @@ class Vectors:
         return self._segments[-1]
 
     @property
-    def _first_segment(self) -> int:
-        return FIRST_SEGMENT * self._side_by_side
-
-    @property
     def _backed_when_written(self) -> bool:
         """Whether storage takes memory row by row; a device gives it all at once."""
         return self._device.type == "cpu"
 
     def _take_over(self, storage: Rows, use: Callable[[int], None]) -> int:
         """Move the rows behind a border of 64, which others share, to the storage that goes on; how many there are."""
-        left = 0 if self._owned else self.count % self._first_segment
+        left = 0 if self._owned else self.count % FIRST_SEGMENT
         if left:
             last = self._segments.pop()
             storage.unpack(0, last.storage.pack(last.count - left, last.count))
@@ -261,8 +256,7 @@ class Vectors:
 
     def fork(self, count: int, slab: Slab | None = None) -> Vectors:
         """Vectors that are the first `count` rows and share their storage; they go on in a slab of their own."""
-        of_rows = self._side_by_side, self._stands_for
-        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device, *of_rows)
+        fork = Vectors(*self._shape, self._storage, self._meter, slab, self._device, self._stands_for)
         for segment in self._segments:
             taken = min(segment.count, count - fork.count)
             if taken > 0:
@@ -272,18 +266,17 @@ class Vectors:
         return fork
 
 
-def table_of(parts: Sequence[Vectors]) -> Numbers:
-    """See `BlockIndex.table`."""
+def table_of(parts: Sequence[Vectors], each: int = 2) -> Numbers:
+    """See `BlockIndex.table`; each part has so many addresses."""
     segments = zip(*(vectors.segments for vectors in parts), strict=True)
-    return np.array([addresses(pieces) for pieces in segments], np.int64).reshape(-1, 2 + 2 * len(parts))
+    return np.array([addresses(pieces) for pieces in segments], np.int64).reshape(-1, 2 + each * len(parts))
 
 
 def addresses(pieces: tuple[Segment, ...]) -> list[int]:
     """A row of `BlockIndex.table`: the same segment of all parts."""
     row = [pieces[0].storage.capacity, pieces[0].count]
     for piece in pieces:
-        assert isinstance(piece.storage, FourBits)
-        rows = piece.storage.capacity // row[0]
-        assert (piece.storage.capacity, piece.count) == (rows * row[0], rows * row[1]), "parts grow together"
+        assert isinstance(piece.storage, (FourBits, Opened))
+        assert [piece.storage.capacity, piece.count] == row[:2], "parts grow together"
         row += piece.storage.addresses
     return row

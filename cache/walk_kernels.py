@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 Small = NDArray[np.int8]
 Starts = NDArray[np.int32]
 Integers = NDArray[np.int64]
-MEAN, VARIANCE, VALUES, SLOPE_KEYS, SLOPE_VALUES, OPENED_ROWS = range(6)
+MEAN, VARIANCE, VALUES, SLOPE_KEYS, SLOPE_VALUES = range(5)
 """Parts of an index for `moments`, in the table's order."""
 
 

@@ -47,7 +47,7 @@ def index_shapes(model: LoadedModel, settings: RetrievalSettings, layout: CacheL
     shape = settings.index_shape(model.head_dim, layout.block_size)
     dense = range(settings.dense_layers)
     first = replace(shape, tiled=False)  # trained landmarks are all the same there, and never looked at
-    shapes = [first, *[shape] * (len(model.layers) - 1)]
+    shapes = [each.in_layer(layer) for layer, each in enumerate([first, *[shape] * (len(model.layers) - 1)])]
     return [None if layer.window or index in dense else shapes[index] for index, layer in enumerate(model.layers)]
 
 

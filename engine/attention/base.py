@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import BEGINNING, PAIR, RULES, IndexShape, LandmarkRule, expected_largest
+from cache import BEGINNING, PAIR, RULES, Gathering, IndexShape, LandmarkRule, expected_largest
 from engine.rotation import Rotation
 from engine.step import Step
 from engine.temperature import Temperature
@@ -124,10 +124,13 @@ class RetrievalSettings:
             rounded=self.landmark_dtype == "int4",
             centred=self.centred,
             tiled=self.centred and self.tiled_at is not None,
-            usual=None if self.own_values is None else self.rule.usual,
-            gather=None if self.own_values is None else self.rule.gather,
-            pair_widths=() if self.own_values is None else self.rule.pair_widths(head_dim),
+            gathering=self._gathering(head_dim),
         )
+
+    def _gathering(self, head_dim: int) -> Gathering | None:
+        if self.few_blocks is None:
+            return None
+        return Gathering(self.rule.usual, self.rule.gather, self.rule.pair_widths(head_dim), self.few_blocks)
 
     @property
     def indexing_kernels(self) -> list[str]:

@@ -29,10 +29,10 @@ COLD = 4
 """What a key costs that is read from anywhere in memory, beside one of many in a row."""
 GIVEN, SCALE, PLACED, OUTPUT = (0, 1, 2), 4, (8, 9), 1
 POOLS, STARTS = (2, 3), 8
-TABLES, PAIR_TABLES, SECTION_TABLES, STRETCH_TABLES = 2, 4, 6, 4
+TABLES, PAIR_TABLES, SECTION_TABLES, OPENED_TABLES, STRETCH_TABLES = 2, 4, 6, 8, 4
 """Arguments that change from layer to layer, or from step to step: of placing q, k, v, their scale, and the cache's
 keys and values; of finishing; of attending keys and values, and where blocks start; of choosing, and reading copies,
-the indexes' tables, and of choosing those of pairs and of sections, or of stretches, each with their borders behind."""
+tables of indexes, and of choosing those of pairs, sections and opened blocks, or of stretches; borders stand behind."""
 EVERYTHING = 1 << 40
 """Positions or blocks: more than there are."""
 NO_TABLE = np.empty((0, 0), np.int64)
@@ -211,6 +211,7 @@ class Desk:
         if not self._settings.gated:
             tables[1, PAIR_TABLES] = [[table_of(index.pairs) for index in some] for some in indexes]
             tables[1, SECTION_TABLES] = [[table_of(index.sections) for index in some] for some in indexes]
+            tables[1, OPENED_TABLES] = [[index.opened_table for index in some] for some in indexes]
         if self._settings.copied_blocks:
             tables[2, TABLES] = [[index.copies_table for index in some] for some in indexes]
         return tables
@@ -241,8 +242,8 @@ class Desk:
         reach, pair_reach = settings.reaches(size)
         how = (most, reach, math.log(size), pair_reach)
         estimated = settings.estimate_rest, settings.rest_slopes
-        told = (*lying[1, TABLES], *lying[1, PAIR_TABLES], *lying[1, SECTION_TABLES])
-        arguments = (*asked, *told, *ends, *how, *estimated, room, self.chosen)
+        of_pairs = (*lying[1, PAIR_TABLES], *lying[1, SECTION_TABLES], *lying[1, OPENED_TABLES])
+        arguments = (*asked, *lying[1, TABLES], *of_pairs, *ends, *how, *estimated, room, self.chosen)
         tasks = [recall.shared_recall().task((*arguments, self.weight, result), heads)]
         if settings.copied_blocks:
             copied = (*asked, *lying[2, TABLES], size, self.chosen, self.fetched, self.weight, result)
@@ -252,7 +253,7 @@ class Desk:
     @property
     def _room_argument(self) -> int:
         """Where the kernels that choose take their room."""
-        return 10 if self._settings.gated else 16
+        return 10 if self._settings.gated else 18
 
     @property
     def _room_shape(self) -> tuple[int, int, int]:
@@ -385,9 +386,7 @@ def table_of(index: BlockIndex | None) -> Numbers:
 
 def joined(tables: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
     """Tables (rows, columns) one after the other, and where each begins, and the last one ends (tables + 1,)."""
-    if len(tables) == 1:
-        return tables[0], np.array([0, len(tables[0])])
-    return np.concatenate(tables), np.cumsum([0, *map(len, tables)])
+    return tables[0] if len(tables) == 1 else np.concatenate(tables), np.cumsum([0, *map(len, tables)])
 
 
 def bits(x: Tensor) -> NDArray[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from cache import (
     RULES,
     SECTION,
     BlockIndex,
+    Gathering,
     IndexShape,
     Meter,
     Summary,
@@ -23,18 +25,20 @@ from cache import (
     pairs_opened,
     slopes,
 )
+from cache.four_bits import rounded as four_bits
+from cache.gathering import HASTE
+from cache.opened import Opened, record_bytes
 from cache.pages import Slab
 from cache.sections import Gathered
 from cache.usual import BEGINNING, Usual, narrow, usual
+from cache.vectors import Vectors
 from tests.cache.scarce import Scarce
 
 HEADS, CHANNELS, SIZE = 2, 32, 8
 RULE = RULES["moments"]
-GATHERS: dict[str, Any] = {
-    "usual": RULE.usual, "gather": RULE.gather, "pair_widths": RULE.pair_widths(CHANNELS),
-}  # fmt: skip
+GATHERING = Gathering(RULE.usual, RULE.gather, RULE.pair_widths(CHANNELS), few=BEGINNING - 1)
 PAIRS = SECTION // PAIR
-SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, **GATHERS)
+SHAPE = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=True, gathering=GATHERING)
 
 
 def drawn(blocks: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -184,8 +188,9 @@ def near(mine: Tensor, its: Tensor) -> None:
 
 
 @pytest.mark.parametrize("rounded", [True, False])
-def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool) -> None:
-    shape = IndexShape((CHANNELS, CHANNELS), values=CHANNELS, slopes=True, rounded=rounded, **GATHERS)
+@pytest.mark.parametrize("gathering", [GATHERING, replace(GATHERING, few=200).in_layer(3)])
+def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool, gathering: Gathering) -> None:
+    shape = replace(SHAPE, rounded=rounded, gathering=gathering)
     index = filled(301, shape)
     expected = told(index)
     again = BlockIndex(HEADS, shape)
@@ -193,14 +198,14 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool)
     again.unpack(index.pack(130, 301))
     for mine, theirs in zip(told(again), expected, strict=True):
         assert (mine == theirs).all()
-    for count in (222, 70, 30):
+    for count in (222, 129, 110, 70, 30):
         fork, (keys, values) = index.fork(count), drawn(301)
         assert index.sections is not None
         assert fork.sections is not None
         assert fork.pairs is not None
-        whole = count // SECTION if count >= BEGINNING else 0
-        assert (fork.sections.count, fork.pairs.count) == (whole, whole * PAIRS)
-        assert fork.usual is (index.usual if whole else None)
+        ready = gathering.ready(count)
+        assert (fork.sections.count, fork.pairs.count) == (ready // SECTION, ready // SECTION * PAIRS)
+        assert fork.usual is (index.usual if ready else None)
         fork.add(summary(keys[:, count:], values[:, count:]))
         for mine, theirs in zip(told(fork), expected, strict=True):
             assert (mine == theirs).all(), "it goes on with the section that was open"
@@ -210,21 +215,54 @@ def told(index: BlockIndex) -> list[np.ndarray]:
     """All that is kept of pairs and sections, and to open pairs, and what is usual."""
     assert index.sections is not None
     assert index.pairs is not None
-    whole = index.count // SECTION if index.count >= BEGINNING else 0
-    assert (index.sections.count, index.pairs.count) == (whole, whole * PAIRS)
+    assert index.shape.gathering is not None
+    ready = index.shape.gathering.ready(index.count)
+    assert (index.sections.count, index.pairs.count) == (ready // SECTION, ready // SECTION * PAIRS)
+    assert index._opened is None or index._opened.count == ready
     parts = [kept.pack(0, kept.count) for kept in (index.pairs, index.sections)]
     opened = [index._opened.pack(0, index._opened.count)] if index._opened else []
     known = (index.usual.profile, index.usual.keys, index.usual.values) if index.usual else ()
     return [*parts, *opened, *(each.numpy() for each in known)]
 
 
-def test_what_opens_pairs_is_the_mean_and_the_slope_of_each_block() -> None:
+def test_pairs_are_ready_when_somebody_looks_and_not_long_before() -> None:
+    for few in (63, 80, 100, 1024):
+        for layer in (0, 5, 300):
+            gathering = replace(GATHERING, few=few).in_layer(layer)
+            ready = [gathering.ready(count) for count in range(2 * few)]
+            assert ready == sorted(ready)
+            assert all(mine <= count for count, mine in enumerate(ready))
+            assert ready[max(few + 1, BEGINNING) :] == list(range(max(few + 1, BEGINNING), 2 * few))
+            begin = max(BEGINNING, few // 2)
+            assert not any(ready[:begin]), "there must be a beginning, and most sessions stay short"
+            assert few < 2 * BEGINNING or max(b - a for a, b in itertools.pairwise(ready)) <= HASTE, "not all at once"
+    begins = [replace(GATHERING, few=1024).in_layer(layer).begin for layer in range(28)]
+    assert len(set(begins)) == 28, "layers take turns"
+
+
+@pytest.mark.parametrize("channels", [1, 32, 48, 128])
+def test_what_opens_pairs_is_mean_slope_and_size_of_each_block(channels: int) -> None:
+    rows = torch.randn(HEADS, 200, 2 * channels + 1, generator=torch.Generator().manual_seed(1))
+    rows[..., -1].abs_()
+    kept = Vectors(HEADS, 2 * channels + 1, Opened)
+    for start, stop in ((0, 1), (1, 70), (70, 113)):
+        kept.add(rows[:, start:stop])
+    fork = kept.fork(101)
+    kept.add(rows[:, 113:])
+    fork.add(rows[:, 101:])
+    numbers, scales = four_bits(rows[..., :-1].unflatten(-1, (2, channels)).flatten(1, 2))
+    expected = torch.cat(((numbers * scales[..., None]).view(HEADS, 200, -1), rows[..., -1:]), -1)
+    for each in (kept, fork):
+        torch.testing.assert_close(each.rows(200), expected, rtol=0, atol=0)
+        torch.testing.assert_close(each.rows(120, 33), expected[:, 33:120], rtol=0, atol=0)
+
+
+def test_opened_blocks_are_those_of_the_index() -> None:
     index = filled(301)
     assert index._opened is not None
-    expected = torch.stack((index._landmarks[0].rows(301), index._slopes[0].rows(301)), 2).flatten(1, 2)
-    torch.testing.assert_close(index._opened.rows(602), expected)
-    some = torch.tensor([[5, 600], [17, 18]])
-    torch.testing.assert_close(index._opened.pick(some), expected[torch.arange(HEADS)[:, None], some])
+    mean, variance, along = (each.rows(301) for each in (*index._landmarks, index._slopes[0]))
+    expected = torch.cat((mean, along, variance.amax(-1, keepdim=True) / 7), -1)
+    torch.testing.assert_close(index._opened.rows(301), expected)
 
 
 def test_memory_counts_sections_and_entries_do_not() -> None:
@@ -234,9 +272,12 @@ def test_memory_counts_sections_and_entries_do_not() -> None:
     index = BlockIndex(HEADS, SHAPE, meter)
     index.add(summary(*drawn(400)))
     assert index.usual is not None
+    assert index.usual.nbytes == HEADS * Usual.head_bytes(CHANNELS)
+    of_usual = -(-Usual.head_bytes(CHANNELS) // BEGINNING)
     of_blocks = meter.bytes - index.usual.nbytes
-    assert 0 <= 400 * HEADS * SHAPE.memory_bytes() - of_blocks < 400 * HEADS
-    assert SHAPE.memory_bytes(torch.device("meta")) == SHAPE.memory_bytes() - SHAPE.opened.block_bytes
+    assert 0 <= 400 * HEADS * (SHAPE.memory_bytes() - of_usual) - of_blocks < 400 * HEADS
+    opened = record_bytes(CHANNELS) // PAIR
+    assert SHAPE.memory_bytes(torch.device("meta")) == SHAPE.memory_bytes() - opened
 
 
 def rounded(rows: Tensor) -> Tensor:
@@ -406,7 +447,7 @@ def recalled(
     assert index.pairs is not None
     count, groups = queries.shape[1:3]
     tables = []
-    for table in (index.table, index.pairs.table, index.sections.table):
+    for table in (index.table, index.pairs.table, index.sections.table, index.opened_table):
         tables += [table, np.array([0, len(table)])]
     room_rows, of_one = kernels("recall").recall_rows(groups), np.array([0, count])
     room = np.full((HEADS, room_rows, int(-(-ends[-1] // 16) * 16) + 64), np.nan, np.float32)
