@@ -1,10 +1,11 @@
 """CPU kernels of attention over blocks that were chosen. Compiled by Numba when first called.
 
-They read blocks where they lie and copy nothing; while one is read the next ones are asked for, line by line: asked for
-all at once, a core waits for them. Blocks that are not there leave no trace: those that are read are listed first. Each
-works on a range of KV heads without the GIL, so several run at once. Arrays are C-contiguous; all but the cache are
-fp32. Letters: H KV heads, T queries, G query heads per KV head, N far blocks, K fetched blocks, M blocks that are read,
-B positions of a block, D channels, R pairs of channels that turn.
+They read blocks where they lie and copy nothing. A line of each page is asked for first, for a core that has to find
+out where a page lies waits as long as for a line, and finds many at once; while one block is read the next ones are
+asked for, line by line: all lines asked for at once, a core waits for them. Blocks that are not there leave no trace:
+those that are read are listed first. Each works on a range of KV heads without the GIL, so several run at once. Arrays
+are C-contiguous; all but the cache are fp32. Letters: H KV heads, T queries, G query heads per KV head, N far blocks, K
+fetched blocks, M blocks that are read, B positions of a block, D channels, R pairs of channels that turn.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Integers = NDArray[np.int64]
 lanes, sharing = kernels("lane"), kernels("sharing")
 address, copy, exponentials, highest = lanes.address, lanes.copy, lanes.exponentials, lanes.highest
 LANES, NOTHING = lanes.LANES, lanes.NOTHING
+PAGE = 4096
+"""Bytes of a page of memory, at least."""
 SMALLEST = 2.0**-61
 """What a block of landmark attention is weighed with at least: its positions' smallest weights are 2**-64, and their
 products must not become numbers that a CPU is slow with."""
@@ -175,6 +178,9 @@ def attend(
                 blocks[count + i] = address(values) + blocks[i]
                 blocks[i] += address(keys)
             blocks[2 * count] = blocks[2 * count + 1] = blocks[2 * count - 1]
+            for i in range(2 * count):
+                for page in range(0, block_bytes, PAGE):
+                    lanes.prefetch(blocks[i] + page, 1)
             asked, result = address(queries) + skipped, address(output) + skipped
             copy(asked, turned, groups * dim // LANES)  # for channels that do not turn
             seen_far = parted(keys, address(far) + skipped, dim, groups, beyond)
