@@ -26,7 +26,7 @@ from cache.rows import CPU, Rows
 from cache.sections import PAIR, PAIRS, SECTION
 from cache.stretches import Stretches
 from cache.summary import Summary
-from cache.usual import BEGINNING, Usual, narrow
+from cache.usual import BEGINNING, Told, Usual, narrow
 from cache.vectors import Meter, Vectors, table_of
 
 Numbers = NDArray[np.int64]
@@ -84,13 +84,12 @@ class IndexShape:
             return self.block_bytes + Stretches.row_bytes(storage, 1, self.widths[0])
         if self.gathering is None:
             return self.block_bytes
-        gathered = PAIRS * self.of_pairs.block_bytes + self.of_sections.block_bytes
-        usual = Usual.head_bytes(self.widths[0])  # of a session that has no more blocks than it begins with
-        more = -(-gathered // SECTION) + -(-usual // self.gathering.begin)
+        more = -(-(PAIRS * self.of_pairs.block_bytes + self.of_sections.block_bytes) // SECTION)
+        more += -(-Usual.head_bytes(self.widths[0]) // self.gathering.begin)  # of the shortest session that has it
         return self.block_bytes + more + (Opened.row_bytes(1, self.opened_width) if self.opens(device) else 0)
 
     def opens(self, device: torch.device) -> bool:
-        """Whether what is looked at of a pair that is opened is kept in one place, too: where kernels read it."""
+        """Whether what is looked at of opened pairs is kept in one place, too: where kernels read it."""
         return self.gathering is not None and self.rounded and device.type == "cpu"
 
     @property
@@ -123,7 +122,6 @@ class BlockIndex:
     Attributes:
         pairs: what is looked at of pairs of blocks, if the shape asks for it
         sections: mean values and slopes of sections of blocks, if the shape asks for them
-        usual: what the first blocks tell of all, if the shape asks for it, once pairs begin to be made ready
     """
 
     def __init__(
@@ -138,7 +136,7 @@ class BlockIndex:
         self.shape = shape
         self.count = 0
         self._kv_heads = kv_heads
-        self._meter, self._device = meter, device
+        self._meter, self._device = meter or Meter(), device
         self._slab, self._stands_for = slab or Slab(), stands_for
 
         def vectors(width: int, storage: type[Rows]) -> Vectors:
@@ -157,11 +155,10 @@ class BlockIndex:
         self._slopes = [vectors(shape.values, kind) for kind in (ByRow, ByChannel) if shape.slopes]
         self._outlying = Vectors(kv_heads, 1, meter=meter, device=device)
         self._copies = [vectors(shape.copies[1], kind) for kind in (ByRow, ByChannel) if shape.copies[0]]
-        gathers = shape.gathering is not None
         lying = meter, device, self._slab
-        self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if gathers else None
-        self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if gathers else None
-        self.usual: Usual | None = None
+        self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if shape.gathering else None
+        self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if shape.gathering else None
+        self._told = Told()
         opens = shape.opens(device)
         self._opened = Vectors(kv_heads, shape.opened_width, Opened, *lying[::2], device) if opens else None
 
@@ -209,13 +206,12 @@ class BlockIndex:
         gathering = self.shape.gathering
         if gathering is None or self.sections is None or self.pairs is None or not self._ready:
             return
-        if self.usual is None:
-            self.usual = gathering.usual(self._summary(0, BEGINNING))
-            if self._meter is not None:
-                self._meter.watch(self.usual)(self.usual.nbytes)
+        if (usual := self._told.usual) is None:
+            usual = self._told.usual = gathering.usual(self._summary(0, BEGINNING))
+            self._meter.watch(usual)(usual.nbytes)
         while (first := self.sections.count) < self._ready // SECTION:
             last = min(self._ready // SECTION, first + GATHERED)
-            pairs, sections = gathering.gather(self._summary(first * SECTION, last * SECTION), self.usual)
+            pairs, sections = gathering.gather(self._summary(first * SECTION, last * SECTION), usual)
             self.pairs.add(pairs)
             self.sections.add(sections)
         while self._opened is not None and (first := self._opened.count) < self._ready:
@@ -227,6 +223,11 @@ class BlockIndex:
     def _ready(self) -> int:
         """Of how many blocks pairs and sections can be looked at."""
         return self.shape.gathering.ready(self.count) if self.shape.gathering else 0
+
+    @property
+    def usual(self) -> Usual | None:
+        """What the first blocks tell of all, if the shape asks for it, once pairs begin to be made ready."""
+        return self._told.usual if self._ready else None
 
     def _summary(self, first: int, last: int) -> Summary:
         """What stands for blocks first, …, last - 1, as it is kept; of one landmark each, and without copies."""
@@ -282,8 +283,7 @@ class BlockIndex:
         table = table_of([vectors for vectors in kept if isinstance(vectors, Vectors)])
         if self.pairs is None:
             return table
-        lies = self.usual.addresses if self.usual else (0, 0, 0)
-        return np.column_stack((table, np.tile(lies, (len(table), 1))))
+        return np.column_stack((table, np.tile(self.usual.addresses if self.usual else (0,) * 3, (len(table), 1))))
 
     @cached_property
     def stretches_table(self) -> Numbers:
@@ -393,7 +393,7 @@ class BlockIndex:
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         ready = fork._ready
-        fork.usual = self.usual if ready else None
+        fork._told = self._told if count >= BEGINNING else fork._told
         fork.sections = self.sections and self.sections.fork(ready // SECTION, fork._slab)
         fork.pairs = self.pairs and self.pairs.fork(ready // SECTION * PAIRS, fork._slab)
         fork._opened = self._opened and self._opened.fork(ready, fork._slab)

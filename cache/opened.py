@@ -27,7 +27,8 @@ ROWS = 2
 WIDE = PAIR * ROWS * DEEP
 """Channels of a slice."""
 BORDER = 32
-"""Bytes of which a record takes a multiple: half a line, so it takes no more lines than if it began with one."""
+"""Bytes of which a record takes a multiple: half a line, so it lies in no more lines than if it began with one, where
+the first one begins at such a border."""
 
 
 def record_bytes(channels: int) -> int:

@@ -68,6 +68,13 @@ class Usual:
         return vectors @ self.values
 
 
+@dataclass
+class Told:
+    """What is usual, once somebody has told it, of a session and of all that have its beginning."""
+
+    usual: Usual | None = None
+
+
 def usual(blocks: Gathered) -> Usual:
     """What `BEGINNING` blocks tell."""
     variances = blocks.together(PAIR).variances

@@ -211,6 +211,21 @@ def test_pairs_and_sections_follow_from_blocks_however_these_came(rounded: bool,
             assert (mine == theirs).all(), "it goes on with the section that was open"
 
 
+def test_who_shares_the_beginning_shares_what_it_tells_whoever_needs_it_first() -> None:
+    shape, (keys, values) = replace(SHAPE, gathering=replace(GATHERING, few=200).in_layer(0)), drawn(301)
+    index = BlockIndex(HEADS, shape)
+    index.add(summary(keys[:, :100], values[:, :100]))
+    forks = index.fork(90), index.fork(80).fork(70), index.fork(60)
+    assert index.usual is None
+    for fork in forks:
+        fork.add(summary(keys[:, fork.count :], values[:, fork.count :]))
+    assert forks[0].usual is not None
+    assert forks[0].usual is forks[1].usual
+    assert forks[2].usual is not forks[0].usual, "its beginning is its own"
+    for mine, theirs in zip(told(forks[0]), told(forks[2]), strict=True):
+        assert (mine == theirs).all()
+
+
 def told(index: BlockIndex) -> list[np.ndarray]:
     """All that is kept of pairs and sections, and to open pairs, and what is usual."""
     assert index.sections is not None
@@ -313,7 +328,7 @@ def test_from_many_blocks_on_pairs_and_sections_lie_in_large_pages_with_their_bl
     assert len(seen) == 6, "each has both"
 
 
-@pytest.mark.parametrize("pieces", range(0, 18, 2))
+@pytest.mark.parametrize("pieces", range(0, 24, 2))
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_cannot_be_appended_leaves_no_trace(pieces: int, packed: bool) -> None:
     """Wherever memory ends: nothing of it is there, and what comes later is in its place."""
