@@ -206,9 +206,7 @@ class BlockIndex:
         gathering = self.shape.gathering
         if gathering is None or self.sections is None or self.pairs is None or not self._ready:
             return
-        if (usual := self._told.usual) is None:
-            usual = self._told.usual = gathering.usual(self._summary(0, BEGINNING))
-            self._meter.watch(usual)(usual.nbytes)
+        usual = self._told.once(lambda: gathering.usual(self._summary(0, BEGINNING)), self._meter)
         while (first := self.sections.count) < self._ready // SECTION:
             last = min(self._ready // SECTION, first + GATHERED)
             pairs, sections = gathering.gather(self._summary(first * SECTION, last * SECTION), usual)

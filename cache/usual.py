@@ -9,12 +9,15 @@ Letters in shapes: H KV heads, N vectors, D channels, W directions.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cache.sections import PAIR, SECTION, Gathered
+from cache.vectors import Meter
 
 BEGINNING = 8 * SECTION
 """Blocks of a session, its first ones, that tell what is usual. Before they are there no pair is looked at."""
@@ -68,11 +71,23 @@ class Usual:
         return vectors @ self.values
 
 
-@dataclass
 class Told:
-    """What is usual, once somebody has told it, of a session and of all that have its beginning."""
+    """What is usual of a session and of all that have its beginning, once one of them has told it.
 
-    usual: Usual | None = None
+    That may be on any thread; it is told once, for kernels of the others know where it lies.
+    """
+
+    def __init__(self) -> None:
+        self.usual: Usual | None = None
+        self._lock = threading.Lock()
+
+    def once(self, tell: Callable[[], Usual], meter: Meter) -> Usual:
+        """What is usual, told now if nobody has; its memory is counted."""
+        with self._lock:
+            if self.usual is None:
+                self.usual = tell()
+                meter.watch(self.usual)(self.usual.nbytes)
+            return self.usual
 
 
 def usual(blocks: Gathered) -> Usual:

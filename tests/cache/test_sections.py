@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +226,23 @@ def test_who_shares_the_beginning_shares_what_it_tells_whoever_needs_it_first() 
     assert forks[2].usual is not forks[0].usual, "its beginning is its own"
     for mine, theirs in zip(told(forks[0]), told(forks[2]), strict=True):
         assert (mine == theirs).all()
+
+
+def test_what_is_usual_is_told_once_by_however_many_threads() -> None:
+    shape, (keys, values) = replace(SHAPE, gathering=replace(GATHERING, few=200).in_layer(0)), drawn(301)
+    index = BlockIndex(HEADS, shape)
+    index.add(summary(keys[:, :100], values[:, :100]))
+    forks, start = [index.fork(100) for _ in range(6)], threading.Barrier(6)
+
+    def grow(fork: BlockIndex) -> int:
+        start.wait()
+        fork.add(summary(keys[:, 100:101], values[:, 100:101]))
+        return int(fork.table[0, -1])
+
+    with ThreadPoolExecutor(6) as threads:
+        places = set(threads.map(grow, forks))
+    assert len(places) == 1, "kernels of all of them read it where it lies"
+    assert 0 not in places
 
 
 def told(index: BlockIndex) -> list[np.ndarray]:
