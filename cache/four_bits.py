@@ -73,10 +73,6 @@ class FourBits(Rows):
     def _words_shape(self, heads: int) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def _put(self, first: int, numbers: Small) -> None:
-        """Write numbers (H, N, padded width) where nothing was written before."""
-        raise NotImplementedError
-
     def _get(self, first: int, last: int) -> Small:
         """Numbers (H, N, padded width) of rows first, …, last - 1."""
         return self._pick(np.arange(len(self.scales))[:, None], np.arange(first, last)[None])
@@ -103,10 +99,6 @@ class FourBits(Rows):
         """Write rows as `rounded` makes numbers of them; lanes are rows."""
         kernels("rounding").put_by_row(rows, self.words, self.scales, first)
 
-    def _write(self, first: int, numbers: Small, scales: Floats) -> None:
-        self.scales[:, first : first + scales.shape[1]] = scales
-        self._put(first, np.pad(numbers, ((0, 0), (0, 0), (0, self._padded - self._width))))
-
     def rows(self, last: int, first: int = 0) -> Tensor:
         found = np.empty((len(self.scales), last - first, self._width), np.float32)
         self._widen(first, found)
@@ -132,11 +124,12 @@ class FourBits(Rows):
         return bool((np.isfinite(scales) & (scales >= 0)).all())
 
     def unpack(self, first: int, packed: Bytes) -> None:
-        heads = len(self.scales)
-        border = packed.shape[1] - heads * SCALE_BYTES
-        halves: Bytes = packed[:, :border].reshape(len(packed), heads, -1)
-        nibbles = np.stack((halves & 15, halves >> 4), axis=-1).reshape(len(packed), heads, -1)
-        self._write(first, signed(nibbles)[..., : self._width].transpose(1, 0, 2), scales_of(packed, heads).T)
+        self.scales[:, first : first + len(packed)] = scales_of(packed, len(self.scales)).T
+        self._unpack(np.ascontiguousarray(packed), first)
+
+    def _unpack(self, packed: Bytes, first: int) -> None:
+        """Write the numbers of packed rows; lanes are rows."""
+        kernels("rounding").unpack_by_row(packed, self._width, self.words, first)
 
 
 class ByRow(FourBits):
@@ -149,12 +142,6 @@ class ByRow(FourBits):
 
     def _widen(self, first: int, to: Floats) -> None:
         kernels("rounding").rows_by_row(self.words, self.scales, first, to)
-
-    def _put(self, first: int, numbers: Small) -> None:
-        nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, HALVES, BYTES)  # (H, N, slices, …)
-        words = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
-        tiles, lanes = np.divmod(np.arange(first, first + numbers.shape[1]), LANES)
-        self.words.swapaxes(2, 3)[:, tiles, lanes] = words
 
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
         tiles, lanes = np.divmod(at, LANES)
@@ -180,13 +167,8 @@ class ByChannel(FourBits):
     def _widen(self, first: int, to: Floats) -> None:
         kernels("rounding").rows_by_channel(self.words, self.scales, first, to)
 
-    def _put(self, first: int, numbers: Small) -> None:
-        nibbles = (numbers.view(np.uint8) & 15).reshape(*numbers.shape[:2], -1, LANES)
-        at = np.arange(first, first + numbers.shape[1])
-        for half in range(HALVES):  # rows that share bytes differ in this
-            mine = at % DEEP // BYTES == half
-            # Advanced indices that are apart come first: (N, H, groups, lanes).
-            self.words[:, at[mine] // DEEP, :, :, at[mine] % BYTES] |= nibbles[:, mine].swapaxes(0, 1) << 4 * half
+    def _unpack(self, packed: Bytes, first: int) -> None:
+        kernels("rounding").unpack_by_channel(packed, self._width, self.words, first)
 
     def _pick(self, heads: Numbers, at: Numbers) -> Small:
         words = self.words[heads, at // DEEP, :, :, at % BYTES]  # (H, N, groups, lanes)

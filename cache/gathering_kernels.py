@@ -94,8 +94,10 @@ def narrow(vector: Floats, directions: Floats, to: Floats) -> None:
 
 
 @compiled
-def gather(blocks: Floats, keys: Floats, values: Floats, pairs: Floats, sections: Floats) -> None:
-    """What stands for pairs and sections.
+def gather(
+    blocks: Floats, keys: Floats, values: Floats, pairs: Floats, sections: Floats, first: int, last: int
+) -> None:
+    """What stands for pairs and sections, of heads first, …, last - 1.
 
     Args:
         blocks: five parts of each (5, H, N, D), N a multiple of SECTION
@@ -106,7 +108,7 @@ def gather(blocks: Floats, keys: Floats, values: Floats, pairs: Floats, sections
     dim, wide = keys.shape[1:]
     members, of_pairs = np.empty((5, PAIR, dim), np.float32), np.empty((5, PAIRS, dim), np.float32)
     group = np.empty((5, dim), np.float32)
-    for head in range(blocks.shape[1]):
+    for head in range(first, last):
         of_keys, of_values = keys[head], values[head].T.copy()
         for section in range(blocks.shape[2] // SECTION):
             for pair in range(PAIRS):
@@ -130,4 +132,4 @@ def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
     of_blocks, of_sections = (np.empty((parts, 1, 0, 1), np.float32) for parts in (5, 3))
     one = np.empty((1, 1, 1), np.float32)
-    gather(of_blocks, one, one, np.empty((1, 0, 3), np.float32), of_sections)
+    gather(of_blocks, one, one, np.empty((1, 0, 3), np.float32), of_sections, 0, 1)

@@ -123,6 +123,36 @@ def rows_by_channel(words: Words, scales: Floats, first: int, to: Floats) -> Non
                 to[head, n, d] = np.float32((nibble ^ 8) - 8) * scale
 
 
+@compiled
+def unpack_by_row(packed: Words, width: int, words: Words, first: int) -> None:
+    """Write the numbers of rows first, first + 1, … as `ByRow` has them, where nothing was written before.
+
+    Args:
+        packed: of each row two numbers a byte, one head's behind the other's, and then the scales (N, row_bytes)
+        width: numbers of a row and head
+    """
+    length = (width + 1) // 2
+    for n in range(len(packed)):
+        tile, lane = (first + n) // LANES, (first + n) % LANES
+        for head in range(len(words)):
+            for d in range(width):
+                nibble = packed[n, head * length + d // 2] >> 4 * (d % 2) & 15
+                words[head, tile, d // (HALVES * BYTES), lane, d % BYTES] |= nibble << 4 * (d // BYTES % HALVES)
+
+
+@compiled
+def unpack_by_channel(packed: Words, width: int, words: Words, first: int) -> None:
+    """The same as `ByChannel` has them."""
+    length = (width + 1) // 2
+    for n in range(len(packed)):
+        tile, byte = (first + n) // (HALVES * BYTES), (first + n) % BYTES
+        shift = 4 * ((first + n) // BYTES % HALVES)
+        for head in range(len(words)):
+            for d in range(width):
+                nibble = packed[n, head * length + d // 2] >> 4 * (d % 2) & 15
+                words[head, tile, d // LANES, d % LANES, byte] |= nibble << shift
+
+
 def warm_up() -> None:
     """Compile now, or load what an earlier start compiled, rather than in somebody's first request."""
     none, words = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0, 0), np.uint8)
@@ -130,5 +160,7 @@ def warm_up() -> None:
         put(none, words, np.empty((0, 0), np.float32), 0)
     for rows in (rows_by_row, rows_by_channel):
         rows(words, np.empty((0, 0), np.float32), 0, none)
+    for unpack in (unpack_by_row, unpack_by_channel):
+        unpack(np.empty((0, 0), np.uint8), 0, words, 0)
     records = np.empty((1, 2), record(1))
     put_opened(none, records["words"], records["scales"], records["sizes"], 0)

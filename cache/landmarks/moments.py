@@ -22,9 +22,13 @@ from torch import Tensor
 
 from cache.compiling import kernels
 from cache.landmarks.base import LandmarkRule
+from cache.parallel import over_heads
 from cache.sections import PAIR, PAIRS, SECTION, Gathered
 from cache.summary import Summary
 from cache.usual import Usual, narrow, usual
+
+WORK = 64
+"""Products for a number of a block when its pair and its section are told."""
 
 
 class Moments(LandmarkRule):
@@ -108,7 +112,12 @@ def gathered(blocks: Gathered, usual: Usual) -> tuple[Summary, Summary]:
     heads, count, wide = *parts.shape[1:3], usual.keys.shape[2]
     pairs = np.empty((heads, count // PAIR, 2 * wide + 1), np.float32)
     sections = np.empty((3, heads, count // SECTION, wide), np.float32)
-    kernels("gathering").gather(parts, usual.keys.numpy(), usual.values.numpy(), pairs, sections)
+    of_heads = parts, usual.keys.numpy(), usual.values.numpy(), pairs, sections
+
+    def work(some: slice) -> None:
+        kernels("gathering").gather(*of_heads, some.start, some.stop)
+
+    over_heads(work, heads, WORK * count * parts.shape[3])
     return Summary(torch.from_numpy(pairs)[:, :, None]), of_sections(*torch.from_numpy(sections))
 
 
