@@ -159,8 +159,7 @@ class BlockIndex:
         self.pairs = BlockIndex(kv_heads, shape.of_pairs, *lying, PAIR) if shape.gathering else None
         self.sections = BlockIndex(kv_heads, shape.of_sections, *lying, SECTION) if shape.gathering else None
         self._told = Told()
-        opens = shape.opens(device)
-        self._opened = Vectors(kv_heads, shape.opened_width, Opened, *lying[::2], device) if opens else None
+        self._opened = vectors(shape.opened_width, Opened) if shape.opens(device) else None
 
     def add(self, summary: Summary) -> None:
         """Append the next blocks; if that fails, for want of memory, it has none of them."""
@@ -391,7 +390,8 @@ class BlockIndex:
         fork._outlying = self._outlying.fork(count if self.shape.outlying else 0)
         fork._copies = [vectors.fork(count * self.shape.copies[0], fork._slab) for vectors in self._copies]
         ready = fork._ready
-        fork._told = self._told if count >= BEGINNING else fork._told
+        if count >= BEGINNING:
+            fork._told = self._told
         fork.sections = self.sections and self.sections.fork(ready // SECTION, fork._slab)
         fork.pairs = self.pairs and self.pairs.fork(ready // SECTION * PAIRS, fork._slab)
         fork._opened = self._opened and self._opened.fork(ready, fork._slab)
