@@ -38,6 +38,7 @@ from cache.tiers import DeviceTier, DiskTier, LowerTier, PagedTier, Places, Tier
 from cache.turns import MOST_TURNS, Turn, Turns
 from cache.usual import BEGINNING, Usual
 from cache.vectors import Meter, Vectors
+from cache.waking import Waking
 
 __all__ = [
     "BEGINNING",
@@ -88,6 +89,7 @@ __all__ = [
     "Turns",
     "Usual",
     "Vectors",
+    "Waking",
     "WindowTier",
     "check",
     "compiled",

@@ -21,6 +21,7 @@ from cache.ledger import Ledger
 from cache.readings import Reading, Readings
 from cache.session import Session, chain
 from cache.store import BlockStore
+from cache.waking import Waking
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,6 @@ class SessionRegistry:
 
     def aside(self, session: Session) -> Session:
         """A session with the same past that nobody can ask for by name; who asked for it closes it."""
-        self.wake(session)
         return session.fork(secrets.token_hex(12))
 
     def add(self, session: Session) -> None:
@@ -95,7 +95,6 @@ class SessionRegistry:
 
     def fork(self, session: Session) -> Session:
         """A named session with the same past."""
-        self.wake(session)
         fork = session.fork(secrets.token_hex(12))
         self._ledger.fork(session, fork)
         return self._name(fork)
@@ -176,27 +175,30 @@ class SessionRegistry:
             digest = chain(digest, array("l", tokens[start : start + size]), mark)
             yield digest
 
-    def wake(self, session: Session) -> None:
-        """Bring a session's indexes back to memory; what of it is damaged is forgotten, to be computed again."""
-        if not session.parked:
-            return
-        assert self.store.archive is not None
-        begun, disk = time.perf_counter(), self.store.archive.disk
-        good, hashes = 0, session.hashes[1:]
-        try:
-            for slot, digest in zip(session.blocks, hashes, strict=True):
-                disk.expect(slot, digest)
-                good += 1
-        except (DamagedBlock, OSError) as error:
-            self._found_damage(error)
-        entries = disk.entries(session.blocks[:good], hashes[:good])
-        if len(entries) < good:
-            self._found_damage(DamagedBlock(session.blocks[len(entries)], "its landmarks have a wrong checksum"))
-        if len(entries) < len(session.blocks):
-            self.store.lose(session.blocks[len(entries)])
-            self._rewind(session, len(entries))
-        session.wake(entries)
-        self.restores.append(time.perf_counter() - begun)
+    def waking(self, session: Session) -> Waking:
+        """The way back of a parked session's indexes; `woken` takes it when it has been gone. Who begins it closes it.
+
+        What another session holds of the same beginning is not read again.
+        """
+        for count in range(session.sealed, 0, -1):
+            for holder in self._prefixes.get(session.hashes[count], ()):
+                if not holder.parked and holder.blocks[:count] == session.blocks[:count]:
+                    return Waking(session, holder.indexes_of(count), count)
+        return Waking(session, session.indexes_of(0))
+
+    def woken(self, waking: Waking) -> None:
+        """Give a session its indexes back; what of it is damaged is forgotten, to be computed again."""
+        session, known = waking.session, waking.count
+        if known < session.sealed:
+            assert waking.damage is not None, "it is not back yet"
+            self._found_damage(waking.damage)
+            self.store.lose(session.blocks[known])
+            self._rewind(session, known)
+        elif known > session.sealed:  # what was found to be damaged meanwhile
+            waking.indexes = [index and index.fork(session.sealed) for index in waking.indexes]
+        session.wake(waking.indexes)
+        self.store.balance()
+        self.restores.append(time.perf_counter() - waking.begun)
 
     def _found_damage(self, error: Exception) -> None:
         self.damaged += 1
@@ -243,11 +245,12 @@ class SessionRegistry:
             if holders is None:
                 break
             found, blocks = next(reversed(holders)), count
+            if found.parked:
+                found = next((holder for holder in reversed(holders) if not holder.parked), found)
         if found is None:
             return fresh
         if found.id in self._kept:
             self._kept.move_to_end(found.id)
-        self.wake(found)
         match = found.fork(fresh.id, min(blocks, found.sealed))
         match.parent = None
         return match
@@ -260,7 +263,6 @@ class SessionRegistry:
         Args:
             share: a session that has computed nothing may begin with what is known of its text
         """
-        self.wake(session)
         session.begin_turn(tokens, reading)
         self.save(session)
         if share and not session.blocks:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.errors import DamagedBlock
 from cache.index import BlockIndex, IndexShape
 from cache.layout import Bytes, CacheLayout
 from cache.readings import Reading, Readings
@@ -142,9 +143,25 @@ class Session:
         return np.empty((last - first, 0), np.uint8) if self.store.archive is None else self.entries(first, last)
 
     def entries(self, first: int, last: int) -> Bytes:
-        """What the indexes keep of blocks first, …, last - 1: (blocks, entry_bytes)."""
+        """What the indexes keep of blocks first, …, last - 1: (blocks, entry_bytes); raises DamagedBlock if parked."""
+        if self.parked:
+            return self._stored_entries(first, last)
         parts = [np.empty((last - first, 0), np.uint8)]
         return np.concatenate(parts + [index.pack(first, last) for index in self.indexes if index], axis=1)
+
+    def _stored_entries(self, first: int, last: int) -> Bytes:
+        assert self.store.archive is not None
+        entries = self.store.archive.disk.entries(self.blocks[first:last], self.hashes[first + 1 : last + 1])
+        if len(entries) < last - first:
+            raise DamagedBlock(self.blocks[first + len(entries)], "its landmarks have a wrong checksum")
+        return entries
+
+    def units(self, block: int) -> Bytes:
+        """Keys and values of a sealed block, as Tier.units gives them; raises DamagedBlock."""
+        if self.parked:
+            assert self.store.archive is not None
+            self.store.archive.disk.expect(self.blocks[block], self.hashes[block + 1])
+        return self.store.units(self.blocks[block])
 
     @property
     def entry_bytes(self) -> int:
@@ -166,7 +183,7 @@ class Session:
             for block, entry in zip(units, entries, strict=True):
                 self._take_in(block, entry)
         finally:
-            self._unpack(entries[: len(self.blocks) - first])
+            unpack(self.indexes, entries[: len(self.blocks) - first])
             self.computed = len(self.blocks) * self.layout.text_per_block
             self.store.balance()
 
@@ -186,30 +203,22 @@ class Session:
         """Leave the indexes to the disk."""
         assert not self.parked, "it is parked already"
         self.indexes = self._empty_indexes()
-        self.parked = True
+        self.parked = self.sealed > 0
 
-    def wake(self, entries: Bytes) -> None:
-        """Have indexes again, from what `advance` gave of its blocks: (blocks, bytes)."""
-        assert len(entries) == self.sealed, "what has no entry must be forgotten first"
-        self._unpack(entries)
-        self.parked = False
+    def wake(self, indexes: list[BlockIndex | None]) -> None:
+        """Have indexes again, of all of its blocks."""
+        assert all(index.count == self.sealed for index in indexes if index), "what they lack must be forgotten first"
+        self.indexes, self.parked = indexes, False
 
-    def _unpack(self, entries: Bytes) -> None:
-        for index, mine in self._parts(entries):
-            index.unpack(mine)
+    def indexes_of(self, sealed: int) -> list[BlockIndex | None]:
+        """Indexes of the first sealed blocks that go on by themselves, sharing memory; if parked, of none."""
+        if self.parked:
+            return self._empty_indexes()
+        return [index and index.fork(sealed) for index in self.indexes]
 
     def sensible(self, entries: Bytes) -> bool:
         """Whether entries (blocks, entry_bytes) are what indexes can have kept."""
-        return all(index.sensible(mine) for index, mine in self._parts(entries))
-
-    def _parts(self, entries: Bytes) -> Iterator[tuple[BlockIndex, Bytes]]:
-        """Each index with its part of entries."""
-        start = 0
-        for index in self.indexes:
-            if index is not None:
-                end = start + index.block_bytes
-                yield index, entries[:, start:end]
-                start = end
+        return all(index.sensible(mine) for index, mine in parts(self.indexes, entries))
 
     def rewind(self, sealed: int) -> None:
         """Forget what is computed beyond the first sealed blocks; the tokens stay, to be computed again."""
@@ -219,6 +228,7 @@ class Session:
         del self.blocks[keep:], self.hashes[keep + 1 :]
         if not self.parked:
             self.indexes = [index.fork(keep) if index and index.count > keep else index for index in self.indexes]
+        self.parked = self.parked and keep > 0
         self.store.release(gone)
 
     def adopt(self, blocks: list[int], hashes: list[bytes]) -> None:
@@ -234,11 +244,11 @@ class Session:
         """Have what another session of the same tenant has computed of the same text; the other one ends."""
         assert not self.blocks, "it has blocks already"
         self.blocks, self._table, self.hashes = prefix.blocks, prefix._table, prefix.hashes
-        self.indexes, self.computed = prefix.indexes, prefix.computed
+        self.indexes, self.computed, self.parked = prefix.indexes, prefix.computed, prefix.parked
         prefix.blocks = []
 
     def fork(self, id: str, sealed: int | None = None) -> Session:
-        """A session with the same past that shares the sealed blocks.
+        """A session with the same past that shares the sealed blocks; one of a parked session is parked.
 
         Args:
             sealed: keep only this many sealed blocks and none of the later tokens; None keeps everything (what an
@@ -255,7 +265,7 @@ class Session:
         fork.blocks = self.blocks[:keep]
         fork._table[:keep] = self._table[:keep]
         fork.hashes = self.hashes[: keep + 1]
-        fork.indexes = [index and index.fork(keep) for index in self.indexes]
+        fork.indexes, fork.parked = self.indexes_of(keep), self.parked and keep > 0
         fork.parent, fork.tenant, fork.ttl = self.id, self.tenant, self.ttl
         if sealed is None:  # who shares no more than a prefix reads as if it had computed it
             fork.blocks_per_head, fork.audited = self.blocks_per_head, self.audited[:]
@@ -273,6 +283,22 @@ class Session:
         """Give back all blocks; the session must not be used again."""
         self.store.release(self.blocks)
         self.blocks = []
+
+
+def unpack(indexes: Sequence[BlockIndex | None], entries: Bytes) -> None:
+    """Append blocks to indexes, as `Session.entries` gave them."""
+    for index, mine in parts(indexes, entries):
+        index.unpack(mine)
+
+
+def parts(indexes: Sequence[BlockIndex | None], entries: Bytes) -> Iterator[tuple[BlockIndex, Bytes]]:
+    """Each index with its part of entries."""
+    start = 0
+    for index in indexes:
+        if index is not None:
+            end = start + index.block_bytes
+            yield index, entries[:, start:end]
+            start = end
 
 
 def chain(previous: bytes, tokens: array[int], mark: bytes = b"") -> bytes:

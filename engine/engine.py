@@ -6,18 +6,20 @@ outside it, so asking for a session never waits for a step.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cache import DamagedBlock, OutOfBlocks, Session
 from engine.admission import Admission
+from engine.apart import Apart
 from engine.assembly import choose_attention, describe, open_beside, open_registry, snapshot
 from engine.config import EngineConfig
 from engine.delivery import Deliver, Delivery
@@ -25,12 +27,13 @@ from engine.errors import ConstraintFailed, EngineError, EngineStopped, OutOfRoo
 from engine.huggingface import LoadedModel
 from engine.memory import FULL, Memory
 from engine.passes import Pass
-from engine.requests import Failed, Finished, Generation, Quota, Timing, Usage
+from engine.requests import Failed, Finished, Generation, Quota
 from engine.runner import ModelRunner
 from engine.sampler import Sampler, score
 from engine.scheduler import Planned, Scheduler
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
+from engine.waker import Waker, Woken
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
@@ -63,14 +66,13 @@ class Engine(Memory):
         self._config, self._observe = config, observe
         self._store = registry.store
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
-        self._threads = torch.get_num_threads()
-        self._beside = open_beside(model, settings, config, registry.store, self._wake)
+        threads, beside = torch.get_num_threads(), open_beside(model, settings, config, registry.store, self._wake)
+        self._apart = Apart(threads, beside, Waker(threads, self._wake))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         self._defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
-        self._scheduler = Scheduler(
-            config.step_tokens, config.decode_share, landmark, layout, apart=self._beside is not None
-        )
+        reads = self._apart.reads
+        self._scheduler = Scheduler(config.step_tokens, config.decode_share, landmark, layout, apart=reads)
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[Sequence] = set()
         self._stopping = False
@@ -154,10 +156,10 @@ class Engine(Memory):
                 pass
         except Exception:  # nobody who was accepted may wait for ever, whatever went wrong
             logger.exception("the engine has failed")
-        if self._beside is not None:
-            self._beside.close()
+        self._apart.close()
         with self._delivery, self._changed:
             self._accepting = False
+            self._take_woken()
             self._finish_all()
 
     def _turn(self) -> bool:
@@ -167,38 +169,37 @@ class Engine(Memory):
             self._changed.wait_for(lambda: self._stopping or self._running or self._waiting, timeout=IDLE_SECONDS)
             if self._stopping:
                 return False
+            self._take_woken()
             self._tidy()
             self._retire_cancelled()
             self._admit()
-            planned = self._plan()
-        if not planned and self._away:
+            planned, known = self._plan(), self._known
+        if not planned and (self._apart.reading or self._apart.asleep):
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._has_come, timeout=IDLE_SECONDS)
+                self._changed.wait_for(lambda: self._apart.ended or self._known != known, timeout=IDLE_SECONDS)
         if planned:
             begun = time.perf_counter()
-            threads = self._beside.left if self._beside is not None and self._away else self._threads
-            self._after_pass(Pass(planned).run(self._runner, threads))
+            self._after_pass(Pass(planned).run(self._runner, self._apart.threads_left()))
             self._scheduler.took(time.perf_counter() - begun)
         return True
 
     @property
-    def _away(self) -> frozenset[Sequence]:
-        """Sequences that are being read beside steps: left alone until their part has come."""
-        return frozenset() if self._beside is None else self._beside.sequences
-
-    @property
-    def _has_come(self) -> bool:
-        return self._beside is not None and self._beside.ended
+    def _known(self) -> tuple[int, int, bool]:
+        """What others want: it changes when they want something else."""
+        return len(self._waiting), len(self._cancelled), self._stopping
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
     def _take_what_came(self) -> None:
-        if self._beside is not None and self._beside.ended:
-            passed = self._beside.take()
+        if (passed := self._apart.take()) is not None:
             self._scheduler.came(passed.tokens, passed.step.report.seconds)
             self._after_pass(passed)
+
+    def _take_woken(self) -> None:
+        for woken in self._apart.waker.take():
+            self._or_fail(woken.sequence, partial(self._after_waking, woken))
 
     def _tidy(self) -> None:
         """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
@@ -249,18 +250,25 @@ class Engine(Memory):
             self._registry.go_on(session, generation.tokens, reading, share=share)
         sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted, self._defaults)
         self._run(sequence)
-        sequence.deliver(sequence.progress())
+        self._or_fail(sequence, partial(self._set_out, sequence))
+
+    def _set_out(self, sequence: Sequence) -> None:
+        if sequence.session.parked:
+            self._apart.waker.begin(sequence, self._registry.waking(sequence.session))
+        else:
+            sequence.deliver(sequence.progress())
 
     def _run(self, sequence: Sequence) -> None:
         self._running[sequence] = Sampler(sequence.generation.sampling, sequence.index, self._hidden)
 
     def _plan(self) -> Planned:
         """The next step; what is to be read beside it begins."""
-        plan = self._scheduler.plan(list(self._running), self._away)
+        asleep = self._apart.asleep
+        plan = self._scheduler.plan([each for each in self._running if each not in asleep], self._apart.reading)
+        self._apart.waker.alone = not plan.step
         step, beside = self._with_blocks(plan.step), self._with_blocks(plan.beside)
         if beside:
-            assert self._beside is not None, "nothing was to be read apart"
-            self._beside.begin(beside)
+            self._apart.read(beside)
         return step
 
     def _with_blocks(self, planned: Planned) -> Planned:
@@ -284,7 +292,7 @@ class Engine(Memory):
             self._observe(report)
         with self._delivery, self._changed:
             for sequence, own in passed.last_rows().items():
-                self._after_or_fail(sequence, own)
+                self._or_fail(sequence, partial(self._after, sequence, own))
 
     def _after_failure(self, passed: Pass) -> None:
         """Whatever fails in a pass fails requests, not the server; nothing has advanced, so others run it again."""
@@ -299,10 +307,21 @@ class Engine(Memory):
             for sequence in passed.sequences:
                 self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
 
-    def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
-        """`_after`; what goes wrong for one sequence is its own."""
+    def _after_waking(self, woken: Woken) -> None:
+        sequence = woken.sequence
+        with contextlib.closing(woken.waking):
+            if woken.whole:
+                self._registry.woken(woken.waking)
+                sequence.cached = sequence.session.computed
+                sequence.deliver(sequence.progress())
+        if woken.error is not None:
+            logger.error("a session could not come back", exc_info=woken.error)
+            self._end(sequence, Failed(EngineError(f"the session could not come back from the disk: {woken.error}")))
+
+    def _or_fail(self, sequence: Sequence, action: Callable[[], None]) -> None:
+        """Do it; what goes wrong for one sequence is its own."""
         try:
-            self._after(sequence, logits)
+            action()
         except ConstraintFailed as error:
             self._end(sequence, Failed(error))
         except Exception as error:
@@ -326,14 +345,10 @@ class Engine(Memory):
 
     def _branch(self, sequence: Sequence) -> list[Sequence]:
         """The other choices that a sequence stands for: those of a generation whose prompt has just been read."""
-        generation = sequence.generation
-        choices = []
+        choices: list[Sequence] = []
         for index in range(1, sequence.choices):
-            session = self._registry.branch(sequence.session)
-            choice = Sequence(generation, index, session, sequence.deliver, sequence.submitted, self._defaults)
-            choice.cached = sequence.cached
-            self._run(choice)
-            choices.append(choice)
+            choices.append(sequence.branch(index, self._registry.branch(sequence.session)))
+            self._run(choices[-1])
         return choices
 
     def _draw(self, sequence: Sequence, logits: Tensor) -> None:
@@ -348,7 +363,7 @@ class Engine(Memory):
     # -- ending, under the lock ------------------------------------------------------------------------------
 
     def _retire_cancelled(self) -> None:
-        for sequence in self._cancelled - self._away:
+        for sequence in self._apart.given_up(self._cancelled):
             self._end(sequence, sequence.finished("cancelled"))
 
     def _end(self, sequence: Sequence, event: Finished | Failed) -> None:
@@ -365,26 +380,18 @@ class Engine(Memory):
             self._registry.keep(session)
         else:
             session.close()
-        sequence.deliver(event)
-        if isinstance(event, Finished):  # for the choices that it stood for, too
-            for index in range(1, sequence.choices):
-                sequence.deliver(dataclasses.replace(event, index=index))
+        sequence.end(event)
         self._changed.notify_all()
 
     def _end_waiting(self, waiting: Waiting, error: EngineError | None) -> None:
         """Answer a generation that never started."""
-        generation = waiting.generation
         if waiting.aside is not None:
             waiting.aside.close()
         else:
-            self._registry.busy.discard(generation.session_id or "")
+            self._registry.busy.discard(waiting.generation.session_id or "")
         self._changed.notify_all()
-        if error is not None:
-            waiting.deliver(Failed(error))
-            return
-        timing = Timing(time.perf_counter() - waiting.submitted, 0.0, 0.0)
-        for index in range(generation.n):
-            waiting.deliver(Finished(index, "cancelled", Usage(len(generation.tokens), 0, 0), timing))
+        for event in waiting.ended(error):
+            waiting.deliver(event)
 
     def _finish_all(self) -> None:
         for sequence in list(self._running):

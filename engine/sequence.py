@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cache import CacheLayout, Reading, Session
 from engine.audit import Audit, Regulator
-from engine.requests import AuditReport, Event, Finished, Generation, Progress, RetrievalParams, Timing, Token, Usage
+from engine.errors import EngineError
+from engine.requests import (
+    AuditReport,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Progress,
+    RetrievalParams,
+    Timing,
+    Token,
+    Usage,
+)
 from engine.step import Span, with_landmarks
 from engine.tally import Lookup, Tally
 
@@ -59,6 +71,14 @@ class Waiting:
     deliver: Callable[[Event], None]
     submitted: float
     aside: Session | None = None  # a past of its own, for what must not change the session
+
+    def ended(self, error: EngineError | None) -> list[Event]:
+        """What there is to tell if it never starts: what is wrong, or that it was cancelled."""
+        if error is not None:
+            return [Failed(error)]
+        generation, timing = self.generation, Timing(time.perf_counter() - self.submitted, 0.0, 0.0)
+        usage = Usage(len(generation.tokens), 0, 0)
+        return [Finished(index, "cancelled", usage, timing) for index in range(generation.n)]
 
 
 class Sequence:
@@ -110,6 +130,12 @@ class Sequence:
             begun = self._reading or defaults.reading
             assert begun.blocks_per_head is not None, "only `exact` fetches everything"
             self.regulator = Regulator(retrieval.min_mass, begun.blocks_per_head, session)
+
+    def branch(self, index: int, session: Session) -> Sequence:
+        """Another choice of the generation, in a session of its own that holds the prompt, too."""
+        choice = Sequence(self.generation, index, session, self.deliver, self.submitted, self._defaults)
+        choice.cached = self.cached
+        return choice
 
     @property
     def limit(self) -> int:
@@ -218,6 +244,13 @@ class Sequence:
         if self.constraint is not None and self.constraint.ended and (full or sampling.ignore_eos or not end_tokens):
             return "stop"  # complete; for the end token that would follow there is no room, or no need
         return "length" if full else None
+
+    def end(self, event: Finished | Failed) -> None:
+        """Deliver the closing event; if it has finished, of the choices that it stands for, too."""
+        self.deliver(event)
+        if isinstance(event, Finished):
+            for index in range(1, self.choices):
+                self.deliver(replace(event, index=index))
 
     def finished(self, reason: str) -> Finished:
         """The closing event."""

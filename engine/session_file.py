@@ -88,7 +88,7 @@ class SessionWriter:
     """The file of a session that does not change while it is written.
 
     Args:
-        session: awake; it is only read
+        session: it is only read
         origin: as the file tells it
         kv: whether to write keys and values
         notes: for whoever reads the file
@@ -128,7 +128,7 @@ class SessionWriter:
         yield self._header + self._turns.numpy().tobytes()
         sums = np.zeros((self._blocks, 2), "<u4")
         for block in range(self._blocks):
-            units = self._session.store.units(self._session.blocks[block]).tobytes()
+            units = self._session.units(block).tobytes()
             sums[block, 0] = checksum(block, units)
             yield units
         yield self._tokens.numpy().tobytes()

@@ -460,7 +460,7 @@ def test_a_failed_engine_is_told_to_who_waits(durable: Durable, monkeypatch: pyt
     session = new(durable)
     durable.turn(session, FIRST, 3)
     durable.restart()
-    monkeypatch.setattr(durable.registry, "wake", raising(errno.EIO))
+    monkeypatch.setattr(durable.registry, "waking", raising(errno.EIO))
     with pytest.raises(EngineError):
         durable.run.ask([9], session=session)
     monkeypatch.undo()

@@ -74,7 +74,7 @@ def test_what_is_cancelled_on_its_way_ends_when_it_has_come(run: Running) -> Non
     asked = decode(run)
     for seed in range(5):
         request = run.submit(random_tokens(3000, seed), max_tokens=5)
-        while not run.engine._away:
+        while not run.engine._apart.reading:
             time.sleep(0.0005)
         run.cancel(request)
         assert request.result().end.reason == "cancelled"
@@ -83,12 +83,12 @@ def test_what_is_cancelled_on_its_way_ends_when_it_has_come(run: Running) -> Non
 
 def test_a_part_that_fails_fails_its_request_alone(run: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = decode(run)
-    assert run.engine._beside is not None
+    assert run.engine._apart._beside is not None
 
     def breaks(*_: object) -> None:
         raise ValueError("on its way")
 
-    monkeypatch.setattr(run.engine._beside._runner, "run", breaks)
+    monkeypatch.setattr(run.engine._apart._beside._runner, "run", breaks)
     with pytest.raises(EngineError, match="on its way"):
         run.ask(random_tokens(1000))
     monkeypatch.undo()
@@ -99,7 +99,7 @@ def test_a_part_that_fails_fails_its_request_alone(run: Running, monkeypatch: py
 
 def test_stop_answers_what_is_on_its_way(run: Running) -> None:
     asked = [*decode(run), run.submit(random_tokens(3000), max_tokens=5)]
-    while not run.engine._away:
+    while not run.engine._apart.reading:
         time.sleep(0.0005)
     run.engine.stop()
     assert [each.result().end.reason for each in asked] == ["cancelled"] * len(asked)
@@ -109,4 +109,4 @@ def test_one_thread_or_a_disk_reads_in_steps(landmark_folder: Path, tmp_path: Pa
     """What lies on a disk comes up for one pass at a time."""
     for settings in ({"threads": 1}, {"threads": 2, "disk_kv_path": str(tmp_path)}):
         with running(landmark_folder, **settings) as run:
-            assert run.engine._beside is None
+            assert not run.engine._apart.reads
