@@ -178,7 +178,7 @@ class SessionRegistry:
     def waking(self, session: Session) -> Waking:
         """The way back of a parked session's indexes; `woken` takes it when it has been gone. Who begins it closes it.
 
-        What another session holds of the same beginning is not read again.
+        What another session holds now of the same beginning is not read again.
         """
         for count in range(session.sealed, 0, -1):
             for holder in self._prefixes.get(session.hashes[count], ()):
@@ -207,6 +207,7 @@ class SessionRegistry:
     def mend(self, damage: DamagedBlock, running: Iterable[Session]) -> None:
         """Let every session forget a damaged block and what follows it."""
         self._found_damage(damage)
+        self.store.lose(damage.slot)  # whoever else holds it still: what is computed now is not to be taken for it
         for session in {*self._named.values(), *self._kept.values(), *running}:
             if damage.slot in session.blocks:
                 self._rewind(session, session.blocks.index(damage.slot))

@@ -160,7 +160,10 @@ class Session:
         """Keys and values of a sealed block, as Tier.units gives them; raises DamagedBlock."""
         if self.parked:
             assert self.store.archive is not None
-            self.store.archive.disk.expect(self.blocks[block], self.hashes[block + 1])
+            try:
+                self.store.archive.disk.expect(self.blocks[block], self.hashes[block + 1])
+            except OSError as error:
+                raise DamagedBlock(self.blocks[block], str(error)) from error
         return self.store.units(self.blocks[block])
 
     @property

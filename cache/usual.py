@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,8 +111,9 @@ def directions(vectors: Tensor, further: Tensor | None = None) -> Tensor:
     if further is not None:
         squares = squares + further.diag_embed()
     squares = squares.nan_to_num(0.0, 0.0, 0.0).cpu()  # what overflows must not raise; a GPU would have to wait
-    largest = torch.linalg.eigh(squares).eigenvectors[..., -narrow(vectors.shape[-1]) :]
-    return mixed(largest).float().to(vectors.device)
+    # By NumPy's library: the last bits of torch's depend on how many threads it has.
+    largest = np.linalg.eigh(squares.numpy()).eigenvectors[..., -narrow(vectors.shape[-1]) :]
+    return mixed(torch.from_numpy(largest)).float().to(vectors.device)
 
 
 def mixed(vectors: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ class Waking:
         self._blocks, self._hashes = session.blocks[:], session.hashes[1:]
         self._store.share(self._blocks)
 
+    @property
+    def left(self) -> int:
+        """Blocks that are still to come back."""
+        return len(self._blocks) - self.count
+
     def step(self) -> bool:
         """Bring back the next part; False if it was the last one. Needs no lock."""
         part = slice(self.count, self.count + PART)
@@ -49,7 +54,7 @@ class Waking:
             self.damage = DamagedBlock(blocks[len(entries)], "its landmarks have a wrong checksum")
         unpack(self.indexes, entries)
         self.count += len(entries)
-        return self.damage is None and self.count < len(self._blocks)
+        return self.damage is None and self.left > 0
 
     def _expected(self, blocks: Sequence[int], hashes: Sequence[bytes]) -> int:
         """How many blocks, from the first one on, have the headers that they should have."""

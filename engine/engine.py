@@ -6,7 +6,6 @@ outside it, so asking for a session never waits for a step.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -33,7 +32,7 @@ from engine.sampler import Sampler, score
 from engine.scheduler import Planned, Scheduler
 from engine.sequence import Defaults, Sequence, Waiting
 from engine.stats import EngineStats, StepReport
-from engine.waker import Waker, Woken
+from engine.waker import Waker
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
@@ -67,7 +66,7 @@ class Engine(Memory):
         self._store = registry.store
         self._runner = ModelRunner(model, choose_attention(model, settings, layout))
         threads, beside = torch.get_num_threads(), open_beside(model, settings, config, registry.store, self._wake)
-        self._apart = Apart(threads, beside, Waker(threads, self._wake))
+        self._apart = Apart(threads, beside, Waker(registry, threads, self._wake))
         landmark = self.description.landmark_token_id
         self._hidden = [] if landmark is None else [landmark]
         self._defaults = Defaults(settings.blocks_per_head, settings.top_p, config.audit_rate)
@@ -173,8 +172,9 @@ class Engine(Memory):
             self._tidy()
             self._retire_cancelled()
             self._admit()
+            self._take_woken()
             planned, known = self._plan(), self._known
-        if not planned and (self._apart.reading or self._apart.asleep):
+        if self._apart.waker.alone and (self._apart.reading or self._apart.asleep):
             with self._changed:
                 self._changed.wait_for(lambda: self._apart.ended or self._known != known, timeout=IDLE_SECONDS)
         if planned:
@@ -198,8 +198,13 @@ class Engine(Memory):
             self._after_pass(passed)
 
     def _take_woken(self) -> None:
-        for woken in self._apart.waker.take():
-            self._or_fail(woken.sequence, partial(self._after_waking, woken))
+        for sequence, error in self._apart.waker.turn():
+            if error is not None:
+                logger.error("a session could not come back", exc_info=error)
+                self._end(sequence, Failed(EngineError(f"the session could not come back from the disk: {error}")))
+            else:
+                sequence.cached = sequence.session.computed
+                sequence.deliver(sequence.progress())
 
     def _tidy(self) -> None:
         """Let go of sessions whose time is over and of indexes that take too much memory; store what could not be."""
@@ -250,11 +255,8 @@ class Engine(Memory):
             self._registry.go_on(session, generation.tokens, reading, share=share)
         sequence = Sequence(generation, 0, session, waiting.deliver, waiting.submitted, self._defaults)
         self._run(sequence)
-        self._or_fail(sequence, partial(self._set_out, sequence))
-
-    def _set_out(self, sequence: Sequence) -> None:
-        if sequence.session.parked:
-            self._apart.waker.begin(sequence, self._registry.waking(sequence.session))
+        if session.parked:
+            self._apart.waker.add(sequence)
         else:
             sequence.deliver(sequence.progress())
 
@@ -263,8 +265,8 @@ class Engine(Memory):
 
     def _plan(self) -> Planned:
         """The next step; what is to be read beside it begins."""
-        asleep = self._apart.asleep
-        plan = self._scheduler.plan([each for each in self._running if each not in asleep], self._apart.reading)
+        here = [sequence for sequence in self._running if not sequence.session.parked]
+        plan = self._scheduler.plan(here, self._apart.reading)
         self._apart.waker.alone = not plan.step
         step, beside = self._with_blocks(plan.step), self._with_blocks(plan.beside)
         if beside:
@@ -306,17 +308,6 @@ class Engine(Memory):
             logger.error("a step failed", exc_info=passed.error)
             for sequence in passed.sequences:
                 self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
-
-    def _after_waking(self, woken: Woken) -> None:
-        sequence = woken.sequence
-        with contextlib.closing(woken.waking):
-            if woken.whole:
-                self._registry.woken(woken.waking)
-                sequence.cached = sequence.session.computed
-                sequence.deliver(sequence.progress())
-        if woken.error is not None:
-            logger.error("a session could not come back", exc_info=woken.error)
-            self._end(sequence, Failed(EngineError(f"the session could not come back from the disk: {woken.error}")))
 
     def _or_fail(self, sequence: Sequence, action: Callable[[], None]) -> None:
         """Do it; what goes wrong for one sequence is its own."""

@@ -171,7 +171,7 @@ class AuditReport:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: waiting in the queue, reading the prompt, generating."""
+    """Seconds: waiting in the queue, bringing the session back from the disk and reading the prompt, generating."""
 
     queue: float
     prefill: float

@@ -128,6 +128,23 @@ def test_directions_are_those_in_which_keys_and_values_are_large(channels: int) 
         assert (squares.amax(-1) / squares.amin(-1)).max() < 8, "of the sizes they lie between 0.04 and 9"
 
 
+@pytest.mark.parametrize("channels", [64, 128])
+def test_what_is_usual_is_the_same_by_any_number_of_threads(channels: int) -> None:
+    """To the last bit: whether a prompt is read in steps or beside them, or a session comes back, must not matter."""
+    generator, before = torch.Generator().manual_seed(3), torch.get_num_threads()
+    parts = [torch.randn(HEADS, BEGINNING, channels, generator=generator) for _ in range(4)]
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(usual(Gathered(parts[0], parts[1].square(), *parts[1:])))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for name in ("profile", "keys", "values"):
+            assert torch.equal(getattr(other, name), getattr(found[0], name))
+
+
 @pytest.mark.parametrize("broken", [math.inf, math.nan, 3e38])
 def test_what_overflows_has_directions_all_the_same(broken: float) -> None:
     """A model, or a file, whose numbers are none must not stop others that are in the same step."""

@@ -113,6 +113,50 @@ def test_several_come_back_one_after_the_other(durable: Durable) -> None:
     assert [request.result().tokens() for request in asked] == answers
 
 
+def test_forks_that_come_back_together_are_read_once(durable: Durable) -> None:
+    session = parked(durable)
+    forks = [durable.run.engine.fork_session(session, "").id for _ in range(3)]
+    answer, read = expected(durable, session), counted_entries(durable)
+    durable.run.gate.close()
+    before = durable.run.submit(random_tokens(20, seed=3), max_tokens=3)
+    durable.run.gate.wait()  # so that all set out in one turn
+    asked = [durable.run.submit(NEXT, session=each, max_tokens=4) for each in (session, *forks[:2])]
+    durable.run.gate.open()
+    assert [request.result().tokens() for request in asked] == [answer] * 3
+    before.result()
+    assert sum(read) == durable.session(forks[2]).sealed
+
+
+def counted_entries(durable: Durable) -> list[int]:
+    """How many blocks' entries are read from now on."""
+    read: list[int] = []
+    entries = durable.archive.disk.entries
+
+    def counted(slots: list[int], digests: list[bytes]) -> object:
+        read.append(len(slots))
+        return entries(slots, digests)
+
+    durable.archive.disk.entries = counted  # type: ignore[method-assign,assignment]
+    return read
+
+
+def test_who_gives_up_in_the_queue_waits_for_nobody(durable: Durable, held: Held) -> None:
+    session, other = (durable.run.engine.create_session("").id for _ in range(2))
+    for seed, each in enumerate((session, other), 5):
+        durable.turn(each, random_tokens(60, seed=seed), 3)
+    durable.restart()
+    first = durable.run.submit(NEXT, session=session, max_tokens=4)
+    held.wait()
+    second = durable.run.submit(NEXT, session=other, max_tokens=4)
+    eventually(lambda: len(durable.run.engine._apart.asleep) == 2)
+    durable.run.cancel(second)
+    assert second.result().end.reason == "cancelled"
+    assert not ended(first)
+    durable.run.engine.delete_session(other, "")
+    held.release()
+    assert len(first.result().tokens()) == 4
+
+
 def test_who_gives_up_need_not_wait_for_all_of_it(
     durable: Durable, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +165,7 @@ def test_who_gives_up_need_not_wait_for_all_of_it(
     request = durable.run.submit(NEXT, session=session, max_tokens=4)
     held.wait()
     durable.run.cancel(request)
-    eventually(lambda: bool(durable.run.engine._apart.waker._given_up))
+    eventually(lambda: durable.run.engine._apart.waker._given_up)
     held.release()
     assert request.result().end.reason == "cancelled"
     assert durable.session(session).parked
@@ -157,14 +201,7 @@ def test_a_fork_of_one_that_is_away_is_away_and_what_came_back_is_not_read_again
     fork = durable.run.engine.fork_session(session, "").id
     assert durable.session(fork).parked, "nobody has to wait for a fork"
     durable.turn(session, NEXT, 2)
-    read: list[int] = []
-    entries = durable.archive.disk.entries
-
-    def counted(slots: list[int], digests: list[bytes]) -> object:
-        read.append(len(slots))
-        return entries(slots, digests)
-
-    durable.archive.disk.entries = counted  # type: ignore[method-assign,assignment]
+    read = counted_entries(durable)
     durable.turn(fork, NEXT[::-1], 2)
     assert sum(read) == 0, "all of it was in memory"
 
@@ -248,6 +285,40 @@ def test_a_failure_is_the_requests_own(durable: Durable, monkeypatch: pytest.Mon
     assert len(other.result().tokens()) == 20
     monkeypatch.undo()
     durable.turn(session, [9], 2)
+
+
+def test_what_is_damaged_is_computed_anew_though_one_that_comes_back_holds_it(
+    durable: Durable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = parked(durable)
+    fork = durable.run.engine.fork_session(session, "").id
+    durable.run.engine.rewind_session(fork, "", tokens=80)
+    durable.turn(fork, [9], 2)
+    held = Held(monkeypatch)
+    request = durable.run.submit(NEXT, session=session, max_tokens=4)
+    held.wait()
+    found, mine = durable.session(session), durable.session(fork)
+    slot = mine.blocks[4]
+    assert found.blocks[4] == slot
+    durable.under_lock(lambda: durable.registry.mend(DamagedBlock(slot, "by a step"), [found]))
+    durable.turn(fork, [8], 2)
+    assert mine.blocks[4] != slot, "the damaged one was taken again"
+    held.release()
+    request.result()
+
+
+def test_a_disk_that_cannot_be_read_ends_an_export(durable: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = parked(durable)
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable.archive.disk, "expect", fails)
+    with pytest.raises(DamagedBlock, match="Input/output"):
+        exported(durable, session)
+    monkeypatch.undo()
+    durable.turn(session, NEXT, 2)
+    assert len(exported(durable, session)) > 0
 
 
 def test_damage_that_another_finds_meanwhile_is_not_taken(durable: Durable, held: Held) -> None:
