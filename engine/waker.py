@@ -100,11 +100,12 @@ class Waker:
                 self._registry.woken(waking)
                 waking.close()
                 return True
+            self._given_up = False  # before it begins
             future = self._executor.submit(self._run, waking)
         except BaseException:
             waking.close()
             raise
-        self._begun, self._given_up = (sequence, waking, future), False
+        self._begun = sequence, waking, future
         future.add_done_callback(lambda _: self._tell())
         return False
 
