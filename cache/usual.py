@@ -9,11 +9,11 @@ Letters in shapes: H KV heads, N vectors, D channels, W directions.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,9 +111,20 @@ def directions(vectors: Tensor, further: Tensor | None = None) -> Tensor:
     if further is not None:
         squares = squares + further.diag_embed()
     squares = squares.nan_to_num(0.0, 0.0, 0.0).cpu()  # what overflows must not raise; a GPU would have to wait
-    # By NumPy's library: the last bits of torch's depend on how many threads it has.
-    largest = np.linalg.eigh(squares.numpy()).eigenvectors[..., -narrow(vectors.shape[-1]) :]
-    return mixed(torch.from_numpy(largest)).float().to(vectors.device)
+    with one_thread():
+        largest = torch.linalg.eigh(squares).eigenvectors[..., -narrow(vectors.shape[-1]) :]
+    return mixed(largest).float().to(vectors.device)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one CPU thread: LAPACK's last bits depend on how many there are, and more gain nothing here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mixed(vectors: Tensor) -> Tensor:
