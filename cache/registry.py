@@ -238,18 +238,18 @@ class SessionRegistry:
         At least one token is left to compute, so that there are logits to sample from. Only what was read as these
         `readings` tell is found; None is as the server does.
         """
-        found: Session | None = None
+        known: dict[Session, int] = {}
         fresh = self.anonymous(tenant)
         blocks = 0
         for count, digest in enumerate(self._chain(tokens, readings or Readings(), fresh.hashes[0], spare=1), 1):
             holders = self._prefixes.get(digest)
             if holders is None:
                 break
-            found, blocks = next(reversed(holders)), count
-            if found.parked:
-                found = next((holder for holder in reversed(holders) if not holder.parked), found)
-        if found is None:
+            known, blocks = holders, count
+        if not known:
             return fresh
+        latest = next(reversed(known))
+        found = next((holder for holder in reversed(known) if not holder.parked), latest)
         if found.id in self._kept:
             self._kept.move_to_end(found.id)
         match = found.fork(fresh.id, min(blocks, found.sealed))
