@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -265,7 +264,8 @@ class Engine(Memory):
 
     def _plan(self) -> Planned:
         """The next step; what is to be read beside it begins."""
-        here = [sequence for sequence in self._running if not sequence.session.parked]
+        asleep = self._apart.asleep  # and parked is who was given up, until he is retired
+        here = [each for each in self._running if not (each in asleep or each.session.parked)]
         plan = self._scheduler.plan(here, self._apart.reading)
         self._apart.waker.alone = not plan.step
         step, beside = self._with_blocks(plan.step), self._with_blocks(plan.beside)
@@ -294,7 +294,7 @@ class Engine(Memory):
             self._observe(report)
         with self._delivery, self._changed:
             for sequence, own in passed.last_rows().items():
-                self._or_fail(sequence, partial(self._after, sequence, own))
+                self._after_or_fail(sequence, own)
 
     def _after_failure(self, passed: Pass) -> None:
         """Whatever fails in a pass fails requests, not the server; nothing has advanced, so others run it again."""
@@ -309,10 +309,10 @@ class Engine(Memory):
             for sequence in passed.sequences:
                 self._end(sequence, Failed(EngineError(f"the step failed: {passed.error}")))
 
-    def _or_fail(self, sequence: Sequence, action: Callable[[], None]) -> None:
-        """Do it; what goes wrong for one sequence is its own."""
+    def _after_or_fail(self, sequence: Sequence, logits: Tensor) -> None:
+        """`_after`; what goes wrong for one sequence is its own."""
         try:
-            action()
+            self._after(sequence, logits)
         except ConstraintFailed as error:
             self._end(sequence, Failed(error))
         except Exception as error:

@@ -323,7 +323,8 @@ def test_a_disk_that_cannot_be_read_ends_an_export(durable: Durable, monkeypatch
     assert len(exported(durable, session)) > 0
 
 
-def test_damage_that_another_finds_meanwhile_is_not_taken(durable: Durable, held: Held) -> None:
+@pytest.mark.parametrize("block", [0, 4])
+def test_damage_that_another_finds_meanwhile_is_not_taken(durable: Durable, held: Held, block: int) -> None:
     """What a step of another session found damaged is forgotten here, too, though it came back."""
     session = parked(durable)
     whole = expected(durable, session)
@@ -331,9 +332,11 @@ def test_damage_that_another_finds_meanwhile_is_not_taken(durable: Durable, held
     held.wait()
     found = durable.session(session)
 
-    seen = DamagedBlock(found.blocks[4], "by another")
+    seen = DamagedBlock(found.blocks[block], "by another")
     durable.under_lock(lambda: durable.registry.mend(seen, [found]))
-    assert found.sealed == 4
+    assert found.sealed == block
+    durable.run.ask(random_tokens(20, seed=3), max_tokens=4)
+    assert found.sealed == block, "it is not touched before it has come"
     held.release()
     assert request.result().tokens() == whole
     assert request.end.usage.cached_tokens < 100
